@@ -1,0 +1,1 @@
+"""From an image config to an OCI runtime config."""

@@ -1,0 +1,159 @@
+"""The configuration: image-rs's `ImageConfig` keys, ours beside them, and every bound with its unit.
+
+`<work_dir>/config.json`, or the file that `--config` names. All keys are optional. An unknown key is a
+warning (image-rs may know more keys tomorrow), a wrong type is an error that names its place.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+
+from guestpull_server.errors import InvalidConfiguration
+from guestpull_server.models import GiB, KiB, MiB
+
+DEFAULT_WORK_DIR = "/run/kata-containers/image"
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on what an image, a registry or a caller may cost us.
+
+    A violation raises LimitExceeded, which names the field. Sizes are bytes, times are seconds.
+    """
+
+    # -- what a registry may send
+    max_manifest_bytes: int = 4 * MiB  # the distribution specification asks registries for at least this
+    max_config_bytes: int = 8 * MiB  # image configs with long histories stay below one
+    max_layers: int = 500  # what overlayfs stacks (OVL_MAX_STACK)
+
+    # -- what one layer may unpack to
+    max_layer_bytes: int = 64 * GiB  # file contents; the largest ML images have layers of some 20 GiB
+    max_layer_entries: int = 10_000_000  # enough for any image, small enough to end a bomb
+    max_compression_ratio: int = 2000  # deflate cannot exceed 1032; zstd of an all-zero disk can, and may
+    max_implied_directories: int = 100_000  # each is remembered; real layers have few or none
+    max_path_bytes: int = 4096  # PATH_MAX
+    max_path_depth: int = 256  # components; deep enough for node_modules, shallow enough to walk
+    max_header_bytes: int = 1 * MiB  # one pax or GNU extension header; as Go's archive/tar
+    max_xattr_bytes: int = 64 * KiB  # one value: XATTR_SIZE_MAX
+    max_zstd_window_bytes: int = 128 * MiB  # the zstd command's own default for decoding
+
+    # -- patience with a registry
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0  # without a single byte
+    min_bytes_per_second: int = 1024  # averaged over read_timeout; slower is a stalled connection
+    max_attempts: int = 6  # of one request, the first included
+    max_retry_delay: float = 30.0  # also the longest Retry-After that is honoured
+    max_redirects: int = 5
+
+    # -- what callers may ask at once
+    max_concurrent_pulls: int = 64
+    max_queued_pulls: int = 256  # under way or waiting; beyond it RESOURCE_EXHAUSTED
+    max_concurrent_layers: int = 8  # layers downloaded and unpacked at once, over all pulls
+
+
+class Mirror(msgspec.Struct, frozen=True):
+    """One `mirror` of a `registry` of containers-registries.conf(5)."""
+
+    location: str
+    insecure: bool = False
+
+
+class Registry(msgspec.Struct, frozen=True):
+    """One `registry` of containers-registries.conf(5)."""
+
+    prefix: str = ""
+    location: str = ""
+    insecure: bool = False
+    blocked: bool = False
+    mirror: list[Mirror] = []
+
+
+class RegistryConfig(
+    msgspec.Struct, frozen=True, rename={"unqualified_search_registries": "unqualified-search-registries"}
+):
+    """The structure of containers-registries.conf(5), as image-rs embeds it."""
+
+    registry: list[Registry] = []
+    unqualified_search_registries: list[str] = []
+
+
+class ProxyConfig(msgspec.Struct, frozen=True):
+    """Proxies for registries; `no_proxy` is a comma-separated list of hosts and domains."""
+
+    https_proxy: str | None = None
+    http_proxy: str | None = None
+    no_proxy: str | None = None
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """What `config.json` may say. The first block is image-rs's, with its meanings; the second is ours."""
+
+    work_dir: str = DEFAULT_WORK_DIR
+    default_snapshot: str = "overlay"
+    max_concurrent_layer_downloads_per_image: int = 3
+    registry_config: RegistryConfig | None = None
+    registry_configuration_uri: str | None = None
+    authenticated_registry_credentials_uri: str | None = None
+    image_security_policy: str | None = None
+    image_security_policy_uri: str | None = None
+    sigstore_config: str | None = None
+    sigstore_config_uri: str | None = None
+    image_pull_proxy: ProxyConfig | None = None
+    extra_root_certificates: list[str] = []
+
+    additional_stores: list[str] = []
+    bundle_roots: list[str] = []
+    limits: Limits = Limits()
+
+
+def load_configuration(path: str | None, work_dir: str | None) -> tuple[Configuration, list[str]]:
+    """Read the configuration file; returns it with the warnings that it deserves.
+
+    Args:
+        path: the file; None: `config.json` in the work directory, if there is one.
+        work_dir: the work directory if the caller named one; it wins over the file's.
+
+    Raises:
+        InvalidConfiguration: the file cannot be read, is no JSON, or a value has the wrong type.
+    """
+    source = path or os.path.join(work_dir or DEFAULT_WORK_DIR, "config.json")
+    try:
+        with open(source, "rb") as file:
+            text = file.read()
+    except FileNotFoundError:
+        if path is not None:
+            raise InvalidConfiguration(path, "", "there is no such file") from None
+        text = b"{}"
+    except OSError as error:
+        raise InvalidConfiguration(source, "", error.strerror or str(error)) from None
+    try:
+        configuration = msgspec.json.decode(text, type=Configuration)
+        unknown = _unknown_keys(msgspec.json.decode(text), Configuration, "")
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at ")
+        raise InvalidConfiguration(source, place.strip("`"), problem) from None
+    except msgspec.DecodeError as error:
+        raise InvalidConfiguration(source, "", f"it is no JSON ({error})") from None
+    if work_dir is not None:
+        configuration = msgspec.structs.replace(configuration, work_dir=work_dir)
+    return configuration, [f"{source}: unknown key {key} is ignored" for key in unknown]
+
+
+def _unknown_keys(value: Any, struct: type[msgspec.Struct], place: str) -> list[str]:
+    known = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    unknown: list[str] = []
+    for key, inner in value.items():
+        if key not in known:
+            unknown.append(f"{place}{key}")
+        elif isinstance(inner, dict) and (nested := _struct_in(known[key])) is not None:
+            unknown += _unknown_keys(inner, nested, f"{place}{key}.")
+    return unknown
+
+
+def _struct_in(annotation: Any) -> type[msgspec.Struct] | None:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next(
+        (one for one in candidates if isinstance(one, type) and issubclass(one, msgspec.Struct)), None
+    )

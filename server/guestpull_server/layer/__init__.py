@@ -1,0 +1,1 @@
+"""From a stream of bytes to a directory that overlayfs can use."""

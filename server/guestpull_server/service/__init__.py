@@ -1,0 +1,1 @@
+"""gRPC in and out: one servicer per service, error -> status, the server's life."""

@@ -1,0 +1,1 @@
+"""From layers to a mounted rootfs: overlay, and the mount system calls."""

@@ -1,0 +1,1 @@
+"""What is on disk: meta_store.json, layers, bundles; locking and recovery."""
