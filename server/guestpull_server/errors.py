@@ -10,9 +10,15 @@ No field ever holds a password or a token.
 
 from __future__ import annotations
 
+import errno
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Status(Enum):
@@ -428,6 +434,28 @@ class StorageFailed(GuestpullError):
             f"{self.doing}: {self.path}: {self.problem}. "
             "Check that the file system is there, writable and healthy."
         )
+
+
+@contextmanager
+def storage_errors(doing: str, path: str | bytes) -> Iterator[None]:
+    """Turn an OSError of the steps within into the error that a user can act on.
+
+    Args:
+        doing: what is being done, as an error would begin: "committing layer sha256:…".
+        path: what it is done to; the path that the operating system names wins over it.
+
+    Raises:
+        StorageFull: ENOSPC or EDQUOT.
+        StorageFailed: any other OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename if isinstance(error.filename, str | bytes) else path
+        where = os.fsdecode(named)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(doing, where) from error
+        raise StorageFailed(doing, where, error.strerror or str(error)) from error
 
 
 @dataclass(eq=False)
