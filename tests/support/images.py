@@ -47,7 +47,7 @@ def sha256(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-# -- tar entries --------------------------------------------------------------------------------------------
+# -- tar entries -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def tar_of(entries: Sequence[Entry | RawTar], *, tar_format: TarFormat = tarfile
     return output.getvalue()
 
 
-# -- layers ---------------------------------------------------------------------------------------------------
+# -- layers --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def layer_of_tar(
     return Layer(tar, compress(tar, compression, members=members), media_type or OCI_LAYER + suffix)
 
 
-# -- images ---------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------
 
 
 def descriptor(content: bytes, media_type: str, **more: Json) -> dict[str, Json]:
@@ -405,7 +405,7 @@ def _encode(content: Mapping[str, Json]) -> bytes:
     return json.dumps(content, indent=2).encode()
 
 
-# -- to a registry --------------------------------------------------------------------------------------------
+# -- to a registry -------------------------------------------------------------------------------------------
 
 
 def push(base_url: str, repository: str, tag: str, pushed: Image | Index) -> str:
