@@ -1,0 +1,75 @@
+"""A layer worker's walls: its root is the layer's staging directory, its powers are those of unpacking.
+
+After `confine`, no path, link or device node that the worker makes or follows can reach another file of this
+machine. A worker that were taken over by a bug in a decompressor could still make device nodes within its
+directory; the daemon keeps staging directories 0700, so that nobody else opens them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+from typing import Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_CAPABILITY_VERSION_3: Final = 0x20080522
+
+_KEPT: Final = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,  # entries in directories that their owner may not write
+    "CAP_FOWNER": 3,  # modes, times and xattrs of files that were given away
+    "CAP_FSETID": 4,  # setuid and setgid survive writing
+    "CAP_SYS_ADMIN": 21,  # xattrs trusted.* and security.*
+    "CAP_MKNOD": 27,
+    "CAP_SETFCAP": 31,  # security.capability
+}
+
+
+def confine(directory: str, parent: int) -> None:
+    """Lock this process into `directory`, for good.
+
+    Args:
+        directory: becomes the root.
+        parent: the process that must outlive this one: this one is killed when it ends.
+
+    Raises:
+        OSError: the kernel refused; the process must not go on.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.chroot(directory)
+    os.chdir("/")
+    os.umask(0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _keep_capabilities()
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _keep_capabilities() -> None:
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    present = ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, present))
+    wanted = sum(1 << number for number in _KEPT.values())
+    permitted_low, permitted_high = (
+        struct.unpack_from("I", present, 4)[0],
+        struct.unpack_from("I", present, 16)[0],
+    )
+    low = (wanted & 0xFFFFFFFF) & permitted_low
+    high = (wanted >> 32) & permitted_high
+    _check(_libc.capset(header, struct.pack("6I", low, low, 0, high, high, 0)))
+
+
+def _prctl(option: int, argument: int) -> None:
+    _check(_libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,149 @@
+"""Where the extraction stands, and which times the directories around it must get back.
+
+The worker's current directory is always the parent of the entry at hand, so that an entry is made by its
+bare name: the kernel walks no path, and no name can lead elsewhere. The directories from the root to there
+are a stack. Making an entry changes its parent's mtime; a directory remembers on the stack what it was, and
+gets it back when the extraction leaves it. So only the directories on the way are remembered, however many a
+layer has.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from guestpull_server.layer.messages import LayerLimitExceeded
+from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.whiteout import is_whiteout, make_opaque
+
+_IMPLIED_MODE = 0o755
+
+
+@dataclass(slots=True)
+class _OpenDirectory:
+    path: bytes  # absolute: the root is the layer's
+    atime_ns: int
+    mtime_ns: int
+    inherits_group: bool  # setgid: what is made here belongs to the directory's group
+
+
+class Directories:
+    """The stack of directories from the layer's root to the current one.
+
+    Args:
+        max_depth: how many components a path may have once its links are resolved.
+        max_implied: how many directories may be made that have no entry.
+    """
+
+    def __init__(self, max_depth: int, max_implied: int) -> None:
+        self._max_depth = max_depth
+        self._max_implied = max_implied
+        self._stack: list[_OpenDirectory] = []
+        self._push(b"/", os.lstat(b"/"))
+        self.implied: dict[bytes, None] = {b"": None}
+        """Directories made without an entry, in their order; the root is b""."""
+
+    @property
+    def path(self) -> bytes:
+        """The current directory, absolute."""
+        return self._stack[-1].path
+
+    @property
+    def inherits_group(self) -> bool:
+        """Whether what is made here takes over the directory's group."""
+        return self._stack[-1].inherits_group
+
+    def enter(self, parent: bytes) -> None:
+        """Make `parent` (relative to the root, without `.` or `..`) the current directory.
+
+        Missing directories are made. Symbolic links on the way are followed, within the layer's root, as
+        containerd does.
+
+        Raises:
+            TarError: something on the way is neither a directory nor a link to one.
+            LayerLimitExceeded: it lies too deep, or too many directories had to be made.
+        """
+        wanted = b"/" + parent
+        self._leave_all_but_ancestors_of(wanted)
+        base = self._stack[-1].path
+        for name in wanted[len(base) :].split(b"/"):
+            if name and not self._enter_child(name):
+                canonical = os.path.realpath(wanted)
+                self._leave_all_but_ancestors_of(canonical)
+                self._enter_canonical(canonical, wanted)
+                return
+
+    def leave_all(self) -> None:
+        """Give every directory on the stack its times back."""
+        while self._stack:
+            self._pop()
+
+    def set_times(self, atime_ns: int, mtime_ns: int) -> None:
+        """Set the times that the current directory gets when it is left."""
+        self._stack[-1].atime_ns = atime_ns
+        self._stack[-1].mtime_ns = mtime_ns
+
+    def refresh_mode(self) -> None:
+        """Take notice of a mode that the current directory was given."""
+        self._stack[-1].inherits_group = bool(os.lstat(b".").st_mode & stat.S_ISGID)
+
+    def _enter_canonical(self, canonical: bytes, wanted: bytes) -> None:
+        for name in canonical[len(self._stack[-1].path) :].split(b"/"):
+            if name and not self._enter_child(name):
+                raise TarError(
+                    f"{wanted.decode(errors='backslashreplace')!r} leads through links that never end"
+                )
+
+    def _leave_all_but_ancestors_of(self, wanted: bytes) -> None:
+        left = False
+        while len(self._stack) > 1:
+            top = self._stack[-1].path
+            if wanted == top or wanted.startswith(top + b"/"):
+                break
+            self._pop()
+            left = True
+        if left:
+            os.chdir(self._stack[-1].path)
+
+    def _enter_child(self, name: bytes) -> bool:
+        """Descend into a child, which is made if it is missing; False if it is a symbolic link."""
+        parent = self._stack[-1].path
+        path = parent + name if parent == b"/" else parent + b"/" + name
+        try:
+            status = os.lstat(name)
+        except FileNotFoundError:
+            status = self._make_implied(name, path)
+        if stat.S_ISLNK(status.st_mode):
+            return False
+        if is_whiteout(status):
+            os.unlink(name)
+            status = self._make_implied(name, path)
+            make_opaque(name)
+            # what lower layers have there is hidden, so that there are no attributes to be inherited
+            self.implied.pop(path[1:], None)
+        elif not stat.S_ISDIR(status.st_mode):
+            raise TarError(f"{path.decode(errors='backslashreplace')!r} is no directory, but has entries")
+        if len(self._stack) > self._max_depth:
+            raise LayerLimitExceeded("the depth of a path", "max_path_depth", self._max_depth)
+        os.chdir(name)
+        self._push(path, status)
+        return True
+
+    def _make_implied(self, name: bytes, path: bytes) -> os.stat_result:
+        if len(self.implied) > self._max_implied:
+            raise LayerLimitExceeded(
+                "the number of directories without an entry", "max_implied_directories", self._max_implied
+            )
+        os.mkdir(name, _IMPLIED_MODE)
+        os.utime(name, ns=(0, 0))
+        self.implied[path[1:]] = None
+        return os.lstat(name)
+
+    def _push(self, path: bytes, status: os.stat_result) -> None:
+        setgid = bool(status.st_mode & stat.S_ISGID)
+        self._stack.append(_OpenDirectory(path, status.st_atime_ns, status.st_mtime_ns, setgid))
+
+    def _pop(self) -> None:
+        left = self._stack.pop()
+        os.utime(left.path, ns=(left.atime_ns, left.mtime_ns))

@@ -1,0 +1,358 @@
+"""One entry -> system calls.
+
+The process is chrooted into the layer and its current directory is the entry's parent (`directories.py`), so
+that every call below takes a bare name. Attributes are set in the order in which the kernel does not take
+them back: contents, owner, mode (chown clears setuid), xattrs (writing and chown clear security.capability),
+times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from typing import Final
+
+from guestpull_server.config import Limits
+from guestpull_server.layer import tar_reader, whiteout
+from guestpull_server.layer.directories import Directories
+from guestpull_server.layer.messages import LayerLimitExceeded
+from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.tar_reader import Entry, TarReader
+
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
+_NO_ID: Final = 0xFFFFFFFF  # chown(2) would read it as "leave it"
+_DEFAULT_ACL: Final = b"system.posix_acl_default"
+
+
+class Extractor:
+    """Makes the entries of one tar in the process's root directory, which is empty at first.
+
+    The umask must be 0. The counters tell what was made so far.
+    """
+
+    def __init__(self, reader: TarReader, limits: Limits) -> None:
+        self._reader = reader
+        self._limits = limits
+        self._directories = Directories(limits.max_path_depth, limits.max_implied_directories)
+        self._parent = b""  # as entries write it; links on the way may lead elsewhere
+        self._acl_inherited = False
+        self.entries = 0
+        self.size_bytes = 0
+        self.dropped_xattrs = 0
+
+    @property
+    def implied_directories(self) -> tuple[bytes, ...]:
+        """Directories that were made without an entry of their own; b"" is the root."""
+        return tuple(self._directories.implied)
+
+    def extract_all(self) -> None:
+        """Make every entry, and give the directories their times.
+
+        Raises:
+            TarError: an entry cannot be what it says.
+            LayerLimitExceeded: the layer costs more than allowed.
+            OSError: the operating system refused.
+        """
+        for entry in self._reader:
+            self.entries += 1
+            if self.entries > self._limits.max_layer_entries:
+                raise LayerLimitExceeded(
+                    "the number of entries", "max_layer_entries", self._limits.max_layer_entries
+                )
+            try:
+                self._extract(entry)
+            except OSError as error:
+                # the path says where; without it the message would be of no use
+                error.filename = entry.path
+                raise
+        self._directories.leave_all()
+
+    def _extract(self, entry: Entry) -> None:
+        path = entry.path
+        if len(path) > self._limits.max_path_bytes or len(entry.link_target) > self._limits.max_path_bytes:
+            raise LayerLimitExceeded("the length of a path", "max_path_bytes", self._limits.max_path_bytes)
+        parent, _, name = clean(path).rpartition(b"/")
+        if parent != self._parent:
+            self._enter(parent)
+        if name[:4] == whiteout.PREFIX:
+            self._whiteout(name)
+            return
+        # in the order of frequency: most entries are regular files
+        if entry.type == tar_reader.REGULAR:
+            self._regular_file(name, entry)
+        elif entry.type == tar_reader.DIRECTORY:
+            self._directory(name, entry)
+        elif entry.type == tar_reader.SYMLINK:
+            self._symlink(name, entry)
+        elif entry.type == tar_reader.HARD_LINK:
+            self._hard_link(name, entry)
+        else:
+            self._node(name, entry)
+
+    def _enter(self, parent: bytes) -> None:
+        self._parent = b"\0"  # if entering fails, the next entry must not believe to be there
+        self._directories.enter(parent)
+        self._parent = parent
+
+    # -- the types of entries -------------------------------------------------------------------------------
+
+    def _regular_file(self, name: bytes, entry: Entry) -> None:
+        if not name:
+            raise TarError("the root of the layer is a file")
+        size = entry.size
+        self.size_bytes += size
+        if self.size_bytes > self._limits.max_layer_bytes:
+            raise LayerLimitExceeded("the unpacked layer", "max_layer_bytes", self._limits.max_layer_bytes)
+        try:
+            file = os.open(name, _CREATE, entry.mode)
+        except FileExistsError:
+            self._clear(name)
+            file = os.open(name, _CREATE, entry.mode)
+        try:
+            if entry.sparse is not None:
+                self._write_segments(file, entry)
+            elif size:
+                # one write from the buffer as it is: 9 of 10 files lie within one
+                content = self._reader.whole_content()
+                if content is not None:
+                    written = os.write(file, content)
+                    if written < size:
+                        _write(file, content[written:])
+                else:
+                    for piece in self._reader.content():
+                        _write(file, piece)
+            self._own(file, entry)
+            if entry.xattrs:
+                self._set_xattrs(file, entry)
+            os.utime(file, ns=(entry.atime_ns, entry.mtime_ns))
+        finally:
+            os.close(file)
+
+    def _write_segments(self, file: int, entry: Entry) -> None:
+        assert entry.sparse is not None
+        os.ftruncate(file, entry.sparse.real_size)
+        segments = iter(entry.sparse.segments)
+        offset = left = 0
+        for piece in self._reader.content():
+            rest = piece
+            while rest:
+                while left == 0:
+                    offset, left = next(segments)
+                    os.lseek(file, offset, os.SEEK_SET)
+                _write(file, rest[:left])
+                written = min(left, len(rest))
+                left -= written
+                rest = rest[written:]
+
+    def _directory(self, name: bytes, entry: Entry) -> None:
+        if not name:
+            self._root(entry)
+            return
+        hides_lower = False
+        try:
+            os.mkdir(name, entry.mode)
+        except FileExistsError:
+            existing = os.lstat(name)
+            if not stat.S_ISDIR(existing.st_mode):
+                hides_lower = whiteout.is_whiteout(existing)
+                self._clear(name)
+                os.mkdir(name, entry.mode)
+            else:
+                os.chmod(name, entry.mode)
+                os.chown(name, entry.uid, entry.gid, follow_symlinks=False)
+                self._directories.implied.pop(self._absolute(name)[1:], None)
+        self._own(name, entry)
+        if entry.mode & _SPECIAL_BITS:
+            os.chmod(name, entry.mode)
+        if hides_lower:
+            whiteout.make_opaque(name)
+        if entry.xattrs:
+            self._set_xattrs(name, entry)
+        os.utime(name, ns=(entry.atime_ns, entry.mtime_ns))
+
+    def _root(self, entry: Entry) -> None:
+        os.chown(b"/", entry.uid, entry.gid)
+        os.chmod(b"/", entry.mode)
+        if entry.xattrs:
+            self._set_xattrs(b"/", entry)
+        self._directories.set_times(entry.atime_ns, entry.mtime_ns)
+        self._directories.refresh_mode()
+        self._directories.implied.pop(b"", None)
+
+    def _symlink(self, name: bytes, entry: Entry) -> None:
+        if not entry.link_target or not name:
+            raise TarError(f"symbolic link {_text(entry.path)} has no target or no name")
+        try:
+            os.symlink(entry.link_target, name)
+        except FileExistsError:
+            self._clear(name)
+            os.symlink(entry.link_target, name)
+        self._own(name, entry)
+        if entry.xattrs:
+            self._set_xattrs(name, entry)
+        os.utime(name, ns=(entry.atime_ns, entry.mtime_ns), follow_symlinks=False)
+
+    def _hard_link(self, name: bytes, entry: Entry) -> None:
+        # the link shares its target's inode, so that the attributes of its own header mean nothing
+        target = b"/" + clean(entry.link_target)
+        if not name or target == self._absolute(name):
+            raise TarError(f"hard link {_text(entry.path)} leads to itself")
+        try:
+            try:
+                os.link(target, name, follow_symlinks=False)
+            except FileExistsError:
+                if _same_file(target, name):
+                    return
+                self._clear(name)
+                os.link(target, name, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            raise TarError(
+                f"hard link {_text(entry.path)}: the layer has no file {_text(entry.link_target)}"
+            ) from None
+
+    def _node(self, name: bytes, entry: Entry) -> None:
+        kind = {
+            tar_reader.CHARACTER_DEVICE: stat.S_IFCHR,
+            tar_reader.BLOCK_DEVICE: stat.S_IFBLK,
+            tar_reader.FIFO: stat.S_IFIFO,
+        }[entry.type]
+        if not name:
+            raise TarError("the root of the layer is a device or a fifo")
+        try:
+            device = 0 if kind == stat.S_IFIFO else os.makedev(*entry.device)
+        except (OverflowError, ValueError):
+            raise TarError(f"device {_text(entry.path)} has numbers out of range") from None
+        try:
+            os.mknod(name, kind | entry.mode, device)
+        except FileExistsError:
+            self._clear(name)
+            os.mknod(name, kind | entry.mode, device)
+        self._own(name, entry)
+        if entry.mode & _SPECIAL_BITS:
+            os.chmod(name, entry.mode)
+        if entry.xattrs:
+            self._set_xattrs(name, entry)
+        os.utime(name, ns=(entry.atime_ns, entry.mtime_ns))
+
+    def _whiteout(self, name: bytes) -> None:
+        if name == whiteout.OPAQUE_MARKER:
+            whiteout.make_opaque(b".")
+            return
+        if name.startswith(whiteout.AUFS_PREFIX):
+            return
+        hidden = name[len(whiteout.PREFIX) :]
+        if hidden in (b"", b".", b".."):
+            raise TarError(f"whiteout {_text(name)} names nothing that could be gone")
+        try:
+            whiteout.make_whiteout(hidden)
+        except FileExistsError:
+            # the layer has put something there already; what must go is a lower layer's directory below it
+            if stat.S_ISDIR(os.lstat(hidden).st_mode):
+                whiteout.make_opaque(hidden)
+                self._directories.implied.pop(self._absolute(hidden)[1:], None)
+
+    # -- attributes -----------------------------------------------------------------------------------------
+
+    def _own(self, what: int | bytes, entry: Entry) -> None:
+        """Owner and mode, as far as creation did not set them: root's files in plain directories are done."""
+        uid, gid = entry.uid, entry.gid
+        inherited = self._directories.inherits_group or self._acl_inherited
+        if not uid and not gid and not inherited:
+            return
+        if not (0 <= uid < _NO_ID and 0 <= gid < _NO_ID):
+            raise TarError(f"entry {_text(entry.path)} has an owner out of range")
+        if isinstance(what, int):
+            os.chown(what, uid, gid)
+        else:
+            os.chown(what, uid, gid, follow_symlinks=False)
+        if entry.type != tar_reader.SYMLINK and (entry.mode & _SPECIAL_BITS or inherited):
+            os.chmod(what, entry.mode)
+
+    def _set_xattrs(self, what: int | bytes, entry: Entry) -> None:
+        for name, value in entry.xattrs:
+            if name.startswith(whiteout.OVERLAY_XATTRS):
+                continue
+            if len(value) > self._limits.max_xattr_bytes:
+                raise LayerLimitExceeded(
+                    "an extended attribute", "max_xattr_bytes", self._limits.max_xattr_bytes
+                )
+            if not name or b"\0" in name:
+                raise TarError(f"entry {_text(entry.path)} has an extended attribute without a name")
+            if name == _DEFAULT_ACL:
+                self._acl_inherited = True
+            try:
+                if isinstance(what, int):
+                    os.setxattr(what, name, value)
+                else:
+                    os.setxattr(what, name, value, follow_symlinks=False)
+            except OSError as error:
+                # a file system without them, or a user.* one on what is neither file nor directory
+                if error.errno != errno.ENOTSUP and not (
+                    error.errno == errno.EPERM and name.startswith(b"user.")
+                ):
+                    raise
+                self.dropped_xattrs += 1
+
+    # -- what is in the way ---------------------------------------------------------------------------------
+
+    def _clear(self, name: bytes) -> None:
+        """Remove what an earlier entry put under this name.
+
+        Raises:
+            TarError: it is the layer's root, or a name that cannot be.
+        """
+        if name in (b"", b".", b".."):
+            raise TarError("an entry would replace the root of the layer")
+        if stat.S_ISDIR(os.lstat(name).st_mode):
+            shutil.rmtree(name)
+            gone = self._absolute(name)[1:]
+            for path in [
+                path for path in self._directories.implied if path == gone or path.startswith(gone + b"/")
+            ]:
+                del self._directories.implied[path]
+        else:
+            os.unlink(name)
+        # a link that is gone may have been on the way to where we believe to be
+        self._parent = b"\0"
+
+    def _absolute(self, name: bytes) -> bytes:
+        current = self._directories.path
+        return current + name if current == b"/" else current + b"/" + name
+
+
+def clean(path: bytes) -> bytes:
+    """A tar's path relative to the layer's root: no `.`, no `..`, no doubled or outer slashes.
+
+    `..` at the root stays at the root, as everywhere in a chroot and as Go's filepath.Join("/", path) has it.
+    """
+    if path[:2] == b"./":
+        path = path[2:]
+    path = path.rstrip(b"/")
+    if path[:1] not in (b"/", b".") and b"//" not in path and b"/." not in path:
+        return path
+    kept: list[bytes] = []
+    for component in path.split(b"/"):
+        if component == b"..":
+            del kept[-1:]
+        elif component not in (b"", b"."):
+            kept.append(component)
+    return b"/".join(kept)
+
+
+def _write(file: int, content: memoryview) -> None:
+    while content:
+        content = content[os.write(file, content) :]
+
+
+def _same_file(one: bytes, other: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    return False
+
+
+def _text(path: bytes) -> str:
+    return repr(path.decode(errors="backslashreplace"))

@@ -1,0 +1,193 @@
+"""Compressed bytes -> buffers of tar bytes: gzip, zstd or plain, by what the bytes are.
+
+Three threads, each handing buffers on to the next and blocking when that is behind; all three spend their
+time outside of the interpreter's lock, so that they keep as many cores busy:
+
+    pipe -> inflate (readinto a buffer) -> hash (diff_id) -> the tar reader, which gives the buffer back
+
+The buffers are made once and go round, so that the kernel need not hand out fresh pages for each megabyte,
+and so that a bomb costs no memory: a decompressor gets a buffer to fill and never more.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from hashlib import new as new_hash
+from queue import SimpleQueue
+from typing import BinaryIO, Final, Protocol, cast
+
+import zstandard
+from isal.igzip_lib import IsalError
+from isal.isal_zlib import _GzipReader
+
+from guestpull_server.config import Limits
+from guestpull_server.layer.messages import LayerLimitExceeded
+from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.models import Decoder, KiB, MiB
+
+_BUFFER_BYTES: Final = 512 * KiB
+_BUFFERS: Final = 6
+_COMPRESSED_BUFFER_BYTES: Final = 256 * KiB
+_RATIO_IS_CHECKED_ABOVE: Final = 64 * MiB  # small layers may be all zeros
+
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"  # behind a first byte of 0x50 to 0x5f
+_REFUSED: Final = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
+
+
+class _Reader(Protocol):
+    def readinto(self, buffer: memoryview, /) -> int: ...
+
+
+class PipeReader:
+    """The compressed bytes as a file object, counted; what was looked at to tell the format comes first.
+
+    Args:
+        pipe: the file descriptor to read; closed by nobody here.
+    """
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._head = b""
+        while len(self._head) < 8 and (more := os.read(pipe, 8 - len(self._head))):
+            self._head += more
+        self.received_bytes = len(self._head)
+        self.head = self._head
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill a buffer as far as the pipe has bytes; 0 at the end."""
+        if self._head:
+            length = min(len(self._head), len(buffer))
+            buffer[:length] = self._head[:length]
+            self._head = self._head[length:]
+            return length
+        length = os.readv(self._pipe, [buffer])
+        self.received_bytes += length
+        return length
+
+    def read(self, length: int) -> bytes:
+        """At most so many bytes; none at the end."""
+        buffer = bytearray(length)
+        return bytes(buffer[: self.readinto(memoryview(buffer))])
+
+
+def decoder_of(head: bytes) -> Decoder:
+    """Tell how a layer is compressed by its first bytes, whatever its media type says.
+
+    Raises:
+        TarError: it is compressed in a way that image layers are not.
+    """
+    if head.startswith(_GZIP_MAGIC):
+        return Decoder.GZIP
+    if head.startswith(_ZSTD_MAGIC) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] & 0xF0 == 0x50):
+        return Decoder.ZSTD
+    for magic, name in _REFUSED.items():
+        if head.startswith(magic):
+            raise TarError(f"it is compressed with {name}; gzip, zstd and plain tar are supported")
+    return Decoder.UNCOMPRESSED
+
+
+class Inflater:
+    """Turns the pipe's bytes into buffers of tar bytes, hashing them on the way.
+
+    `next_chunk` is called by one thread, the tar reader's. After it gave None, `hexdigest` and `decoder` are
+    those of the whole stream.
+    """
+
+    def __init__(self, pipe: int, hash_algorithm: str, limits: Limits) -> None:
+        self._source = PipeReader(pipe)
+        self._limits = limits
+        self._hash = new_hash(hash_algorithm)
+        self.decoder = decoder_of(self._source.head)
+        self._free: SimpleQueue[memoryview] = SimpleQueue()
+        self._inflated: SimpleQueue[tuple[memoryview, int] | Exception] = SimpleQueue()
+        self._hashed: SimpleQueue[tuple[memoryview, int] | Exception] = SimpleQueue()
+        self._lent: memoryview | None = None
+        for _ in range(_BUFFERS):
+            self._free.put(memoryview(bytearray(_BUFFER_BYTES)))
+        threading.Thread(target=self._inflate, name="inflate", daemon=True).start()
+        threading.Thread(target=self._hash_inflated, name="hash", daemon=True).start()
+
+    @property
+    def hexdigest(self) -> str:
+        """Digest of the tar bytes so far."""
+        return self._hash.hexdigest()
+
+    def next_chunk(self) -> memoryview | None:
+        """The next tar bytes, valid until the next call; None at the end.
+
+        Raises:
+            TarError: the stream cannot be decompressed.
+            LayerLimitExceeded: it expands too much.
+        """
+        if self._lent is not None:
+            self._free.put(self._lent)
+            self._lent = None
+        item = self._hashed.get()
+        if isinstance(item, Exception):
+            raise item
+        self._lent, length = item
+        if length == 0:
+            return None
+        return self._lent[:length]
+
+    def _inflate(self) -> None:
+        try:
+            reader = self._reader()
+            inflated = 0
+            length = -1
+            while length:
+                buffer = self._free.get()
+                length = _fill(reader, buffer)
+                inflated += length
+                self._check_ratio(inflated)
+                self._inflated.put((buffer, length))
+        except (IsalError, zstandard.ZstdError, EOFError, OSError) as error:
+            self._inflated.put(TarError(f"it cannot be decompressed ({error or 'it is cut short'})"))
+        except (MemoryError, LayerLimitExceeded) as error:
+            self._inflated.put(error)
+
+    def _hash_inflated(self) -> None:
+        while True:
+            item = self._inflated.get()
+            if isinstance(item, Exception):
+                self._hashed.put(item)
+                return
+            buffer, length = item
+            self._hash.update(buffer[:length])
+            self._hashed.put(item)
+            if length == 0:
+                return
+
+    def _reader(self) -> _Reader:
+        match self.decoder:
+            case Decoder.GZIP:
+                # the public IGzipFile copies what this reader can write into our buffer
+                return _GzipReader(cast("BinaryIO", self._source), _COMPRESSED_BUFFER_BYTES)
+            case Decoder.ZSTD:
+                decompressor = zstandard.ZstdDecompressor(max_window_size=self._limits.max_zstd_window_bytes)
+                return decompressor.stream_reader(
+                    cast("BinaryIO", self._source),
+                    read_size=_COMPRESSED_BUFFER_BYTES,
+                    read_across_frames=True,
+                )
+            case Decoder.UNCOMPRESSED:
+                return self._source
+
+    def _check_ratio(self, inflated: int) -> None:
+        ratio = self._limits.max_compression_ratio
+        if inflated > _RATIO_IS_CHECKED_ABOVE and inflated > ratio * self._source.received_bytes:
+            raise LayerLimitExceeded("the compression ratio", "max_compression_ratio", ratio)
+
+
+def _fill(reader: _Reader, buffer: memoryview) -> int:
+    """Fill the buffer, over as many reads as it takes; less than all of it only at the end of the stream."""
+    filled = 0
+    while filled < len(buffer):
+        length = reader.readinto(buffer[filled:])
+        if length == 0:
+            break
+        filled += length
+    return filled

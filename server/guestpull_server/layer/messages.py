@@ -1,0 +1,72 @@
+"""What the daemon, the fork server and a layer worker say to each other.
+
+JSON by msgspec, over unix sockets that pass file descriptors along:
+
+    daemon -> fork server   a datagram: UnpackRequest, with the pipe that will carry the layer, and with the
+                            report socket
+    fork server -> daemon   over the report socket: a byte with a pidfd, by which the worker can be killed
+    worker -> daemon        over the report socket: one line, a report; then what `Unpacked` announces
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from guestpull_server.config import Limits
+
+MAX_REQUEST_BYTES: Final = 64 * 1024
+MAX_REPORT_BYTES: Final = 64 * 1024
+
+
+class UnpackRequest(msgspec.Struct, frozen=True):
+    """Unpack what the pipe brings into `directory`; `hash_algorithm` is the one of the wanted diff_id."""
+
+    directory: str
+    hash_algorithm: str
+    limits: Limits
+
+
+class Unpacked(msgspec.Struct, frozen=True, tag=True):
+    """It is done. `implied_bytes` of paths follow, each ended by a NUL: the implied directories."""
+
+    hexdigest: str
+    decoder: str
+    size_bytes: int
+    entries: int
+    dropped_xattrs: int
+    implied_bytes: int
+
+
+class Corrupt(msgspec.Struct, frozen=True, tag=True):
+    """The layer cannot be unpacked, whoever tries."""
+
+    problem: str
+
+
+class TooMuch(msgspec.Struct, frozen=True, tag=True):
+    """The layer exceeds a limit."""
+
+    what: str
+    limit: str
+    allowed: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The operating system refused a step; `full` where the file system has no room."""
+
+    doing: str
+    problem: str
+    full: bool
+
+
+Report = Unpacked | Corrupt | TooMuch | Refused
+
+
+class LayerLimitExceeded(Exception):
+    """Raised within a worker where a layer exceeds one of the limits; becomes `TooMuch`."""
+
+    def __init__(self, what: str, limit: str, allowed: int) -> None:
+        super().__init__(what, limit, allowed)
+        self.report = TooMuch(what, limit, allowed)

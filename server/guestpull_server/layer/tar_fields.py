@@ -1,0 +1,90 @@
+"""The fields of tar headers: octal and base-256 numbers, pax records, times.
+
+Follows POSIX.1-2017 (pax), and GNU tar's documentation for base-256 numbers. Where writers are sloppy we
+are as lenient as Go's archive/tar, through which every other tool of this field reads its layers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+NANOSECONDS: Final = 1_000_000_000
+_INT64: Final = 1 << 63
+
+
+class TarError(Exception):
+    """The tar is not as its format says; the message is the problem, for CorruptLayer."""
+
+
+def number(field: bytes) -> int:
+    """Read a numeric header field: octal digits, or base-256 where its first bit is set.
+
+    Raises:
+        TarError: it is neither, or does not fit 64 bits.
+    """
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big")
+        bits = 8 * len(field)
+        # the marker bit is no part of the number; the next one is its sign
+        value = value - (1 << bits) if field[0] & 0x40 else value - (1 << (bits - 1))
+        if not -_INT64 <= value < _INT64:
+            raise TarError("a number in a header does not fit 64 bits")
+        return value
+    digits = field.strip(b" \0")
+    if not digits:
+        return 0
+    if digits.translate(None, b"01234567"):
+        raise TarError(f"a header holds {field!r} where an octal number belongs")
+    return int(digits, 8)
+
+
+def pax_records(content: bytes) -> list[tuple[bytes, bytes]]:
+    r"""Read the records of one pax extended header, `<length> <key>=<value>\n`, in their order.
+
+    Raises:
+        TarError: the records are malformed.
+    """
+    records: list[tuple[bytes, bytes]] = []
+    position = 0
+    while position < len(content):
+        space = content.find(b" ", position, position + 20)
+        digits = content[position:space] if space > 0 else b""
+        if not digits.isdigit():
+            raise TarError("a pax record does not begin with its length")
+        end = position + int(digits)
+        if not space + 1 < end <= len(content) or content[end - 1] != 0x0A:
+            raise TarError("a pax record does not end where its length says")
+        key, equals, value = content[space + 1 : end - 1].partition(b"=")
+        if not equals or not key:
+            raise TarError("a pax record has no key")
+        records.append((key, value))
+        position = end
+    return records
+
+
+def decimal(value: bytes, key: str) -> int:
+    """Read a pax record's decimal integer.
+
+    Raises:
+        TarError: it is none, or does not fit 64 bits.
+    """
+    digits = value[1:] if value[:1] == b"-" else value
+    if not digits.isdigit() or len(digits) > 19:
+        raise TarError(f"pax record {key} is {value[:40]!r} where a number belongs")
+    return int(value)
+
+
+def nanoseconds(value: bytes, key: str) -> int:
+    """Read a pax record's time, decimal seconds with any number of decimals, as nanoseconds.
+
+    Digits below a nanosecond are cut off, as Go does.
+
+    Raises:
+        TarError: it is no time.
+    """
+    seconds, _, fraction = value.partition(b".")
+    if fraction and not fraction.isdigit():
+        raise TarError(f"pax record {key} is {value[:40]!r} where a time belongs")
+    whole = decimal(seconds, key) * NANOSECONDS
+    part = int(fraction[:9].ljust(9, b"0")) if fraction else 0
+    return whole - part if seconds.startswith(b"-") else whole + part

@@ -1,0 +1,37 @@
+"""OCI whiteouts -> overlayfs's.
+
+A tar says "this is gone" by a file `.wh.<name>`, and "all that lower layers have here is gone" by a file
+`.wh..wh..opq` (OCI image specification, layer.md, "Whiteouts"). overlayfs says so by a character device 0:0
+named `<name>`, and by the xattr `trusted.overlay.opaque` of the directory (Documentation/filesystems/
+overlayfs.rst). A whiteout speaks of lower layers only: what the same layer has under that name stays,
+whichever comes first.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final
+
+PREFIX: Final = b".wh."
+OPAQUE_MARKER: Final = b".wh..wh..opq"
+AUFS_PREFIX: Final = b".wh..wh."
+"""Names that aufs kept its own state under; they mean nothing to a container, and every peer skips them."""
+
+OVERLAY_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
+"""xattrs by which a directory steers overlayfs. A tar must not: it could redirect into other layers."""
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    """Whether this is overlayfs's whiteout."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def make_whiteout(name: bytes) -> None:
+    """Mark a name in the current directory as gone; FileExistsError if the layer has it."""
+    os.mknod(name, stat.S_IFCHR, 0)
+
+
+def make_opaque(directory: bytes) -> None:
+    """Hide what lower layers have in this directory."""
+    os.setxattr(directory, b"trusted.overlay.opaque", b"y", follow_symlinks=False)

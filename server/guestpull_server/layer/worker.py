@@ -1,0 +1,103 @@
+"""The layer worker: a child process that unpacks one layer into the directory that is its root.
+
+It is forked by the fork server with a request, a pipe that carries the compressed layer, and a socket for its
+report. It never sees the network, the store or another layer. Killing it at any instant is safe: what it made
+is in a staging directory, which the daemon deletes.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Final
+
+import msgspec
+
+from guestpull_server.layer.confinement import confine
+from guestpull_server.layer.extract import Extractor
+from guestpull_server.layer.inflate import Inflater
+from guestpull_server.layer.messages import (
+    Corrupt,
+    LayerLimitExceeded,
+    Refused,
+    Report,
+    Unpacked,
+    UnpackRequest,
+)
+from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.tar_reader import TarReader
+
+_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+_OF_THE_LAYER: Final = frozenset(
+    {
+        errno.E2BIG,
+        errno.EEXIST,
+        errno.EFBIG,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.EMLINK,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ENOTEMPTY,
+        errno.EOVERFLOW,
+        errno.ERANGE,
+    }
+)
+"""Refusals that the layer brings upon itself; all others are this machine's."""
+
+
+def run(request: UnpackRequest, pipe: int, report_socket: socket.socket, parent: int) -> None:
+    """Be a layer worker: confine this process, unpack, report. Returns; the process is to end then."""
+    implied = b""
+    report: Report
+    try:
+        confine(request.directory, parent)
+    except OSError as error:
+        report = Refused(
+            "confine a layer worker to its staging directory", error.strerror or str(error), full=False
+        )
+    else:
+        report, implied = unpack(request, pipe)
+    report_socket.sendall(msgspec.json.encode(report) + b"\n")
+    report_socket.sendall(implied)
+
+
+def unpack(request: UnpackRequest, pipe: int) -> tuple[Report, bytes]:
+    """Unpack the layer that `pipe` carries into the root directory, which is empty.
+
+    Returns the report and the implied directories, each ended by a NUL. No error leaves here: all become
+    reports.
+    """
+    try:
+        inflater = Inflater(pipe, request.hash_algorithm, request.limits)
+        reader = TarReader(inflater.next_chunk, request.limits.max_header_bytes)
+        extractor = Extractor(reader, request.limits)
+        extractor.extract_all()
+    except LayerLimitExceeded as error:
+        return error.report, b""
+    except TarError as error:
+        return Corrupt(str(error)), b""
+    except MemoryError:
+        return Refused("unpack a layer", "out of memory", full=False), b""
+    except OSError as error:
+        return _refusal(error), b""
+    implied = b"".join(path + b"\0" for path in extractor.implied_directories)
+    return Unpacked(
+        hexdigest=inflater.hexdigest,
+        decoder=inflater.decoder.value,
+        size_bytes=extractor.size_bytes,
+        entries=extractor.entries,
+        dropped_xattrs=extractor.dropped_xattrs,
+        implied_bytes=len(implied),
+    ), implied
+
+
+def _refusal(error: OSError) -> Report:
+    path = error.filename
+    name = path.decode(errors="backslashreplace") if isinstance(path, bytes) else str(path or "")
+    problem = error.strerror or str(error)
+    if error.errno in _OF_THE_LAYER:
+        return Corrupt(f"entry {name[:300]!r}: {problem}")
+    return Refused(f"unpack {name[:300]!r}", problem, full=error.errno in _FULL)
