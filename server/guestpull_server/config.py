@@ -50,6 +50,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     # -- what callers may ask at once
     max_concurrent_pulls: int = 64
     max_queued_pulls: int = 256  # under way or waiting; beyond it RESOURCE_EXHAUSTED
+    max_pull_seconds: int = 3600  # of one pull, waiting included; a caller's deadline may be shorter
     max_concurrent_layers: int = 8  # layers downloaded and unpacked at once, over all pulls
 
 

@@ -11,6 +11,7 @@ import platform as host_platform
 import re
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Self
@@ -20,7 +21,7 @@ import msgspec
 from guestpull_server.errors import Cancelled, DeadlineExceeded, InvalidDigest, InvalidPlatform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from hashlib import _Hash
 
 KiB = 1024
@@ -364,6 +365,23 @@ class Cancellation:
         remaining = self.remaining()
         self._cancelled.wait(seconds if remaining is None else min(seconds, remaining))
         self.check()
+
+    @contextmanager
+    def nested(self, what: str = "", seconds: float | None = None) -> Iterator[Cancellation]:
+        """A cancellation for a part of the work: it ends with this one, but not the other way round.
+
+        Args:
+            what: what is being done there; the same as here where it is empty.
+            seconds: how long that part may take at most.
+        """
+        own = None if seconds is None else time.monotonic() + seconds
+        deadlines = [deadline for deadline in (self._deadline, own) if deadline is not None]
+        inner = Cancellation(what or self._what, min(deadlines, default=None))
+        withdraw = self.on_cancel(inner.cancel)
+        try:
+            yield inner
+        finally:
+            withdraw()
 
     def on_cancel(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have `callback` called when the caller leaves; returns what withdraws it again."""
