@@ -106,6 +106,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
     additional_stores: list[str] = []
     bundle_roots: list[str] = []
+    allowed_uids: list[int] = []  # who may call over the unix socket, besides root and the daemon's own user
     limits: Limits = Limits()
 
 

@@ -145,6 +145,19 @@ class BundleExists(GuestpullError):
         )
 
 
+@dataclass(eq=False)
+class CallerNotAllowed(GuestpullError):
+    """A user of this machine who may not call this service."""
+
+    status, reason = Status.PERMISSION_DENIED, "CALLER_NOT_ALLOWED"
+
+    def explain(self) -> str:
+        return (
+            "this user may not call guestpulld. "
+            "Call it as the user that it runs as, or have allowed_uids in its configuration name this one."
+        )
+
+
 # -- the registry -----------------------------------------------------------------------------------------
 
 

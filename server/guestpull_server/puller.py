@@ -108,7 +108,7 @@ class Puller:
         self._workers = workers
         self._flights = Flights(store, workers, configuration.limits)
         self._turns = Turns(configuration.limits.max_concurrent_pulls)
-        self._lock = threading.Lock()
+        self._idle = threading.Condition()
         self._pulls = 0
 
     @classmethod
@@ -152,6 +152,11 @@ class Puller:
         """Pulls that are under way or wait for their turn."""
         return self._pulls
 
+    def wait_until_idle(self) -> None:
+        """Return once no pull is under way any more; cancelled ones take a moment to clean up."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._pulls == 0)
+
     def pull(
         self,
         request: PullRequest,
@@ -187,7 +192,7 @@ class Puller:
     @contextmanager
     def _admitted(self, reference: Reference, caller: Cancellation) -> Iterator[Cancellation]:
         """Wait for a turn in the queue of pulls, and bound the pull's time."""
-        with self._lock:
+        with self._idle:
             if self._pulls >= self._limits.max_queued_pulls:
                 raise TooManyPulls(self._limits.max_queued_pulls)
             self._pulls += 1
@@ -204,8 +209,9 @@ class Puller:
                 f"pull of {reference}", "max_pull_seconds", self._limits.max_pull_seconds
             ) from None
         finally:
-            with self._lock:
+            with self._idle:
                 self._pulls -= 1
+                self._idle.notify_all()
 
     def _resolve(
         self, reference: Reference, source: ImageSource, request: PullRequest, cancellation: Cancellation
@@ -321,7 +327,9 @@ def _resolved(image: StoredImage, reference: str) -> ResolvedImage:
 
 def _reused(stored: StoredLayer, wanted: LayerDescriptor) -> PulledLayer:
     if stored.uncompressed_digest != wanted.diff_id:
-        raise DigestMismatch("diff_id of layer", wanted.diff_id, stored.uncompressed_digest, stored.store_path)
+        raise DigestMismatch(
+            "diff_id of layer", wanted.diff_id, stored.uncompressed_digest, stored.store_path
+        )
     return PulledLayer(stored.compressed_digest, stored.uncompressed_digest, reused=True, downloaded_bytes=0)
 
 

@@ -1,0 +1,94 @@
+"""One line an event, for people or as JSON; to standard error, where a supervisor collects it.
+
+    2026-01-31T12:00:00.123Z warning pull failed request=9f2c61d0 image=busybox reason=IMAGE_NOT_FOUND
+    {"time":"2026-01-31T12:00:00.123Z","level":"warning","event":"pull failed","request":"9f2c61d0",...}
+
+Events carry their facts as fields: `log.info("pulled", extra=facts(image=…, bytes=…))`. The daemon's start and
+end are always told; all else is quiet unless something went wrong, or the level says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+LIFE: Final = logging.getLogger("guestpull_server.life")
+"""Where the daemon tells that it starts, and how it ends."""
+
+Fact = str | int | float | bool
+
+
+class LogFormat(Enum):
+    """How lines are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(Enum):
+    """From which level on events are told."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def facts(**fields: Fact) -> Mapping[str, Mapping[str, Fact]]:
+    """Fields of an event, for logging's `extra`."""
+    return {"facts": fields}
+
+
+def configure(log_format: LogFormat, level: LogLevel) -> None:
+    """Have all events written to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    match log_format:
+        case LogFormat.TEXT:
+            handler.setFormatter(_Text())
+        case LogFormat.JSON:
+            handler.setFormatter(_Json())
+    ours = logging.getLogger("guestpull_server")
+    ours.handlers = [handler]
+    ours.propagate = False
+    ours.setLevel(level.value.upper())
+    LIFE.setLevel(logging.INFO)
+    other = logging.getLogger()
+    other.handlers = [handler]
+    other.setLevel(logging.ERROR)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        event = _event(record)
+        head = f"{event.pop('time')} {event.pop('level')} {event.pop('event')}"
+        return " ".join([head, *(f"{key}={_quoted(value)}" for key, value in event.items())])
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return msgspec.json.encode(_event(record)).decode()
+
+
+def _event(record: logging.LogRecord) -> dict[str, Fact]:
+    time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    event: dict[str, Fact] = {
+        "time": time.replace("+00:00", "Z"),
+        "level": record.levelname.lower(),
+        "event": record.getMessage(),
+    }
+    event |= getattr(record, "facts", {})
+    if record.exc_info:
+        event["traceback"] = logging.Formatter().formatException(record.exc_info)
+    return event
+
+
+def _quoted(value: Fact) -> str:
+    text = str(value)
+    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)

@@ -1,0 +1,65 @@
+"""What each RPC gets: an id, a cancellation that follows the caller, log lines, and errors as statuses."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc
+
+from guestpull_server.errors import GuestpullError, Status
+from guestpull_server.models import Cancellation
+from guestpull_server.service.log import Fact, facts
+from guestpull_server.service.status import status_of
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An RPC that is being answered. Its cancellation ends with the caller, or at the caller's deadline."""
+
+    id: str
+    cancellation: Cancellation
+
+
+@contextmanager
+def answering(context: grpc.ServicerContext, rpc: str, **asked: Fact) -> Iterator[Request]:
+    """Answer an RPC within the block: what is raised there becomes the status that the client gets.
+
+    Args:
+        context: gRPC's, of the RPC.
+        rpc: its name.
+        asked: what it is about, for the log. Never credentials.
+    """
+    remaining = context.time_remaining()
+    deadline = None if remaining is None else time.monotonic() + remaining
+    request = Request(secrets.token_hex(4), Cancellation(rpc, deadline))
+    if not context.add_callback(request.cancellation.cancel):
+        request.cancellation.cancel()
+    started = time.monotonic()
+    try:
+        yield request
+    except GuestpullError as error:
+        level = logging.INFO if error.status is Status.CANCELLED else logging.WARNING
+        told = facts(request=request.id, **asked, reason=error.reason, error=error.explain())
+        _log.log(level, "%s failed", rpc, extra=told)
+        _abort(context, error, request.id)
+    except Exception as error:
+        if not context.is_active():  # gRPC's own way out of a call whose client has gone
+            raise
+        _log.exception("%s met an unknown error", rpc, extra=facts(request=request.id, **asked))
+        _abort(context, error, request.id)
+    else:
+        seconds = round(time.monotonic() - started, 4)
+        _log.info("%s", rpc, extra=facts(request=request.id, **asked, seconds=seconds))
+
+
+def _abort(context: grpc.ServicerContext, error: Exception, request_id: str) -> NoReturn:
+    context.abort_with_status(status_of(error, request_id))
+    raise AssertionError("abort_with_status always raises")

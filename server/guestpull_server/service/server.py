@@ -1,0 +1,211 @@
+"""The server's life: take the work directory over, listen, serve, and end within a grace time.
+
+The order of the start matters. The layer workers' fork server comes first (`Puller.open`), because a process
+that runs gRPC must not fork. The addresses come last: whoever can connect finds all of it ready.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from guestpull_protos import image_service_pb2 as pb
+from guestpull_protos import image_service_pb2_grpc as pb_grpc
+from guestpull_server.config import Configuration
+from guestpull_server.errors import AddressInUse, CallerNotAllowed
+from guestpull_server.puller import Puller
+from guestpull_server.service.addresses import TcpAddress, UnixAddress, parse_address
+from guestpull_server.service.gate import Gate, HiddenSocket
+from guestpull_server.service.log import LIFE, facts
+from guestpull_server.service.servicer import ImageServicer
+from guestpull_server.service.status import status_of
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["ImageService"].full_name
+STORE_HEALTH: Final = "guestpull.store"
+"""The health service's name for the work directory: NOT_SERVING where it was found damaged."""
+
+_THREADS_FOR_OTHERS: Final = 32  # beside those that pulls may occupy: lists, health, removals
+_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),  # else a second daemon could listen at the same port
+    ("grpc.max_receive_message_length", 1024 * 1024),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files for TCP: the server's chain and key, and the authorities that client certificates come from."""
+
+    certificate: str
+    key: str
+    client_authorities: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """How to serve. `grace_seconds` is what calls get to finish once the daemon is told to end."""
+
+    addresses: Sequence[str]
+    grace_seconds: float = 10.0
+    tls: TlsFiles | None = None
+
+
+def serve(configuration: Configuration, options: ServiceOptions, warnings: Sequence[str]) -> None:
+    """Serve until SIGTERM or SIGINT; returns when everything has ended.
+
+    Args:
+        configuration: of the core.
+        options: of the service.
+        warnings: what is to be told first.
+
+    Raises:
+        AddressInUse: an address cannot be listened at.
+        GuestpullError: what `Puller.open` raises.
+    """
+    end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: end.set())
+    started = time.monotonic()
+    addresses = [parse_address(address) for address in options.addresses]
+    with Puller.open(configuration) as puller, ExitStack() as stack:
+        for warning in (*warnings, *puller.store.warnings):
+            LIFE.warning("%s", warning)
+        status = _health(puller)
+        server = _server(puller, configuration, status)
+        listening = _listen(stack, server, addresses, configuration, options)
+        seconds = round(time.monotonic() - started, 3)
+        told = facts(addresses=", ".join(listening.told), work_dir=configuration.work_dir, seconds=seconds)
+        LIFE.info("ready", extra=told)
+        end.wait()
+        _end(server, status, listening, puller, options.grace_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listening:
+    told: Sequence[str]
+    gates: Sequence[Gate]
+
+
+def _server(puller: Puller, configuration: Configuration, status: health.HealthServicer) -> grpc.Server:
+    threads = configuration.limits.max_queued_pulls + _THREADS_FOR_OTHERS
+    server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), options=_OPTIONS)
+    pb_grpc.add_ImageServiceServicer_to_server(ImageServicer(puller), server)
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+def _health(puller: Puller) -> health.HealthServicer:
+    status = health.HealthServicer()
+    serving = health_pb2.HealthCheckResponse.SERVING
+    damaged = health_pb2.HealthCheckResponse.NOT_SERVING
+    for name in ("", SERVICE):
+        status.set(name, serving)
+    status.set(STORE_HEALTH, damaged if puller.store.damaged else serving)
+    return status
+
+
+def _listen(
+    stack: ExitStack,
+    server: grpc.Server,
+    addresses: Sequence[UnixAddress | TcpAddress],
+    configuration: Configuration,
+    options: ServiceOptions,
+) -> _Listening:
+    """Start the server at all addresses, and say what they are in full."""
+    told: list[str] = []
+    for address in addresses:
+        if isinstance(address, TcpAddress):
+            told.append(f"{address.host}:{_listen_at_tcp(server, address, options.tls)}")
+    sockets = [address for address in addresses if isinstance(address, UnixAddress)]
+    gates: list[Gate] = []
+    if sockets:
+        service = HiddenSocket(server.add_insecure_port)
+        refusal = stack.enter_context(_refusal_server())
+        server.start()
+        for socket in sockets:
+            gate = Gate(socket.path, frozenset(configuration.allowed_uids), service, refusal)
+            stack.callback(gate.close)
+            gates.append(gate)
+            told.append(str(socket))
+    else:
+        server.start()
+    return _Listening(told, gates)
+
+
+def _listen_at_tcp(server: grpc.Server, address: TcpAddress, tls: TlsFiles | None) -> int:
+    where = str(address)
+    if tls is None and not address.is_loopback:
+        raise AddressInUse(
+            where, "beyond this machine only TLS with client certificates is served (--tls-certificate...)"
+        )
+    try:
+        if tls is None:
+            return server.add_insecure_port(where)
+        return server.add_secure_port(where, _tls_credentials(tls))
+    except (OSError, RuntimeError) as error:
+        raise AddressInUse(where, f"it is taken, or not this machine's ({error})") from None
+
+
+def _tls_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    contents: list[bytes] = []
+    for path in (tls.key, tls.certificate, tls.client_authorities):
+        with open(path, "rb") as file:
+            contents.append(file.read())
+    key, certificate, authorities = contents
+    return grpc.ssl_server_credentials([(key, certificate)], authorities, require_client_auth=True)
+
+
+@contextmanager
+def _refusal_server() -> Iterator[HiddenSocket]:
+    """A server that answers PERMISSION_DENIED to whatever is called."""
+    server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="refusal"), handlers=(_Refusal(),))
+    socket = HiddenSocket(server.add_insecure_port)
+    server.start()
+    try:
+        yield socket
+    finally:
+        server.stop(None)
+        socket.close()
+
+
+class _Refusal(grpc.GenericRpcHandler):
+    def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        return grpc.unary_unary_rpc_method_handler(self._refuse)
+
+    @staticmethod
+    def _refuse(_request: bytes, context: grpc.ServicerContext) -> NoReturn:
+        context.abort_with_status(status_of(CallerNotAllowed(), "-"))
+        raise AssertionError("abort_with_status always raises")
+
+
+def _end(
+    server: grpc.Server,
+    status: health.HealthServicer,
+    listening: _Listening,
+    puller: Puller,
+    grace_seconds: float,
+) -> None:
+    """Take no more calls, let those under way finish, and cancel them when the grace time is over."""
+    status.enter_graceful_shutdown()
+    pulls = puller.pulls_under_way
+    LIFE.info("ending", extra=facts(pulls_under_way=pulls, grace_seconds=grace_seconds))
+    for gate in listening.gates:
+        gate.close()
+    stopped = server.stop(grace_seconds)
+    stopped.wait(grace_seconds)
+    cancelled = puller.pulls_under_way
+    stopped.wait()
+    puller.wait_until_idle()
+    for gate in listening.gates:
+        gate.hang_up()
+    LIFE.info("ended", extra=facts(pulls_finished=pulls - cancelled, pulls_cancelled=cancelled))

@@ -1,0 +1,148 @@
+"""ImageService, one method per RPC: the message in, a call of the core, the message out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import grpc
+
+from guestpull_protos import image_service_pb2 as pb
+from guestpull_protos import image_service_pb2_grpc as pb_grpc
+from guestpull_server.errors import InvalidReference, InvalidRequest
+from guestpull_server.models import Credentials, Platform, PullPolicy, StoredImage
+from guestpull_server.puller import Puller, PullRequest
+from guestpull_server.registry import Reference
+from guestpull_server.service import messages
+from guestpull_server.service.progress import PullEvents
+from guestpull_server.service.request import answering
+
+_POLICIES: Final = {policy.value: policy for policy in PullPolicy}
+
+
+class ImageServicer(pb_grpc.ImageServiceServicer):
+    """Answers for one work directory."""
+
+    def __init__(self, puller: Puller) -> None:
+        self._puller = puller
+        self._store = puller.store
+
+    def PullImage(  # noqa: N802 - the names are the .proto's
+        self, request: pb.PullImageRequest, context: grpc.ServicerContext
+    ) -> pb.PullImageResponse:
+        """An image reference -> a bundle that a runtime can start."""
+        with answering(context, "PullImage", image=request.image_url, bundle=request.bundle_path) as answered:
+            pulled = self._puller.pull(_pull_request(request), answered.cancellation)
+            return messages.pull_response(pulled)
+
+    def PullImageWithProgress(  # noqa: N802
+        self, request: pb.PullImageRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.PullImageEvent]:
+        """The same, telling what happens meanwhile."""
+        with answering(
+            context, "PullImageWithProgress", image=request.image_url, bundle=request.bundle_path
+        ) as answered:
+            wanted = _pull_request(request)
+            yield from PullEvents().of(
+                lambda observer: self._puller.pull(wanted, answered.cancellation, observer)
+            )
+
+    def ListImages(  # noqa: N802
+        self, request: pb.ListImagesRequest, context: grpc.ServicerContext
+    ) -> pb.ListImagesResponse:
+        """What image_db holds; all of it, or what has a name."""
+        with answering(context, "ListImages", reference=request.reference):
+            wanted = str(Reference.parse(request.reference)) if request.reference else None
+            usage = self._store.usage()
+            return pb.ListImagesResponse(
+                images=[
+                    messages.image_message(image, usage)
+                    for image in self._store.images()
+                    if wanted is None or wanted in image.references
+                ]
+            )
+
+    def ListLayers(  # noqa: N802
+        self, request: pb.ListLayersRequest, context: grpc.ServicerContext
+    ) -> pb.ListLayersResponse:
+        """What layer_db holds; all of it, or an image's layers."""
+        with answering(context, "ListLayers", image=request.image):
+            layers = self._find(request.image).layers if request.image else self._store.layers()
+            unique = {layer.compressed_digest: layer for layer in layers}
+            usage = self._store.usage()
+            return pb.ListLayersResponse(layers=messages.layer_messages(unique.values(), usage, self._store))
+
+    def ListBundles(  # noqa: N802
+        self, _request: pb.ListBundlesRequest, context: grpc.ServicerContext
+    ) -> pb.ListBundlesResponse:
+        """The bundles that were made and not released."""
+        with answering(context, "ListBundles"):
+            return pb.ListBundlesResponse(
+                bundles=[messages.bundle_message(bundle) for bundle in self._store.bundles()]
+            )
+
+    def RemoveImage(  # noqa: N802
+        self, request: pb.RemoveImageRequest, context: grpc.ServicerContext
+    ) -> pb.RemoveImageResponse:
+        """Forget an image, or one of its names."""
+        with answering(context, "RemoveImage", image=request.image, force=request.force):
+            if not request.image:
+                raise InvalidRequest("image", "it is empty", "Name an image by its id or its reference.")
+            image = self._find(request.image)
+            reference = _normalised(request.image)
+            named = reference if reference in image.references else None
+            removal = self._store.remove_image(image, named, request.force)
+            return pb.RemoveImageResponse(
+                image_ids=removal.image_ids,
+                references=removal.references,
+                deleted_layers=removal.deleted_layers,
+                freed_bytes=removal.freed_bytes,
+            )
+
+    def ReleaseBundle(  # noqa: N802
+        self, request: pb.ReleaseBundleRequest, context: grpc.ServicerContext
+    ) -> pb.ReleaseBundleResponse:
+        """Unmount a bundle, and delete what was written in it."""
+        with answering(context, "ReleaseBundle", bundle=request.bundle_path):
+            deleted = self._store.release_bundle(request.bundle_path)
+            return pb.ReleaseBundleResponse(deleted_layers=deleted.layers, freed_bytes=deleted.freed_bytes)
+
+    def _find(self, image: str) -> StoredImage:
+        return self._store.find_image(image, _normalised(image))
+
+
+def _pull_request(request: pb.PullImageRequest) -> PullRequest:
+    """Read the message.
+
+    Raises:
+        InvalidRequest: a field cannot be used as it is.
+        InvalidPlatform: the platform is none.
+    """
+    policy = _POLICIES.get(request.pull_policy)
+    if policy is None:
+        raise InvalidRequest("pull_policy", f"there is no policy {request.pull_policy}", "Use a named one.")
+    return PullRequest(
+        image=request.image_url,
+        bundle_path=request.bundle_path,
+        credentials=_credentials(request.auth_info),
+        policy=policy,
+        platform=Platform.parse(request.platform) if request.platform else None,
+    )
+
+
+def _credentials(auth_info: str) -> Credentials | None:
+    if not auth_info:
+        return None
+    user, colon, password = auth_info.partition(":")
+    if not colon or not user:
+        # what was sent may be a password: it is not repeated
+        raise InvalidRequest("auth_info", "it has no user and password", 'Write it as "user:password".')
+    return Credentials(user, password)
+
+
+def _normalised(image: str) -> str | None:
+    """The reference in full, or None where the text is no reference, but perhaps an id."""
+    try:
+        return str(Reference.parse(image))
+    except InvalidReference:
+        return None
