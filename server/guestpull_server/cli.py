@@ -101,7 +101,7 @@ def main() -> NoReturn:
     try:
         app()
     except GuestpullError as error:
-        print(f"guestpulld: {error.explain()}", file=sys.stderr)
+        typer.echo(f"guestpulld: {error.explain()}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         # whoever read our output has enough

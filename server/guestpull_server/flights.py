@@ -1,7 +1,7 @@
 """One layer, one download: callers that want the same layer at the same time share a flight.
 
-A flight is a thread that downloads a layer, has a worker unpack it, and commits it to the store. It belongs to
-nobody: a caller that leaves, or whose pull fails elsewhere, does not hurt the others; when the last one has
+A flight is a thread that downloads a layer, has a worker unpack it, and commits it to the store. It belongs
+to nobody: a caller that leaves, or whose pull fails elsewhere, does not hurt the others; when the last one has
 left, the download stops and what it made is deleted.
 
     fetch(layer) ---- joins or starts ----> flight: registry -> layer worker -> store

@@ -264,7 +264,7 @@ class Puller:
         cancellation: Cancellation,
         observer: PullObserver,
     ) -> dict[Digest, tuple[StoredLayer, PulledLayer]]:
-        """Download layers, a few at once; the first failure stops the others, and is raised when they ended."""
+        """Download layers, a few at once; the first failure stops the others, and is raised at their end."""
         lock = threading.Lock()
 
         def download(layer: LayerDescriptor) -> tuple[StoredLayer, PulledLayer]:

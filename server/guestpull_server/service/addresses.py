@@ -52,8 +52,7 @@ def parse_address(text: str) -> UnixAddress | TcpAddress:
     """
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
-        if path.startswith("//"):
-            path = path[2:]
+        path = path.removeprefix("//")
         if not path.startswith("/") or "\0" in path or path.endswith("/"):
             raise AddressInUse(text, "a unix socket is written unix:///absolute/path")
         if len(path.encode()) > _MAX_SOCKET_PATH:

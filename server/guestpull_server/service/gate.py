@@ -34,7 +34,7 @@ _BACKLOG: Final = 128
 class HiddenSocket:
     """A unix socket that a server binds by name, and that has no name any more afterwards."""
 
-    def __init__(self, bind: Callable[[str], None]) -> None:
+    def __init__(self, bind: Callable[[str], int]) -> None:
         directory = tempfile.mkdtemp(prefix="guestpulld-")
         try:
             path = os.path.join(directory, "grpc")
@@ -63,8 +63,8 @@ class Gate:
 
     Args:
         path: of the socket; a stale one is replaced.
-        allowed_uids: who may call besides root and the user that this daemon runs as. Without any, the socket's
-            mode is 0600; with some, everybody may connect, and be refused.
+        allowed_uids: who may call besides root and the user that this daemon runs as. Without any, the
+            socket's mode is 0600; with some, everybody may connect, and be refused.
         service: where callers are passed on to.
         refusal: where all others are.
 

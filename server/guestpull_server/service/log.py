@@ -3,8 +3,8 @@
     2026-01-31T12:00:00.123Z warning pull failed request=9f2c61d0 image=busybox reason=IMAGE_NOT_FOUND
     {"time":"2026-01-31T12:00:00.123Z","level":"warning","event":"pull failed","request":"9f2c61d0",...}
 
-Events carry their facts as fields: `log.info("pulled", extra=facts(image=…, bytes=…))`. The daemon's start and
-end are always told; all else is quiet unless something went wrong, or the level says otherwise.
+Events carry their facts as fields: `log.info("pulled", extra=facts(image=…, bytes=…))`. The daemon's start
+and end are always told; all else is quiet unless something went wrong, or the level says otherwise.
 """
 
 from __future__ import annotations

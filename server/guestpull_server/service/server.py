@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -43,7 +43,7 @@ _OPTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files for TCP: the server's chain and key, and the authorities that client certificates come from."""
+    """PEM files for TCP: the server's chain and key, and the authorities of client certificates."""
 
     certificate: str
     key: str
@@ -122,10 +122,11 @@ def _listen(
     options: ServiceOptions,
 ) -> _Listening:
     """Start the server at all addresses, and say what they are in full."""
-    told: list[str] = []
-    for address in addresses:
-        if isinstance(address, TcpAddress):
-            told.append(f"{address.host}:{_listen_at_tcp(server, address, options.tls)}")
+    told = [
+        f"{address.host}:{_listen_at_tcp(server, address, options.tls)}"
+        for address in addresses
+        if isinstance(address, TcpAddress)
+    ]
     sockets = [address for address in addresses if isinstance(address, UnixAddress)]
     gates: list[Gate] = []
     if sockets:
@@ -168,7 +169,7 @@ def _tls_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 @contextmanager
 def _refusal_server() -> Iterator[HiddenSocket]:
     """A server that answers PERMISSION_DENIED to whatever is called."""
-    server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="refusal"), handlers=(_Refusal(),))
+    server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="refusal"), handlers=[_Refusal()])
     socket = HiddenSocket(server.add_insecure_port)
     server.start()
     try:
@@ -178,7 +179,13 @@ def _refusal_server() -> Iterator[HiddenSocket]:
         socket.close()
 
 
-class _Refusal(grpc.GenericRpcHandler):
+if TYPE_CHECKING:
+    _AnyCall = grpc.GenericRpcHandler[bytes, bytes]
+else:
+    _AnyCall = grpc.GenericRpcHandler  # generic in its stubs only
+
+
+class _Refusal(_AnyCall):
     def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         return grpc.unary_unary_rpc_method_handler(self._refuse)
 

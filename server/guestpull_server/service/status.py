@@ -1,4 +1,4 @@
-"""The core's errors -> google.rpc.Status: code, message, ErrorInfo, RequestInfo (google/rpc/error_details.proto).
+"""The core's errors -> google.rpc.Status with ErrorInfo and RequestInfo (google/rpc/error_details.proto).
 
 The message is for people, and says the request's id; `reason` and `metadata` are for machines.
 """
