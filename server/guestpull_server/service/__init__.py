@@ -13,9 +13,6 @@ In: RPCs, as image_service.proto has them, and the signals that end a daemon. Ou
   gate.py       the unix socket's door: who connects is asked for its credentials before gRPC sees a byte
   log.py        one line an event, for people or as JSON
 
-Nothing here knows how an image is pulled, and no other room knows gRPC. Start with `server.serve`.
+Nothing here knows how an image is pulled, and no other room knows gRPC. Start with `server.serve`; it is not
+exported here, so that the command line can be asked for help without loading gRPC.
 """
-
-from guestpull_server.service.server import ServiceOptions, serve
-
-__all__ = ["ServiceOptions", "serve"]
