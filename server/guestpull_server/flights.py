@@ -37,7 +37,7 @@ from guestpull_server.turns import Turns
 Progress: TypeAlias = Callable[[int], None]
 """Called with the compressed bytes that a flight has received so far, from the flight's thread."""
 
-_BUFFER_BYTES: Final = 1 * MiB
+_PIECE_BYTES: Final = 1 * MiB
 _SECONDS_BETWEEN_PROGRESS: Final = 0.1
 _OF_THE_CALLER: Final = frozenset(
     {
@@ -204,10 +204,9 @@ class Flights:
 
     @staticmethod
     def _feed(flight: _Flight, stream: BlobStream, worker: LayerWorker) -> None:
-        buffer = memoryview(bytearray(_BUFFER_BYTES))
         next_report = 0.0
-        while length := stream.readinto(buffer):
-            worker.write(buffer[:length])
+        while piece := stream.read(_PIECE_BYTES):
+            worker.write(memoryview(piece))
             now = time.monotonic()
             if now >= next_report:
                 next_report = now + _SECONDS_BETWEEN_PROGRESS
@@ -216,8 +215,7 @@ class Flights:
 
 
 def _drain(stream: BlobStream) -> None:
-    buffer = memoryview(bytearray(_BUFFER_BYTES))
-    while stream.readinto(buffer):
+    while stream.read(_PIECE_BYTES):
         pass
 
 

@@ -1,0 +1,305 @@
+"""Manifests, indexes and image configs: read, checked, and told apart from what cannot be run here.
+
+Follows the OCI image specification (manifest.md, image-index.md, config.md) and Docker's image manifest V2,
+schema 2. The bytes have been checked against their digest when they come here; what they say has not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+from guestpull_server.errors import (
+    InvalidDigest,
+    InvalidManifest,
+    LimitExceeded,
+    NoMatchingPlatform,
+    UnsupportedImage,
+)
+from guestpull_server.models import Descriptor, Digest, ImageConfig, LayerDescriptor, Platform
+
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+ACCEPTED: Final = f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}, {DOCKER_LIST}"
+
+_INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+_MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+_SCHEMA_1: Final = "application/vnd.docker.distribution.manifest.v1+"
+_LAYER_PREFIXES: Final = (
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+)
+_FOREIGN_LAYERS: Final = (
+    "application/vnd.oci.image.layer.nondistributable.",
+    "application/vnd.docker.image.rootfs.foreign.",
+)
+
+
+class _Platform(msgspec.Struct, frozen=True):
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+
+class _Descriptor(msgspec.Struct, frozen=True, rename="camel"):
+    digest: str
+    size: int
+    media_type: str = ""
+    platform: _Platform | None = None
+    artifact_type: str | None = None
+    urls: list[str] | None = None
+
+
+class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
+    """A manifest or an index: which one is told by what it has."""
+
+    schema_version: int = 2
+    media_type: str = ""
+    artifact_type: str | None = None
+    config: _Descriptor | None = None
+    layers: list[_Descriptor] | None = None
+    manifests: list[_Descriptor] | None = None
+    fs_layers: msgspec.Raw | None = None
+
+
+class Kind(Enum):
+    """What a document is."""
+
+    MANIFEST = "manifest"
+    INDEX = "index"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageManifest:
+    """An image's manifest: its config, and its layers' blobs, bottom-most first."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageIndex:
+    """An index: the images in it, each with the platform that it is for, if it says so."""
+
+    manifests: tuple[tuple[Descriptor, Platform | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Some bytes that a registry gave for a manifest, and what they are called in errors."""
+
+    reference: str
+    digest: Digest
+    content: bytes
+    content_type: str
+
+
+def read(document: Document, max_layers: int) -> ImageManifest | ImageIndex:
+    """Read a manifest or an index.
+
+    Raises:
+        UnsupportedImage: it is something else; the error says what.
+        InvalidManifest: it is not as its specification says.
+        LimitExceeded: it has more layers than allowed.
+    """
+    parsed = _parse(document)
+    kind = _kind(document, parsed)
+    match kind:
+        case Kind.INDEX:
+            return _index(document, parsed)
+        case Kind.MANIFEST:
+            return _manifest(document, parsed, max_layers)
+
+
+def _parse(document: Document) -> _Manifest:
+    try:
+        return msgspec.json.decode(document.content, type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidManifest(document.reference, document.digest, str(error)) from None
+
+
+def _kind(document: Document, parsed: _Manifest) -> Kind:
+    """What it is: by its own mediaType, then by its shape; registries' Content-Type lies most often."""
+    said = parsed.media_type or document.content_type.partition(";")[0].strip()
+    if parsed.schema_version == 1 or parsed.fs_layers is not None or said.startswith(_SCHEMA_1):
+        raise UnsupportedImage(document.reference, "it is a Docker schema 1 manifest, given up in 2017")
+    if parsed.manifests is not None and parsed.layers is None and parsed.config is None:
+        return Kind.INDEX
+    if parsed.config is not None and parsed.layers is not None and parsed.manifests is None:
+        if said in _INDEXES:
+            raise InvalidManifest(document.reference, document.digest, "an index that has layers")
+        return Kind.MANIFEST
+    if said and said not in _INDEXES | _MANIFESTS:
+        raise UnsupportedImage(document.reference, f"it is of media type {said}")
+    raise InvalidManifest(document.reference, document.digest, "it is neither a manifest nor an index")
+
+
+def _index(document: Document, parsed: _Manifest) -> ImageIndex:
+    manifests: list[tuple[Descriptor, Platform | None]] = []
+    for entry in parsed.manifests or ():
+        if entry.media_type and entry.media_type not in _INDEXES | _MANIFESTS:
+            continue
+        if entry.artifact_type:
+            continue
+        platform = None
+        if entry.platform is not None:
+            platform = Platform(entry.platform.os, entry.platform.architecture, entry.platform.variant)
+        manifests.append((_descriptor(document, entry), platform))
+    return ImageIndex(tuple(manifests))
+
+
+def _manifest(document: Document, parsed: _Manifest, max_layers: int) -> ImageManifest:
+    assert parsed.config is not None
+    assert parsed.layers is not None
+    config_type = parsed.config.media_type
+    if parsed.artifact_type or config_type not in (OCI_CONFIG, DOCKER_CONFIG):
+        found = parsed.artifact_type or config_type or "an unknown type"
+        raise UnsupportedImage(document.reference, f"it is an artifact ({found}), not an image")
+    if len(parsed.layers) > max_layers:
+        raise LimitExceeded(f"{document.reference}: the number of layers", "max_layers", max_layers)
+    layers = tuple(_layer(document, layer) for layer in parsed.layers)
+    return ImageManifest(_descriptor(document, parsed.config), layers)
+
+
+def _layer(document: Document, layer: _Descriptor) -> Descriptor:
+    media_type = layer.media_type
+    if media_type.startswith(_FOREIGN_LAYERS):
+        raise UnsupportedImage(
+            document.reference,
+            f"layer {layer.digest} is a foreign one ({media_type}) that registries do not hold",
+        )
+    if media_type.endswith("+encrypted"):
+        raise UnsupportedImage(document.reference, f"layer {layer.digest} is encrypted ({media_type})")
+    if not media_type.startswith(_LAYER_PREFIXES):
+        raise UnsupportedImage(
+            document.reference, f"layer {layer.digest} is of media type {media_type or 'none'}"
+        )
+    return _descriptor(document, layer)
+
+
+def _descriptor(document: Document, found: _Descriptor) -> Descriptor:
+    if not 0 <= found.size < 1 << 63:
+        raise InvalidManifest(document.reference, document.digest, f"{found.digest} has size {found.size}")
+    try:
+        return Descriptor(found.media_type, Digest(found.digest), found.size)
+    except InvalidDigest as error:
+        raise InvalidManifest(document.reference, document.digest, f"{error.digest!r} is no digest") from None
+
+
+# -- platforms ---------------------------------------------------------------------------------------------
+
+_DEFAULT_VARIANTS: Final = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
+
+
+def choose(reference: str, index: ImageIndex, wanted: Platform) -> Descriptor:
+    """The index's image for a platform: the exact variant, or the nearest older one that it can run.
+
+    Follows containerd's `platforms.Only`. Of equals the first wins. Nested indexes have no platform: the first
+    one is what is left when nothing fits.
+
+    Raises:
+        NoMatchingPlatform: there is none; the error lists what there is.
+    """
+    best: tuple[int, Descriptor] | None = None
+    nested: Descriptor | None = None
+    for descriptor, platform in index.manifests:
+        if platform is None:
+            if nested is None:
+                nested = descriptor
+            continue
+        rank = _rank(platform, wanted)
+        if rank is not None and (best is None or rank < best[0]):
+            best = rank, descriptor
+    if best is not None:
+        return best[1]
+    if nested is not None:
+        return nested
+    available = {
+        str(platform): None for _, platform in index.manifests if platform and platform.os != "unknown"
+    }
+    raise NoMatchingPlatform(reference, str(wanted), ", ".join(available))
+
+
+def check_platform(reference: str, built_for: Platform, wanted: Platform) -> None:
+    """Refuse an image that this machine, or the platform that was asked for, cannot run.
+
+    Raises:
+        UnsupportedImage: it is for another operating system than Linux.
+        NoMatchingPlatform: it is for another platform.
+    """
+    if built_for.os != wanted.os and wanted.os == "linux":
+        raise UnsupportedImage(reference, f"it is for {built_for.os} ({built_for})")
+    # old images leave the architecture out
+    if built_for.architecture and _rank(built_for, wanted) is None:
+        raise NoMatchingPlatform(reference, str(wanted), str(built_for))
+
+
+def _rank(offered: Platform, wanted: Platform) -> int | None:
+    """How far an offered platform is from the wanted one: 0 is the same, None cannot run."""
+    if offered.os != wanted.os:
+        return None
+    if offered.architecture != wanted.architecture:
+        # an arm64 machine runs 32-bit arm, which containerd offers as its last choice
+        if (wanted.architecture, offered.architecture) == ("arm64", "arm") and not offered.variant > "v8":
+            return 10 + _variant_distance(offered, Platform(wanted.os, "arm", "v8"))
+        return None
+    distance = _variant_distance(offered, wanted)
+    return distance if distance >= 0 else None
+
+
+def _variant_distance(offered: Platform, wanted: Platform) -> int:
+    """Steps down from the wanted variant; negative where the offered one is newer."""
+    default = _DEFAULT_VARIANTS.get(wanted.architecture, "")
+    ours, theirs = wanted.variant or default, offered.variant or default
+    if ours == theirs:
+        return 0
+    if not (_is_number(ours) and _is_number(theirs)):
+        return -1
+    return int(ours[1:]) - int(theirs[1:])
+
+
+def _is_number(variant: str) -> bool:
+    return variant[:1] == "v" and variant[1:].isdecimal() and len(variant) < 6
+
+
+# -- configs -----------------------------------------------------------------------------------------------
+
+
+def read_config(reference: str, digest: Digest, content: bytes) -> ImageConfig:
+    """Read an image config.
+
+    Raises:
+        InvalidManifest: it is not as its specification says.
+    """
+    try:
+        return msgspec.json.decode(content, type=ImageConfig)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidManifest(reference, digest, str(error)) from None
+
+
+def pair_layers(
+    reference: str, digest: Digest, manifest: ImageManifest, config: ImageConfig
+) -> tuple[LayerDescriptor, ...]:
+    """Put the manifest's blobs and the config's diff_ids together.
+
+    Raises:
+        InvalidManifest: they are not as many, or a diff_id is no digest.
+    """
+    diff_ids = (config.rootfs.diff_ids if config.rootfs else None) or []
+    if len(diff_ids) != len(manifest.layers):
+        problem = f"the config has {len(diff_ids)} diff_ids, the manifest {len(manifest.layers)} layers"
+        raise InvalidManifest(reference, digest, problem)
+    try:
+        return tuple(
+            LayerDescriptor(blob, Digest(diff_id))
+            for blob, diff_id in zip(manifest.layers, diff_ids, strict=True)
+        )
+    except InvalidDigest as error:
+        raise InvalidManifest(reference, digest, f"diff_id {error.digest!r} is no digest") from None

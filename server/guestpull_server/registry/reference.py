@@ -1,0 +1,111 @@
+"""Image references: the distribution project's grammar, and Docker's way of completing short ones.
+
+    busybox                        -> docker.io/library/busybox:latest
+    org/img:1.0                    -> docker.io/org/img:1.0
+    localhost/img, host:5000/img   -> as they are, with :latest
+    quay.io/org/img@sha256:...     -> as it is: a digest needs no tag
+
+Follows distribution/reference (`ParseDockerRef` without its dropping of the tag beside a digest): the same
+texts are accepted, and mean the same, as for docker, podman and containerd.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from guestpull_server.errors import InvalidDigest, InvalidReference
+from guestpull_server.models import Digest
+
+DOCKER_HUB: Final = "docker.io"
+_DOCKER_HUB_ALIASES: Final = frozenset({"index.docker.io", DOCKER_HUB})
+_OFFICIAL_IMAGES: Final = "library"
+_MAX_NAME_LENGTH: Final = 255
+
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_HOST: Final = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]{{1,5}})?")
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_IMAGE_ID: Final = re.compile(r"[a-f0-9]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An image reference in full: always with a host, and with a tag, a digest, or both.
+
+    `str(reference)` is the normalised form, and parses to the same again.
+    """
+
+    host: str
+    repository: str
+    tag: str
+    digest: Digest | None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read a reference in any of its spellings.
+
+        Raises:
+            InvalidReference: it is none.
+        """
+        name, _, digest_text = text.partition("@")
+        try:
+            digest = Digest(digest_text) if "@" in text else None
+        except InvalidDigest as error:
+            raise InvalidReference(text, f"{error.digest!r} is no digest") from None
+        name, tag = _split_tag(name)
+        if tag is not None and _TAG.fullmatch(tag) is None:
+            raise InvalidReference(text, f"{tag!r} is no tag (letters, digits, _ . -, at most 128)")
+        if _IMAGE_ID.fullmatch(name):
+            raise InvalidReference(text, "it is an image id, which no registry can be asked for")
+        host, repository = _split_host(name)
+        if _HOST.fullmatch(host) is None:
+            raise InvalidReference(text, f"{host!r} is no registry's host")
+        if _REPOSITORY.fullmatch(repository) is None:
+            raise InvalidReference(text, _what_is_wrong_with(repository))
+        if len(host) + 1 + len(repository) > _MAX_NAME_LENGTH:
+            raise InvalidReference(text, f"its name is longer than {_MAX_NAME_LENGTH} characters")
+        if tag is None and digest is None:
+            tag = "latest"
+        return cls(host, repository, tag or "", digest)
+
+    @property
+    def name(self) -> str:
+        """Host and repository, without tag and digest."""
+        return f"{self.host}/{self.repository}"
+
+    @property
+    def target(self) -> str:
+        """What is asked of the registry: the digest if there is one, else the tag."""
+        return self.digest or self.tag
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.name}{tag}@{self.digest}" if self.digest else f"{self.name}{tag}"
+
+
+def _split_tag(name: str) -> tuple[str, str | None]:
+    before, colon, after = name.rpartition(":")
+    # in host:5000/img the colon is the port's
+    return (before, after) if colon and "/" not in after else (name, None)
+
+
+def _split_host(name: str) -> tuple[str, str]:
+    first, slash, rest = name.partition("/")
+    names_a_host = "." in first or ":" in first or first == "localhost" or first.lower() != first
+    host, repository = (first, rest) if slash and names_a_host else (DOCKER_HUB, name)
+    if host in _DOCKER_HUB_ALIASES:
+        host = DOCKER_HUB
+        if repository and "/" not in repository:
+            repository = f"{_OFFICIAL_IMAGES}/{repository}"
+    return host, repository
+
+
+def _what_is_wrong_with(repository: str) -> str:
+    if not repository:
+        return "it has no name"
+    if repository.lower() != repository:
+        return "a repository's name is in lower case"
+    return f"{repository!r} is no repository's name"

@@ -1,0 +1,294 @@
+"""One caller at one registry endpoint: exchanges with authentication, redirects and retries.
+
+What is tried again: connections that fail or break, 408, 425, 429 and 5xx, with exponential backoff and jitter,
+or after as long as Retry-After says; within `limits.max_attempts` and the caller's time. What is not: answers
+that will be the same next time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Final, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+
+from guestpull_server.config import Limits
+from guestpull_server.errors import (
+    AccessDenied,
+    GuestpullError,
+    RateLimited,
+    RegistryUnavailable,
+    Unauthenticated,
+)
+from guestpull_server.models import Cancellation, KiB
+from guestpull_server.registry.authentication import Authorization
+from guestpull_server.registry.endpoints import Endpoint, is_loopback
+from guestpull_server.registry.transport import Transport, TransportError, ended_by
+
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_WORTH_A_RETRY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_FIRST_DELAY: Final = 0.25  # seconds; doubles with each attempt
+_MAX_TOKEN_BYTES: Final = 256 * KiB
+_PIECE_BYTES: Final = 64 * KiB
+
+
+_T = TypeVar("_T")
+
+
+class TooLong(Exception):
+    """A body that is longer than it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An attempt that failed in a way that another may not."""
+
+    problem: str
+    status: int = 0
+    retry_after: float | None = None
+
+
+class Session:
+    """Exchanges on behalf of one caller. `reference` is what errors name."""
+
+    def __init__(
+        self,
+        reference: str,
+        endpoint: Endpoint,
+        authorization: Authorization,
+        transport: Transport,
+        limits: Limits,
+    ) -> None:
+        self.reference = reference
+        self.endpoint = endpoint
+        self._authorization = authorization
+        self._transport = transport
+        self._limits = limits
+
+    @property
+    def host(self) -> str:
+        """The registry's host, for errors."""
+        return self.endpoint.host
+
+    def get(
+        self, path: str, headers: Mapping[str, str], cancellation: Cancellation
+    ) -> urllib3.BaseHTTPResponse:
+        """GET `/v2/<repository>/<path>`; returns 200, 206, 404 or 416, the body unread. Release it.
+
+        Raises:
+            Unauthenticated: credentials are missing or refused.
+            AccessDenied: the registry does not allow it.
+            RateLimited: after all retries it still answers 429.
+            RegistryUnavailable: it does not answer, or not with what can be used.
+            Cancelled: the caller left.
+            DeadlineExceeded: its time ran out.
+        """
+        return self._retrying(lambda: self._attempt(path, headers, cancellation), cancellation)
+
+    def body(self, response: urllib3.BaseHTTPResponse, limit: int, cancellation: Cancellation) -> bytes:
+        """Read a body whole, of at most `limit` bytes, and release the connection.
+
+        Raises:
+            TooLong: it is longer.
+            TransportError: it breaks off.
+        """
+        received = bytearray()
+        try:
+            with ended_by(cancellation, response):
+                while piece := response.read1(_PIECE_BYTES):
+                    received += piece
+                    cancellation.check()
+                    if len(received) > limit:
+                        response.close()
+                        raise TooLong
+        except TransportError:
+            cancellation.check()
+            raise
+        finally:
+            response.release_conn()
+        return bytes(received)
+
+    def document(
+        self, path: str, headers: Mapping[str, str], limit: int, cancellation: Cancellation
+    ) -> tuple[urllib3.BaseHTTPResponse, bytes]:
+        """`get`, with the body; a body that breaks off is asked for again.
+
+        Raises:
+            TooLong: the body is longer than `limit` bytes.
+            GuestpullError: as `get`.
+        """
+
+        def attempt() -> tuple[urllib3.BaseHTTPResponse, bytes] | _Failure:
+            response = self._attempt(path, headers, cancellation)
+            if isinstance(response, _Failure):
+                return response
+            try:
+                return response, self.body(response, limit, cancellation)
+            except TransportError as error:
+                return _Failure(plain(error))
+
+        return self._retrying(attempt, cancellation)
+
+    def backoff(self, attempt: int, cancellation: Cancellation) -> None:
+        """Wait before the next attempt, the first being 1: exponentially longer, with jitter."""
+        longest = min(self._limits.max_retry_delay, _FIRST_DELAY * 2 ** (attempt - 1))
+        cancellation.sleep(random.uniform(longest / 2, longest))
+
+    def _retrying(self, attempt_once: Callable[[], _T | _Failure], cancellation: Cancellation) -> _T:
+        attempt = 1
+        while True:
+            outcome = attempt_once()
+            if not isinstance(outcome, _Failure):
+                return outcome
+            if attempt == self._limits.max_attempts:
+                raise self._given_up(outcome, attempt)
+            self._wait(outcome, attempt, cancellation)
+            attempt += 1
+
+    def _wait(self, failure: _Failure, attempt: int, cancellation: Cancellation) -> None:
+        if failure.retry_after is None:
+            self.backoff(attempt, cancellation)
+            return
+        remaining = cancellation.remaining()
+        if remaining is not None and failure.retry_after > remaining:
+            raise self._given_up(failure, attempt)
+        cancellation.sleep(min(failure.retry_after, self._limits.max_retry_delay))
+
+    def _given_up(self, failure: _Failure, attempts: int) -> GuestpullError:
+        if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
+            seconds = "" if failure.retry_after is None else f"{failure.retry_after:.0f}"
+            return RateLimited(self.reference, self.host, seconds)
+        return RegistryUnavailable(self.reference, self.host, failure.problem, attempts)
+
+    def _attempt(
+        self, path: str, headers: Mapping[str, str], cancellation: Cancellation
+    ) -> urllib3.BaseHTTPResponse | _Failure:
+        """One request, with whatever authentication and redirects it takes."""
+        base_url = self._transport.base_url(self.endpoint)
+        url = f"{base_url}/v2/{self.endpoint.repository}/{path}"
+        sent = self._authorization.header
+        response = self._follow(url, headers, sent, cancellation)
+        # a token may have expired: it is renewed once, a second refusal is final
+        if isinstance(response, urllib3.BaseHTTPResponse) and response.status == HTTPStatus.UNAUTHORIZED:
+            response.close()
+            challenges = response.headers.getlist("WWW-Authenticate")
+            self._authorization.answer(
+                base_url, challenges, sent, lambda url, headers: self._token(url, headers, cancellation)
+            )
+            response = self._follow(url, headers, self._authorization.header, cancellation)
+        return response if isinstance(response, _Failure) else self._judged(response, path)
+
+    def _judged(self, response: urllib3.BaseHTTPResponse, path: str) -> urllib3.BaseHTTPResponse | _Failure:
+        status = response.status
+        if status in (200, 206, 404, 416):
+            return response
+        response.close()
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise Unauthenticated(self.reference, self.host, self._authorization.with_credentials)
+        if status == HTTPStatus.FORBIDDEN:
+            raise AccessDenied(self.reference, self.host)
+        problem = f"it answers {status} to GET {path.partition('/')[0]}"
+        if status in _WORTH_A_RETRY or status > HTTPStatus.INTERNAL_SERVER_ERROR:
+            return _Failure(problem, status, _retry_after(response))
+        raise RegistryUnavailable(self.reference, self.host, problem, 1)
+
+    def _follow(
+        self, url: str, headers: Mapping[str, str], authorization: str | None, cancellation: Cancellation
+    ) -> urllib3.BaseHTTPResponse | _Failure:
+        """One request and its redirects. What authenticates us here is sent nowhere else."""
+        origin = urlsplit(url)
+        for _ in range(self._limits.max_redirects + 1):
+            here = urlsplit(url)
+            own = (here.scheme, here.netloc) == (origin.scheme, origin.netloc)
+            sent = dict(headers)
+            if own and authorization is not None:
+                sent["Authorization"] = authorization
+            try:
+                insecure = self.endpoint.insecure and own
+                response = self._transport.get(url, sent, cancellation, insecure=insecure)
+            except TransportError as error:
+                return _Failure(plain(error))
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or location is None:
+                return response
+            response.close()
+            url = self._redirected(url, location)
+        problem = f"it redirects more than {self._limits.max_redirects} times"
+        raise RegistryUnavailable(self.reference, self.host, problem, 1)
+
+    def _redirected(self, url: str, location: str) -> str:
+        try:
+            target = urlsplit(urljoin(url, location))
+            downgraded = url.startswith("https:") and target.scheme == "http"
+            usable = target.scheme in ("http", "https") and bool(target.hostname) and target.username is None
+        except ValueError:
+            usable, downgraded = False, False
+        if not usable:
+            problem = f"it redirects to {location[:200]!r}, which is no address to download from"
+        elif downgraded and not is_loopback(target.netloc):
+            problem = f"it redirects from HTTPS to plain HTTP at {target.netloc}"
+        else:
+            return target.geturl()
+        raise RegistryUnavailable(self.reference, self.host, problem, 1)
+
+    def _token(self, url: str, headers: Mapping[str, str], cancellation: Cancellation) -> bytes:
+        """Ask a token server, by the same rules."""
+        server = urlsplit(url).netloc
+
+        def attempt() -> bytes | _Failure:
+            response = self._follow(url, {}, headers.get("Authorization"), cancellation)
+            if isinstance(response, _Failure):
+                return _Failure(f"its token server {server}: {response.problem}")
+            status = response.status
+            if status == HTTPStatus.OK:
+                try:
+                    return self.body(response, _MAX_TOKEN_BYTES, cancellation)
+                except TooLong:
+                    return _Failure(f"its token server {server} sends more than any token")
+                except TransportError as error:
+                    return _Failure(f"its token server {server}: {plain(error)}")
+            response.close()
+            if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.BAD_REQUEST):
+                raise Unauthenticated(self.reference, server, "Authorization" in headers)
+            return _Failure(f"its token server {server} answers {status}", status, _retry_after(response))
+
+        return self._retrying(attempt, cancellation)
+
+
+def plain(error: Exception) -> str:
+    """What went wrong with an exchange, in a few words."""
+    match error:
+        case urllib3.exceptions.NameResolutionError():
+            return "its name cannot be resolved"
+        case urllib3.exceptions.ConnectTimeoutError():
+            return "it does not answer in time"
+        case urllib3.exceptions.NewConnectionError():
+            return str(error).rpartition(": ")[2].removeprefix("[Errno 111] ").lower()
+        case urllib3.exceptions.SSLError():
+            return f"TLS: {error}"
+        case urllib3.exceptions.TimeoutError() | TimeoutError():
+            return "it sends nothing any more"
+        case urllib3.exceptions.ProtocolError():
+            return "the connection broke"
+        case urllib3.exceptions.ProxyError():
+            return "the proxy cannot be used"
+        case _:
+            return str(error)[:200] or type(error).__name__
+
+
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
+    """Retry-After in seconds, from its number or its date (RFC 9110, section 10.2.3)."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdecimal() and len(value) < 10:
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+        return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
