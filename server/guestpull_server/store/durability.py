@@ -1,0 +1,169 @@
+"""What is made durable when, and in which order; the only place that knows fsync.
+
+Where the work directory is a disk, a power cut must find it true. Where it is memory (tmpfs, ramfs) there is
+nothing to lose that the power cut leaves, and nothing is synced.
+
+A layer is committed in this order; each step is durable before the next begins:
+
+  1. the unpacked files in staging/                 syncfs(2): one call instead of one fsync a file
+  2. its line in layer_facts.jsonl                  write, fsync
+  3. rename of the directory into layers/           rename, fsync of layers/
+  4. meta_store.json names it                       temporary file, fsync, rename, fsync of the directory
+
+A crash before 3 leaves a directory in staging/, which the next start deletes, and perhaps a line of facts that
+means nothing. A crash before 4 leaves a whole layer, which the next start takes in by its facts. Nothing is
+deleted in place: a layer, or a bundle's upper directory, is first renamed into staging/, so that what is half
+deleted is never found under its name; meta_store.json forgets a layer before its directory goes.
+
+A bundle: overlay/<id>/bundle.json.preparing is there before anything is made or mounted, and is renamed to
+bundle.json when all is ready. The next start undoes what is still being prepared, and knows all others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+_TMPFS_MAGIC: Final = 0x01021994
+_RAMFS_MAGIC: Final = 0x858458F6
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def is_volatile(path: str) -> bool:
+    """Whether the file system of a path lives in memory."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statfs(os.fsencode(path), buffer) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return int.from_bytes(buffer.raw[:8], "little") in (_TMPFS_MAGIC, _RAMFS_MAGIC)
+
+
+class Durability:
+    """The syncing of one work directory; does nothing where it is volatile."""
+
+    def __init__(self, directory: str) -> None:
+        self._volatile = is_volatile(directory)
+
+    def sync_tree(self, directory: str) -> None:
+        """Make all that is below a directory durable (syncfs(2))."""
+        if self._volatile:
+            return
+        with _opened(directory) as descriptor:
+            if _libc.syncfs(descriptor) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), directory)
+
+    def sync_names(self, directory: str) -> None:
+        """Make the names in a directory durable."""
+        if self._volatile:
+            return
+        with _opened(directory) as descriptor:
+            os.fsync(descriptor)
+
+    def append(self, path: str, line: bytes) -> None:
+        """Add a line to a file, whole or not at all as far as readers of whole lines can tell."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            size = os.fstat(descriptor).st_size
+            # what a crash or a full disk left of a line must not spoil this one
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            content = b"\n" + line if torn else line
+            if os.write(descriptor, content) != len(content):
+                raise OSError(28, os.strerror(28), path)
+            if not self._volatile:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def replace(self, path: str, content: bytes, mode: int = 0o600) -> None:
+        """Give a file new content; readers, and whoever comes after a crash, see all of it or the old one."""
+        temporary = f"{path}.new"
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            try:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                if not self._volatile:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        self.sync_names(os.path.dirname(path))
+
+
+def remove_tree(path: str) -> int:
+    """Delete a file or a directory with all that is in it; returns the bytes of its regular files.
+
+    Follows no links, and needs neither recursion nor more than two descriptors however deep a layer nests its
+    directories. Nobody else may move directories within. Harmless where nothing is there.
+    """
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return 0
+    if not stat.S_ISDIR(status.st_mode):
+        os.unlink(path)
+        return _file_bytes(status)
+    here = os.open(path, _DIRECTORY)
+    try:
+        freed, pending = _remove_files(here)
+        above: list[tuple[str, list[str]]] = []
+        while pending or above:
+            if pending:
+                name = pending.pop()
+                below = os.open(name, _DIRECTORY, dir_fd=here)
+                above.append((name, pending))
+                os.close(here)
+                here = below
+                bytes_here, pending = _remove_files(here)
+                freed += bytes_here
+            else:
+                name, pending = above.pop()
+                parent = os.open("..", _DIRECTORY, dir_fd=here)
+                os.close(here)
+                here = parent
+                os.rmdir(name, dir_fd=here)
+    finally:
+        os.close(here)
+    os.rmdir(path)
+    return freed
+
+
+def _remove_files(directory: int) -> tuple[int, list[str]]:
+    """Delete all but the directories in a directory; returns the bytes freed, and the directories' names."""
+    freed = 0
+    directories: list[str] = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+            else:
+                freed += _file_bytes(entry.stat(follow_symlinks=False))
+                os.unlink(entry.name, dir_fd=directory)
+    return freed, directories
+
+
+def _file_bytes(status: os.stat_result) -> int:
+    """A file's length, shared among its hard links: it is freed with the last of them."""
+    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
+
+
+@contextmanager
+def _opened(directory: str) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

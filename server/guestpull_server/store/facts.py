@@ -1,0 +1,123 @@
+"""layer_facts.jsonl: what we know of the layers that we unpacked, and meta_store.json has no place for.
+
+One line a layer, added before the layer gets its name in layers/. The last line of a layer counts; a line that
+a crash cut short counts as none. With a layer's directory and its line, its entry in `layer_db` can be made
+again: that is how the next start takes in what was committed just before a crash, and what is left when
+meta_store.json is damaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Final, Self
+
+import msgspec
+
+from guestpull_server.errors import InvalidDigest
+from guestpull_server.models import Decoder, Digest, StoredLayer, UnpackedLayer
+from guestpull_server.store.durability import Durability
+
+FILE_NAME: Final = "layer_facts.jsonl"
+_MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+
+
+class LayerFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The facts of one layer. `directory` is its name in layers/; implied directories are Latin-1 text.
+
+    A path is bytes; Latin-1 gives each byte a character, so that any path is a JSON text.
+    """
+
+    compressed_digest: str
+    uncompressed_digest: str
+    decoder: Decoder
+    directory: str
+    size_bytes: int
+    entries: int
+    implied_directories: list[str] = []
+
+    @classmethod
+    def of(cls, compressed_digest: Digest, directory: str, unpacked: UnpackedLayer) -> Self:
+        """The facts of a layer that was just unpacked."""
+        return cls(
+            compressed_digest=compressed_digest,
+            uncompressed_digest=unpacked.diff_id,
+            decoder=unpacked.decoder,
+            directory=directory,
+            size_bytes=unpacked.size_bytes,
+            entries=unpacked.entries,
+            implied_directories=[path.decode("latin-1") for path in unpacked.implied_directories],
+        )
+
+    def layer(self, store_path: str) -> StoredLayer:
+        """The layer that these are the facts of.
+
+        Raises:
+            InvalidDigest: a digest is none.
+        """
+        return StoredLayer(
+            Digest(self.compressed_digest),
+            Digest(self.uncompressed_digest),
+            self.decoder,
+            store_path,
+            size_bytes=self.size_bytes,
+            implied_directories=self.implied_paths,
+        )
+
+    @property
+    def implied_paths(self) -> tuple[bytes, ...]:
+        """The implied directories as paths; those that no path can be are left out."""
+        paths: list[bytes] = []
+        for text in self.implied_directories:
+            try:
+                paths.append(text.encode("latin-1"))
+            except UnicodeEncodeError:
+                continue
+        return tuple(paths)
+
+
+class FactsFile:
+    """The file of one work directory. Not thread-safe."""
+
+    def __init__(self, work_dir: str, durability: Durability) -> None:
+        self._path = os.path.join(work_dir, FILE_NAME)
+        self._durability = durability
+
+    def add(self, facts: LayerFacts) -> None:
+        """Add a layer's facts, durably."""
+        self._durability.append(self._path, msgspec.json.encode(facts) + b"\n")
+
+    def rewrite(self, facts: Mapping[Digest, LayerFacts]) -> None:
+        """Keep these facts and no others, in a fixed order."""
+        lines = [msgspec.json.encode(facts[digest]) + b"\n" for digest in sorted(facts)]
+        self._durability.replace(self._path, b"".join(lines))
+
+
+def read_facts(work_dir: str) -> tuple[dict[Digest, LayerFacts], int]:
+    """The facts that a work directory has, and how many lines of its file are of no use any more."""
+    try:
+        with open(os.path.join(work_dir, FILE_NAME), "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}, 0
+    facts: dict[Digest, LayerFacts] = {}
+    decoder = msgspec.json.Decoder(LayerFacts)
+    useful = 0
+    for line in lines:
+        if not line or len(line) > _MAX_LINE_BYTES:
+            continue
+        useful += 1
+        try:
+            one = decoder.decode(line)
+            facts[Digest(one.compressed_digest)] = one
+        except (msgspec.DecodeError, UnicodeDecodeError, InvalidDigest):
+            continue
+    return facts, useful - len(facts)
+
+
+def with_facts(layer: StoredLayer, facts: LayerFacts | None) -> StoredLayer:
+    """A layer with what its facts say, if they are of the same tar."""
+    if facts is None or facts.uncompressed_digest != layer.uncompressed_digest:
+        return layer
+    return dataclasses.replace(layer, size_bytes=facts.size_bytes, implied_directories=facts.implied_paths)
