@@ -7,7 +7,7 @@ warning (image-rs may know more keys tomorrow), a wrong type is an error that na
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -54,14 +54,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrent_layers: int = 8  # layers downloaded and unpacked at once, over all pulls
 
 
-class Mirror(msgspec.Struct, frozen=True):
+class Mirror(msgspec.Struct, frozen=True, rename={"pull_from_mirror": "pull-from-mirror"}):
     """One `mirror` of a `registry` of containers-registries.conf(5)."""
 
     location: str
     insecure: bool = False
+    pull_from_mirror: Literal["all", "digest-only", "tag-only"] = "all"
 
 
-class Registry(msgspec.Struct, frozen=True):
+class Registry(msgspec.Struct, frozen=True, rename={"mirror_by_digest_only": "mirror-by-digest-only"}):
     """One `registry` of containers-registries.conf(5)."""
 
     prefix: str = ""
@@ -69,6 +70,7 @@ class Registry(msgspec.Struct, frozen=True):
     insecure: bool = False
     blocked: bool = False
     mirror: list[Mirror] = []
+    mirror_by_digest_only: bool = False
 
 
 class RegistryConfig(
