@@ -104,7 +104,7 @@ class Store:
         self._layer_names = layer_names
         self._lock = threading.RLock()
         self._durability = Durability(work_dir.path)
-        self._shelf = BundleShelf(work_dir.overlay, self._durability, mounts, bundle_roots, work_dir.discard)
+        self._shelf = BundleShelf(work_dir, self._durability, mounts, bundle_roots, self._lock)
         self._facts_file = FactsFile(work_dir.path, self._durability)
         self._facts: dict[Digest, LayerFacts] = {}
         self._foreign_facts: dict[str, dict[Digest, LayerFacts]] = {}

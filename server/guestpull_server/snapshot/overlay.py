@@ -1,0 +1,192 @@
+"""Layers -> a mounted rootfs, by overlayfs (Documentation/filesystems/overlayfs.rst).
+
+Each layer is given to the kernel by a parameter of its own, `lowerdir+` (Linux 6.8): up to 500 of them, of any
+length, with any characters. For older kernels all options must fit mount(2)'s one page: there each layer goes by
+a link of one to three characters, relative to a directory that only the mounting thread is in.
+
+Options: `redirect_dir=nofollow` and `metacopy=off`, so that no xattr of a layer can send overlayfs to another
+directory or to another file's contents; `index=off`, because an upper directory serves one mount only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from guestpull_server.errors import BundleBusy, MountFailed, storage_errors
+from guestpull_server.models import StoredLayer
+from guestpull_server.snapshot.attributes import prepare_upper, visible
+from guestpull_server.snapshot.syscalls import FilesystemContext, mount_from_directory, unmount
+
+_SAFE_OPTIONS: Final = {"redirect_dir": "nofollow", "metacopy": "off", "index": "off"}
+_SOURCE: Final = "guestpull"
+_MOUNTINFO: Final = "/proc/self/mountinfo"
+_LETTERS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def mount_rootfs(layers: Sequence[StoredLayer], overlay_directory: str, rootfs: str) -> None:
+    """Mount layers, writable, at `rootfs`; when this raises, nothing is mounted.
+
+    Args:
+        layers: bottom-most first. One that occurs twice counts at its topmost place.
+        overlay_directory: where upper and work directories are made; empty.
+        rootfs: an empty directory. It is not followed, should it have become a link.
+
+    Raises:
+        MountFailed: the kernel refuses; the error says why, and what to do.
+        StorageFull: there is no room for the upper directory.
+        StorageFailed: the operating system refuses a step before the mount.
+    """
+    with storage_errors("preparing the mount", overlay_directory):
+        lower = _prepare(layers, overlay_directory)
+        target = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        mount_one_by_one(lower, overlay_directory, target)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise _refused(rootfs, error, len(lower)) from error
+        try:
+            mount_by_one_page(lower, overlay_directory, target)
+        except OSError:
+            # the older way has no log: the newer one's error says more
+            raise _refused(rootfs, error, len(lower)) from error
+    finally:
+        os.close(target)
+
+
+def _prepare(layers: Sequence[StoredLayer], overlay_directory: str) -> Sequence[str]:
+    """Make upper and work directories; returns the lower ones, topmost first."""
+    by_path = {layer.store_path: layer for layer in reversed(layers)}
+    lower = visible(list(by_path))
+    upper = os.path.join(overlay_directory, "upper")
+    os.mkdir(upper, 0o755)
+    os.mkdir(os.path.join(overlay_directory, "work"), 0o755)
+    prepare_upper([by_path[path] for path in lower], upper)
+    if lower:
+        return lower
+    empty = os.path.join(overlay_directory, "empty")  # overlayfs wants a lower directory
+    os.mkdir(empty, 0o755)
+    return [empty]
+
+
+def mount_one_by_one(lower: Sequence[str], overlay_directory: str, target: int) -> None:
+    """Mount by one `lowerdir+` a layer.
+
+    Args:
+        lower: topmost first.
+        overlay_directory: with `upper` and `work` in it.
+        target: the directory to mount on, open.
+
+    Raises:
+        OSError: the kernel refuses; its text has the kernel's log of it.
+    """
+    with FilesystemContext("overlay") as context:
+        try:
+            context.set("source", _SOURCE)
+            for path in lower:
+                context.set("lowerdir+", path)
+            context.set("upperdir", os.path.join(overlay_directory, "upper"))
+            context.set("workdir", os.path.join(overlay_directory, "work"))
+            for key, value in _SAFE_OPTIONS.items():
+                context.set(key, value)
+            context.create()
+            context.mount_at(target)
+        except OSError as error:
+            log = context.log()
+            number = error.errno or errno.EIO
+            raise OSError(number, f"{os.strerror(number)}: {log}" if log else os.strerror(number)) from error
+
+
+def mount_by_one_page(lower: Sequence[str], overlay_directory: str, target: int) -> None:
+    """Mount by mount(2), for kernels before 6.8; arguments as for `mount_one_by_one`.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    links = os.path.join(overlay_directory, "lower")
+    os.mkdir(links, 0o700)
+    names = [_short_name(number) for number in range(len(lower))]
+    for name, path in zip(names, lower, strict=True):
+        os.symlink(path, os.path.join(links, name))
+    options = {"lowerdir": ":".join(names), "upperdir": "../upper", "workdir": "../work", **_SAFE_OPTIONS}
+    text = ",".join(f"{key}={value}" for key, value in options.items())
+    mount_from_directory(links, _SOURCE, f"/proc/self/fd/{target}", "overlay", text)
+
+
+def _short_name(number: int) -> str:
+    high, low = divmod(number, len(_LETTERS))
+    return (_short_name(high - 1) if high else "") + _LETTERS[low]
+
+
+def _refused(rootfs: str, error: OSError, layers: int) -> MountFailed:
+    problem = error.strerror or str(error)
+    match error.errno:
+        case errno.EPERM | errno.EACCES:
+            remedy = (
+                "Run guestpulld as root, with CAP_SYS_ADMIN and without a seccomp filter against mounting."
+            )
+        case errno.ENODEV | errno.ENOSYS:
+            problem = "this kernel has no overlayfs"
+            remedy = "Load the module overlay, or use a kernel that has it."
+        case errno.E2BIG | errno.ELOOP | errno.EMFILE | errno.ENOMEM if layers > 1:
+            remedy = f"The image has {layers} layers; overlayfs stacks at most 500. Squash some of them."
+        case errno.ENOSPC:
+            remedy = "The limit of mounts is reached (/proc/sys/fs/mount-max), or the file system is full."
+        case errno.EINVAL:
+            remedy = (
+                "The file system of the work directory may not do as an upper directory (another overlay, NFS): "
+                "use a tmpfs or a local disk. The kernel's log may say more."
+            )
+        case errno.ENOENT | errno.ESTALE:
+            remedy = "A layer's directory is gone; `guestpulld verify --repair` downloads it again."
+        case _:
+            remedy = "The kernel's log may say more."
+    return MountFailed(rootfs, problem, remedy)
+
+
+class OverlayMounts:
+    """What the store must know of mounts (its `Mounts`)."""
+
+    def mounted(self) -> frozenset[str]:
+        """Where overlay file systems are mounted, absolute paths.
+
+        Raises:
+            StorageFailed: /proc cannot be read.
+        """
+        with storage_errors("reading the list of mounts", _MOUNTINFO), open(_MOUNTINFO, "rb") as file:
+            lines = file.read().splitlines()
+        found: list[str] = []
+        for line in lines:
+            fields, _, filesystem = line.partition(b" - ")
+            if filesystem.startswith(b"overlay "):
+                found.append(os.fsdecode(_unescaped(fields.split(b" ")[4])))
+        return frozenset(found)
+
+    def unmount(self, rootfs: str) -> None:
+        """Unmount a rootfs; harmless where nothing is mounted.
+
+        Raises:
+            BundleBusy: something uses it.
+            MountFailed: the kernel refuses for another reason.
+        """
+        try:
+            unmount(rootfs)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise BundleBusy(os.path.dirname(rootfs)) from error
+            if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise _refused(rootfs, error, 0) from error
+
+
+def _unescaped(field: bytes) -> bytes:
+    r"""A path of mountinfo, which writes space, tab, newline and backslash as `\ooo` (proc(5))."""
+    head, *rest = field.split(b"\\")
+    parts = [head]
+    for part in rest:
+        with suppress(ValueError):
+            parts.append(bytes([int(part[:3], 8)]))
+        parts.append(part[3:])
+    return b"".join(parts)
