@@ -1,1 +1,15 @@
-"""From an image config to an OCI runtime config."""
+"""From an image config to an OCI runtime config.
+
+In: the image config's bytes, and the mounted rootfs that users are looked up in. Out: `config.json` in the
+bundle, which a runtime starts as it is.
+
+  runtime.py  the conversion, and the defaults where an image says nothing
+  users.py    the image's User -> numbers
+  spec.py     the runtime specification's document
+
+Nothing here mounts, and nothing here knows the store. Start with `runtime.runtime_config`.
+"""
+
+from guestpull_server.bundle.runtime import runtime_config, write_runtime_config
+
+__all__ = ["runtime_config", "write_runtime_config"]

@@ -1,0 +1,173 @@
+"""Image config -> OCI runtime config: the bundle's config.json.
+
+Follows the image specification's conversion.md for what the image says, and Docker's defaults for what it does
+not: capabilities, mounts, masked paths, device rules. `runc run` and `crun run` start it as it is, without a
+terminal.
+
+Two points where conversion.md leaves a choice. A volume is left in the rootfs, which is the bundle's own and
+writable, so that what the image has there stays visible, as Docker's copying would make it. An image that has
+neither Entrypoint nor Cmd gets `sh`, as in image-rs: the caller, a kata-agent, brings arguments of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from guestpull_server.bundle.spec import (
+    Capabilities,
+    DeviceRule,
+    Linux,
+    Mount,
+    Namespace,
+    Process,
+    Resources,
+    Rlimit,
+    Root,
+    RuntimeConfig,
+    User,
+)
+from guestpull_server.bundle.users import user_of
+from guestpull_server.errors import BundleExists, InvalidManifest, storage_errors
+from guestpull_server.models import ImageConfig
+
+_DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_DEFAULT_ARGUMENTS: Final = ["sh"]
+_ANNOTATION: Final = "org.opencontainers.image."
+
+_CAPABILITIES: Final = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+]
+_MASKED_PATHS: Final = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+]
+_READ_ONLY_PATHS: Final = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+_MOUNTS: Final = [
+    Mount("/proc", "proc", "proc", ["nosuid", "noexec", "nodev"]),
+    Mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+    Mount(
+        "/dev/pts",
+        "devpts",
+        "devpts",
+        ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+    ),
+    Mount("/dev/shm", "tmpfs", "shm", ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+    Mount("/dev/mqueue", "mqueue", "mqueue", ["nosuid", "noexec", "nodev"]),
+    Mount("/sys", "sysfs", "sysfs", ["nosuid", "noexec", "nodev", "ro"]),
+    Mount("/sys/fs/cgroup", "cgroup", "cgroup", ["nosuid", "noexec", "nodev", "relatime", "ro"]),
+]
+_NAMESPACES: Final = [Namespace(kind) for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")]
+
+
+def write_runtime_config(bundle_path: str, rootfs: str, image_config: bytes) -> None:
+    """Write a bundle's config.json: all of it or none, and never over another one.
+
+    Args:
+        bundle_path: the bundle's directory.
+        rootfs: the mounted root filesystem, where users are looked up.
+        image_config: the image config as the registry has it.
+
+    Raises:
+        BundleExists: there is a config.json.
+        NoSuchUser: the image's User is not in the image.
+        InvalidManifest: the image config cannot be read.
+        StorageFull: the file system has no room.
+        StorageFailed: the operating system refuses.
+    """
+    try:
+        config = msgspec.json.decode(image_config, type=ImageConfig)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidManifest(bundle_path, "the image config", str(error)) from None
+    content = msgspec.json.format(msgspec.json.encode(runtime_config(config, rootfs)), indent=2)
+    path = os.path.join(bundle_path, "config.json")
+    temporary = os.path.join(bundle_path, f".config.json.{secrets.token_hex(8)}")
+    with storage_errors("writing the runtime config", path):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content + b"\n")
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise BundleExists(bundle_path, "it holds a config.json") from None
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def runtime_config(config: ImageConfig, rootfs: str) -> RuntimeConfig:
+    """Convert an image config.
+
+    Raises:
+        NoSuchUser: its User is not in the image.
+    """
+    process = config.process
+    user = user_of(process.user or "", rootfs)
+    environment = list(process.env or [])
+    if not any(variable.startswith("PATH=") for variable in environment):
+        environment.insert(0, _DEFAULT_PATH)
+    arguments = [*(process.entrypoint or []), *(process.cmd or [])]
+    directory = process.working_dir or "/"
+    return RuntimeConfig(
+        process=Process(
+            user=User(user.uid, user.gid, list(user.additional_gids)),
+            args=arguments or _DEFAULT_ARGUMENTS,
+            env=environment,
+            cwd=directory if directory.startswith("/") else f"/{directory}",
+            capabilities=Capabilities.all_of(_CAPABILITIES),
+            rlimits=[Rlimit("RLIMIT_NOFILE", hard=1024, soft=1024)],
+        ),
+        root=Root("rootfs"),
+        hostname="guestpull",
+        mounts=_MOUNTS,
+        annotations=_annotations(config),
+        linux=Linux(
+            resources=Resources(devices=[DeviceRule(allow=False, access="rwm")]),
+            namespaces=_NAMESPACES,
+            masked_paths=_MASKED_PATHS,
+            readonly_paths=_READ_ONLY_PATHS,
+        ),
+    )
+
+
+def _annotations(config: ImageConfig) -> dict[str, str]:
+    """What conversion.md makes annotations of; the image's labels win over all of it."""
+    process = config.process
+    said = {
+        "os": config.os,
+        "architecture": config.architecture,
+        "variant": config.variant,
+        "author": config.author,
+        "created": config.created,
+        "stopSignal": process.stop_signal,
+        "exposedPorts": ",".join(sorted(process.exposed_ports or {})),
+    }
+    annotations = {f"{_ANNOTATION}{name}": value for name, value in said.items() if value}
+    return annotations | (process.labels or {})
