@@ -1,4 +1,4 @@
-"""The OCI runtime specification's config.json, as far as we write it (runtime-spec, config.md, config-linux.md)."""
+"""The OCI runtime specification's config.json, as far as we write it (config.md and config-linux.md)."""
 
 from __future__ import annotations
 

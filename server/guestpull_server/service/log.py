@@ -73,7 +73,7 @@ class _Text(logging.Formatter):
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return msgspec.json.encode(_event(record)).decode()
+        return msgspec.json.encode(_event(record), enc_hook=str).decode()
 
 
 def _event(record: logging.LogRecord) -> dict[str, Fact]:

@@ -110,7 +110,7 @@ class Catalog:
             "snapshot_db": self._document.get("snapshot_db", msgspec.Raw(b"{}")),
         }
         document |= {key: value for key, value in self._document.items() if key not in _DATABASES}
-        return msgspec.json.encode(document)
+        return msgspec.json.encode(document, enc_hook=str)
 
     # -- layers ---------------------------------------------------------------------------------------------
 
@@ -239,4 +239,4 @@ def _layer_entry(layer: StoredLayer) -> _Entry:
 
 
 def _encoded(fields: Mapping[str, object]) -> _Entry:
-    return {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in fields.items()}
+    return {key: msgspec.Raw(msgspec.json.encode(value, enc_hook=str)) for key, value in fields.items()}

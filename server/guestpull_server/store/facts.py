@@ -86,11 +86,11 @@ class FactsFile:
 
     def add(self, facts: LayerFacts) -> None:
         """Add a layer's facts, durably."""
-        self._durability.append(self._path, msgspec.json.encode(facts) + b"\n")
+        self._durability.append(self._path, msgspec.json.encode(facts, enc_hook=str) + b"\n")
 
     def rewrite(self, facts: Mapping[Digest, LayerFacts]) -> None:
         """Keep these facts and no others, in a fixed order."""
-        lines = [msgspec.json.encode(facts[digest]) + b"\n" for digest in sorted(facts)]
+        lines = [msgspec.json.encode(facts[digest], enc_hook=str) + b"\n" for digest in sorted(facts)]
         self._durability.replace(self._path, b"".join(lines))
 
 
