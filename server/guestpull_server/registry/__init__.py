@@ -1,23 +1,25 @@
-"""Where bytes come from: references, authentication, the distribution client.
+"""Where bytes come from: references, authentication, the distribution client, local files.
 
 In: an image reference, a platform, perhaps credentials. Out: a resolved image (digests, config, layers), and
 streams of blobs whose bytes are verified before their end is told.
 
-  client.py          RegistryClient: reference -> manifest -> config; the ImageSource that others work with
+  source.py          ImageSource and BlobStream: what others work with, wherever an image comes from
+  client.py          RegistryClient: the way in; mirrors, and the registry at last
+  resolution.py      a reference -> manifest or index -> config
+  manifests.py       manifests, indexes, configs: read, checked, told apart; the choice of a platform
   blobs.py           one blob, streamed, verified, and resumed where it broke off
   session.py         one exchange with all that it may take: authentication, redirects, retries
-  transport.py       HTTP below that: pools, TLS, proxies, deadlines
   authentication.py  Basic and Bearer tokens; challenges.py reads what a registry asks for
+  transport.py       HTTP below that: pools (connections.py), TLS, proxies.py, and an end (patience.py)
   endpoints.py       containers-registries.conf: mirrors, locations, blocked and insecure registries
   credentials.py     containers-auth.json
-  manifests.py       manifests, indexes, configs: read, checked, told apart; the choice of a platform
   reference.py       the grammar of references, and Docker's short forms
 
-Nothing here writes to a disk, and nothing here unpacks. Start with `client.RegistryClient.image`.
+Nothing here unpacks a layer or knows of the store. Start with `client.RegistryClient.image`.
 """
 
-from guestpull_server.registry.blobs import BlobStream
-from guestpull_server.registry.client import ImageSource, RegistryClient
+from guestpull_server.registry.client import RegistryClient
 from guestpull_server.registry.reference import Reference
+from guestpull_server.registry.source import BlobStream, ImageSource
 
 __all__ = ["BlobStream", "ImageSource", "Reference", "RegistryClient"]

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 import msgspec
 
@@ -25,6 +25,7 @@ FetchToken: TypeAlias = Callable[[str, dict[str, str]], bytes]
 """GETs an URL with headers, by the retry rules; returns the body, or raises a GuestpullError."""
 
 _DEFAULT_TOKEN_SECONDS: Final = 60  # what the specification says where expires_in is missing
+_MAX_TOKEN_SECONDS: Final = 3600
 _RENEW_BEFORE_SECONDS: Final = 5
 _MAX_CACHED: Final = 1000
 
@@ -32,7 +33,7 @@ _MAX_CACHED: Final = 1000
 class _TokenAnswer(msgspec.Struct, frozen=True):
     token: str = ""
     access_token: str = ""
-    expires_in: int | None = None
+    expires_in: float | None = None
 
 
 class Tokens:
@@ -112,13 +113,7 @@ class Authorization:
             raise self._refusal()
 
     def _fetch_token(self, base_url: str, challenge: Challenge, fetch: FetchToken) -> None:
-        realm = urlsplit(challenge.parameters.get("realm", ""))
-        allowed = ("https",) if base_url.startswith("https:") else ("https", "http")
-        if realm.scheme not in allowed or not realm.netloc:
-            problem = (
-                f"it names the token server {realm.geturl()[:200]!r}, which is no {' or '.join(allowed)} URL"
-            )
-            raise RegistryUnavailable(self._reference, self._endpoint.host, problem, 1)
+        realm = self._realm(base_url, challenge)
         asked = {"service": challenge.parameters.get("service", "")}
         asked["scope"] = challenge.parameters.get("scope") or f"repository:{self._endpoint.repository}:pull"
         headers: dict[str, str] = {}
@@ -130,14 +125,28 @@ class Authorization:
         body = fetch(url, headers)
         try:
             answer = msgspec.json.decode(body, type=_TokenAnswer)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer = _TokenAnswer()
         token = answer.token or answer.access_token
         if not token or not token.isascii() or not token.isprintable():
             problem = f"its token server {realm.netloc} gives no token"
             raise RegistryUnavailable(self._reference, self._endpoint.host, problem, 1)
-        seconds = max(answer.expires_in or 0, _DEFAULT_TOKEN_SECONDS)
+        seconds = min(max(answer.expires_in or 0, _DEFAULT_TOKEN_SECONDS), _MAX_TOKEN_SECONDS)
         self._tokens.put(self._key, f"Bearer {token}", seconds)
+
+    def _realm(self, base_url: str, challenge: Challenge) -> SplitResult:
+        """The token server's URL, if credentials may be sent there."""
+        text = challenge.parameters.get("realm", "")
+        allowed = ("https",) if base_url.startswith("https:") else ("https", "http")
+        try:
+            realm = urlsplit(text)
+            usable = realm.scheme in allowed and bool(realm.hostname) and realm.username is None
+        except ValueError:
+            usable = False
+        if not usable:
+            problem = f"it names the token server {text[:200]!r}, which is no {' or '.join(allowed)} URL"
+            raise RegistryUnavailable(self._reference, self._endpoint.host, problem, 1)
+        return realm
 
     def _refusal(self) -> Unauthenticated:
         return Unauthenticated(

@@ -9,35 +9,42 @@ from typing import Final
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SCHEME: Final = re.compile(rf"[\s,]*({_TOKEN})(?:[ \t]+|$|(?=,))")
-_PARAMETER: Final = re.compile(rf'[\s,]*({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
+# some servers forget the quotes around an URL: whatever has no blank and no comma is taken as a value
+_PARAMETER: Final = re.compile(rf'[\s,]*({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=][^\s,"]*))')
+_TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
 _ESCAPE: Final = re.compile(r"\\(.)")
 _MAX_HEADER_LENGTH: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to authenticate: its scheme, in lower case, and its parameters."""
+    """One way to authenticate: its scheme and the names of its parameters in lower case."""
 
     scheme: str
     parameters: dict[str, str] = field(default_factory=dict)
 
 
 def parse_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
-    """All challenges of the headers; what cannot be read is left out."""
+    """All challenges of all WWW-Authenticate headers; what cannot be read, and what follows it, is left out."""
+    return tuple(challenge for header in headers for challenge in _parse(header[:_MAX_HEADER_LENGTH]))
+
+
+def _parse(header: str) -> list[Challenge]:
     challenges: list[Challenge] = []
-    for header in headers:
-        position = 0
-        text = header[:_MAX_HEADER_LENGTH]
-        while position < len(text):
-            parameter = _PARAMETER.match(text, position)
-            if parameter is not None and challenges:
-                value = parameter[3] if parameter[2] is None else _ESCAPE.sub(r"\1", parameter[2])
-                challenges[-1].parameters.setdefault(parameter[1].lower(), value)
-                position = parameter.end()
-                continue
-            scheme = _SCHEME.match(text, position)
-            if scheme is None:
-                break
-            challenges.append(Challenge(scheme[1].lower()))
-            position = scheme.end()
-    return tuple(challenges)
+    position = 0
+    while position < len(header):
+        parameter = _PARAMETER.match(header, position)
+        if parameter is not None and challenges:
+            value = parameter[3] if parameter[2] is None else _ESCAPE.sub(r"\1", parameter[2])
+            challenges[-1].parameters.setdefault(parameter[1].lower(), value)
+            position = parameter.end()
+            continue
+        scheme = _SCHEME.match(header, position)
+        if scheme is None:
+            break
+        challenges.append(Challenge(scheme[1].lower()))
+        position = scheme.end()
+        credentials = _TOKEN68.match(header, position)  # Negotiate and its like; nothing that we answer
+        if credentials is not None:
+            position = credentials.end()
+    return challenges

@@ -14,8 +14,8 @@ import msgspec
 from guestpull_server.config import Configuration
 from guestpull_server.errors import InvalidConfiguration
 from guestpull_server.models import Credentials
-from guestpull_server.registry.endpoints import file_of_uri
-from guestpull_server.registry.reference import DOCKER_HUB, Reference
+from guestpull_server.registry.endpoints import Endpoint, file_of_uri
+from guestpull_server.registry.reference import DOCKER_HUB
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -27,17 +27,18 @@ class _AuthFile(msgspec.Struct, frozen=True):
 
 
 class CredentialsFile:
-    """The entries of the configured credentials file, read when it is first needed and again each time.
+    """The entries of the configured credentials file. It is read anew each time: it may come after the start.
 
-    The file is small, and may be put there after the daemon has started.
+    Raises:
+        InvalidConfiguration: the URI is not of a file.
     """
 
     def __init__(self, configuration: Configuration) -> None:
         uri = configuration.authenticated_registry_credentials_uri
         self._path = file_of_uri(uri, "authenticated_registry_credentials_uri") if uri else None
 
-    def find(self, reference: Reference) -> Credentials | None:
-        """The credentials for a reference, if the file has any.
+    def find(self, endpoint: Endpoint) -> Credentials | None:
+        """The credentials for an endpoint, if the file has any.
 
         Raises:
             InvalidConfiguration: the file cannot be read.
@@ -49,30 +50,36 @@ class CredentialsFile:
                 auths = msgspec.json.decode(file.read(), type=_AuthFile).auths
         except OSError as error:
             raise InvalidConfiguration(self._path, "", error.strerror or str(error)) from None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # the decoder's message might repeat a part of the file
             raise InvalidConfiguration(self._path, "", "it is no auth.json") from None
-        best: tuple[int, _Entry] | None = None
-        for key, entry in auths.items():
-            name = _name(key)
-            fits = reference.name == name or reference.name.startswith(f"{name}/")
-            if fits and (best is None or len(name) > best[0]):
-                best = len(name), entry
-        return None if best is None else self._decoded(best[1])
+        matching = [
+            (key, entry) for key, entry in auths.items() if entry.auth and _covers(key, endpoint.name)
+        ]
+        if not matching:
+            return None
+        return _decoded(max(matching, key=lambda found: len(_name(found[0])))[1], self._path)
 
-    def _decoded(self, entry: _Entry) -> Credentials:
-        try:
-            user, colon, password = base64.b64decode(entry.auth, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            colon = ""
-        if not colon:
-            raise InvalidConfiguration(self._path or "", "auths", "an entry holds no base64 of user:password")
-        return Credentials(user, password.rstrip("\0"))
+
+def _covers(key: str, name: str) -> bool:
+    prefix = _name(key)
+    return name == prefix or name.startswith(f"{prefix}/")
 
 
 def _name(key: str) -> str:
-    """An entry's key as a name's beginning: Docker writes its hub's as a URL."""
+    """An entry's key as a name's beginning; Docker writes its hub's as an URL."""
     name = key.removeprefix("https://").removeprefix("http://").rstrip("/")
     for suffix in ("/v1", "/v2"):
         name = name.removesuffix(suffix)
-    return DOCKER_HUB if name == "index.docker.io" else name
+    return DOCKER_HUB if name in ("index.docker.io", "registry-1.docker.io") else name
+
+
+def _decoded(entry: _Entry, path: str) -> Credentials:
+    try:
+        user, colon, password = base64.b64decode(entry.auth, validate=True).decode().partition(":")
+    except (binascii.Error, ValueError):
+        colon = ""
+    if not colon:
+        raise InvalidConfiguration(path, "auths", "an entry holds no base64 of user:password")
+    # Docker's old base64 padded with zeros
+    return Credentials(user, password.rstrip("\0"))

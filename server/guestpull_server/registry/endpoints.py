@@ -2,7 +2,8 @@
 
 Follows containers-registries.conf(5), as image-rs does: the `registry` entry with the longest matching prefix
 may rewrite the location, block it, or name mirrors; its settings come inline (`registry_config`) or from a file
-(`registry_configuration_uri`).
+(`registry_configuration_uri`). `unqualified-search-registries` is read and not used: a short name means Docker
+Hub, as Docker has it, so that the same text is the same image on every machine.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import ipaddress
 import tomllib
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from guestpull_server.config import Configuration, Registry, RegistryConfig
+from guestpull_server.config import Configuration, Mirror, Registry, RegistryConfig
 from guestpull_server.errors import InvalidConfiguration, InvalidReference, RegistryBlocked
 from guestpull_server.registry.reference import DOCKER_HUB, Reference
 
@@ -26,12 +27,19 @@ _DOCKER_HUB_API: Final = "registry-1.docker.io"
 class Endpoint:
     """A registry's API for one repository.
 
-    `insecure`: plain HTTP and unverified certificates are acceptable. Loopback counts as such for HTTP alone.
+    Attributes:
+        name: host and repository as references and credentials write them; Docker Hub's is `docker.io`.
+        host: what is connected to, `host[:port]`.
+        repository: the path after `/v2/`.
+        insecure: plain HTTP and unverified certificates are acceptable. Loopback may be plain HTTP anyway.
+        is_mirror: it is a copy of the registry that was named.
     """
 
+    name: str
     host: str
     repository: str
-    insecure: bool
+    insecure: bool = False
+    is_mirror: bool = False
 
     @property
     def is_loopback(self) -> bool:
@@ -40,12 +48,10 @@ class Endpoint:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host[:port]` is this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
+    """Whether `host[:port]` is this machine: localhost, 127.0.0.0/8 or ::1."""
     try:
-        return ipaddress.ip_address(name).is_loopback
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 
@@ -61,30 +67,33 @@ class Endpoints:
         self._config = _load(configuration)
 
     def of(self, reference: Reference) -> tuple[Endpoint, ...]:
-        """All endpoints for a reference, in the order in which they are to be tried.
+        """All endpoints for a reference, in the order in which they are to be tried; the last is no mirror.
 
         Raises:
             RegistryBlocked: the configuration blocks it.
             InvalidReference: a location of the configuration makes no reference of it.
         """
-        registry = self._entry(reference)
-        if registry is None:
-            return (_endpoint(reference.host, reference.repository, insecure=False),)
-        prefix = registry.prefix or registry.location
+        entry = self._entry(reference)
+        if entry is None:
+            return (_endpoint(reference.name),)
+        length, registry = entry
         if registry.blocked:
-            raise RegistryBlocked(str(reference), prefix)
+            raise RegistryBlocked(str(reference), _prefix(registry))
         mirrors = [
-            _relocated(reference, prefix, mirror.location, mirror.insecure) for mirror in registry.mirror
+            _relocated(reference, length, mirror.location, insecure=mirror.insecure, is_mirror=True)
+            for mirror in registry.mirror
+            if _serves(registry, mirror, reference)
         ]
-        return (*mirrors, _relocated(reference, prefix, registry.location, registry.insecure))
+        return (*mirrors, _relocated(reference, length, registry.location, insecure=registry.insecure))
 
-    def _entry(self, reference: Reference) -> Registry | None:
-        matching = [
-            (len(registry.prefix or registry.location), registry)
-            for registry in self._config.registry
-            if _matches(registry.prefix or registry.location, reference)
-        ]
-        return max(matching, key=lambda found: found[0])[1] if matching else None
+    def _entry(self, reference: Reference) -> tuple[int, Registry] | None:
+        """The entry with the longest prefix, and how much of the reference's name that prefix covers."""
+        found: tuple[int, Registry] | None = None
+        for registry in self._config.registry:
+            length = _matched(_prefix(registry), reference)
+            if length and (found is None or len(_prefix(registry)) > len(_prefix(found[1]))):
+                found = length, registry
+        return found
 
 
 def _load(configuration: Configuration) -> RegistryConfig:
@@ -112,31 +121,54 @@ def file_of_uri(uri: str, key: str) -> str:
     Raises:
         InvalidConfiguration: it is of another kind; image-rs would ask a key broker for `kbs://`.
     """
-    parts = urlsplit(uri)
+    problem = f"{uri!r} is no file:///path; others are not supported"
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        raise InvalidConfiguration("the configuration", key, problem) from None
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise InvalidConfiguration(
-            "the configuration", key, f"{uri!r} is no file:///path; others are not supported"
-        )
-    return parts.path
+        raise InvalidConfiguration("the configuration", key, problem)
+    return unquote(parts.path)
 
 
-def _matches(prefix: str, reference: Reference) -> bool:
-    if prefix.startswith("*."):
-        return reference.host.partition(":")[0].endswith(prefix[1:])
+def _prefix(registry: Registry) -> str:
+    return registry.prefix or registry.location
+
+
+def _matched(prefix: str, reference: Reference) -> int:
+    """How many characters of the reference's name a prefix stands for; 0 where it does not match."""
     name = reference.name
-    return bool(prefix) and (name == prefix or name.startswith((f"{prefix}/", f"{prefix}:")))
+    if prefix.startswith("*."):
+        domain = reference.host.partition(":")[0]
+        return len(domain) if domain.endswith(prefix[1:]) else 0
+    matches = bool(prefix) and (name == prefix or name.startswith((f"{prefix}/", f"{prefix}:")))
+    return len(prefix) if matches else 0
 
 
-def _relocated(reference: Reference, prefix: str, location: str, insecure: bool) -> Endpoint:
-    if not location or prefix.startswith("*."):
-        name = reference.name
-    else:
-        name = location + reference.name.removeprefix(prefix)
-    host, slash, repository = name.partition("/")
-    if not slash or not repository:
+def _serves(registry: Registry, mirror: Mirror, reference: Reference) -> bool:
+    """Whether a mirror is meant for this kind of pull; tags may be behind at a mirror, digests cannot be."""
+    if registry.mirror_by_digest_only:
+        return reference.digest is not None
+    match mirror.pull_from_mirror:
+        case "all":
+            return True
+        case "digest-only":
+            return reference.digest is not None
+        case "tag-only":
+            return reference.digest is None
+
+
+def _relocated(
+    reference: Reference, length: int, location: str, *, insecure: bool, is_mirror: bool = False
+) -> Endpoint:
+    name = location + reference.name[length:] if location else reference.name
+    host, _, repository = name.partition("/")
+    if not host or not repository:
         raise InvalidReference(str(reference), f"location {location!r} leaves no repository of it")
-    return _endpoint(host, repository, insecure=insecure)
+    return _endpoint(name, insecure=insecure, is_mirror=is_mirror)
 
 
-def _endpoint(host: str, repository: str, *, insecure: bool) -> Endpoint:
-    return Endpoint(_DOCKER_HUB_API if host == DOCKER_HUB else host, repository, insecure)
+def _endpoint(name: str, *, insecure: bool = False, is_mirror: bool = False) -> Endpoint:
+    host, _, repository = name.partition("/")
+    api = _DOCKER_HUB_API if host == DOCKER_HUB else host
+    return Endpoint(name, api, repository, insecure, is_mirror)

@@ -126,15 +126,23 @@ def _parse(document: Document) -> _Manifest:
 
 
 def _kind(document: Document, parsed: _Manifest) -> Kind:
-    """What it is: by its own mediaType, then by its shape; registries' Content-Type lies most often."""
+    """What it is: its shape decides, and what it says of itself must not contradict that.
+
+    Registries' Content-Type lies most often, so that it counts only where the document has no mediaType; one
+    that could be read as either kind is neither (CVE-2021-41190).
+    """
     said = parsed.media_type or document.content_type.partition(";")[0].strip()
     if parsed.schema_version == 1 or parsed.fs_layers is not None or said.startswith(_SCHEMA_1):
         raise UnsupportedImage(document.reference, "it is a Docker schema 1 manifest, given up in 2017")
-    if parsed.manifests is not None and parsed.layers is None and parsed.config is None:
+    is_manifest = parsed.config is not None or parsed.layers is not None
+    is_index = parsed.manifests is not None
+    if is_manifest and is_index:
+        raise InvalidManifest(document.reference, document.digest, "it is both a manifest and an index")
+    if (is_manifest and said in _INDEXES) or (is_index and said in _MANIFESTS):
+        raise InvalidManifest(document.reference, document.digest, f"it is no {said}, though it says so")
+    if is_index:
         return Kind.INDEX
-    if parsed.config is not None and parsed.layers is not None and parsed.manifests is None:
-        if said in _INDEXES:
-            raise InvalidManifest(document.reference, document.digest, "an index that has layers")
+    if parsed.config is not None:
         return Kind.MANIFEST
     if said and said not in _INDEXES | _MANIFESTS:
         raise UnsupportedImage(document.reference, f"it is of media type {said}")
@@ -146,8 +154,8 @@ def _index(document: Document, parsed: _Manifest) -> ImageIndex:
     for entry in parsed.manifests or ():
         if entry.media_type and entry.media_type not in _INDEXES | _MANIFESTS:
             continue
-        if entry.artifact_type:
-            continue
+        if entry.artifact_type and entry.platform is None:
+            continue  # a signature, or another thing that belongs to an image
         platform = None
         if entry.platform is not None:
             platform = Platform(entry.platform.os, entry.platform.architecture, entry.platform.variant)
@@ -157,14 +165,12 @@ def _index(document: Document, parsed: _Manifest) -> ImageIndex:
 
 def _manifest(document: Document, parsed: _Manifest, max_layers: int) -> ImageManifest:
     assert parsed.config is not None
-    assert parsed.layers is not None
-    config_type = parsed.config.media_type
-    if parsed.artifact_type or config_type not in (OCI_CONFIG, DOCKER_CONFIG):
-        found = parsed.artifact_type or config_type or "an unknown type"
+    if parsed.config.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
+        found = parsed.artifact_type or parsed.config.media_type or "of no type"
         raise UnsupportedImage(document.reference, f"it is an artifact ({found}), not an image")
-    if len(parsed.layers) > max_layers:
+    layers = tuple(_layer(document, layer) for layer in parsed.layers or ())
+    if len(layers) > max_layers:
         raise LimitExceeded(f"{document.reference}: the number of layers", "max_layers", max_layers)
-    layers = tuple(_layer(document, layer) for layer in parsed.layers)
     return ImageManifest(_descriptor(document, parsed.config), layers)
 
 
@@ -196,31 +202,30 @@ def _descriptor(document: Document, found: _Descriptor) -> Descriptor:
 # -- platforms ---------------------------------------------------------------------------------------------
 
 _DEFAULT_VARIANTS: Final = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
+_ALSO_RUNS: Final = {"arm64": "arm", "amd64": "386"}
+_LAST_CHOICE: Final = 1_000_000
 
 
-def choose(reference: str, index: ImageIndex, wanted: Platform) -> Descriptor:
-    """The index's image for a platform: the exact variant, or the nearest older one that it can run.
+def candidates(reference: str, index: ImageIndex, wanted: Platform) -> tuple[Descriptor, ...]:
+    """What in an index may be the image for a platform: one, or several of which each must be looked at.
 
-    Follows containerd's `platforms.Only`. Of equals the first wins. Nested indexes have no platform: the first
-    one is what is left when nothing fits.
+    It is the exact variant, or the nearest older one that the platform runs; of equals the first. Where nothing
+    fits, it is the entries that do not say what they are for, such as nested indexes. Follows containerd's
+    `platforms.Only`.
 
     Raises:
         NoMatchingPlatform: there is none; the error lists what there is.
     """
     best: tuple[int, Descriptor] | None = None
-    nested: Descriptor | None = None
     for descriptor, platform in index.manifests:
-        if platform is None:
-            if nested is None:
-                nested = descriptor
-            continue
-        rank = _rank(platform, wanted)
+        rank = None if platform is None else _rank(platform, wanted)
         if rank is not None and (best is None or rank < best[0]):
             best = rank, descriptor
     if best is not None:
-        return best[1]
-    if nested is not None:
-        return nested
+        return (best[1],)
+    unsaid = tuple(descriptor for descriptor, platform in index.manifests if platform is None)
+    if unsaid:
+        return unsaid
     available = {
         str(platform): None for _, platform in index.manifests if platform and platform.os != "unknown"
     }
@@ -228,7 +233,9 @@ def choose(reference: str, index: ImageIndex, wanted: Platform) -> Descriptor:
 
 
 def check_platform(reference: str, built_for: Platform, wanted: Platform) -> None:
-    """Refuse an image that this machine, or the platform that was asked for, cannot run.
+    """Refuse an image that the platform that was asked for cannot run.
+
+    Variants are not compared: configs leave them out, or have them wrong, more often than not.
 
     Raises:
         UnsupportedImage: it is for another operating system than Linux.
@@ -236,8 +243,9 @@ def check_platform(reference: str, built_for: Platform, wanted: Platform) -> Non
     """
     if built_for.os != wanted.os and wanted.os == "linux":
         raise UnsupportedImage(reference, f"it is for {built_for.os} ({built_for})")
-    # old images leave the architecture out
-    if built_for.architecture and _rank(built_for, wanted) is None:
+    # the configs of old images leave the architecture out
+    runs = built_for.architecture in ("", wanted.architecture, _ALSO_RUNS.get(wanted.architecture))
+    if not runs or built_for.os != wanted.os:
         raise NoMatchingPlatform(reference, str(wanted), str(built_for))
 
 
@@ -245,13 +253,16 @@ def _rank(offered: Platform, wanted: Platform) -> int | None:
     """How far an offered platform is from the wanted one: 0 is the same, None cannot run."""
     if offered.os != wanted.os:
         return None
-    if offered.architecture != wanted.architecture:
-        # an arm64 machine runs 32-bit arm, which containerd offers as its last choice
-        if (wanted.architecture, offered.architecture) == ("arm64", "arm") and not offered.variant > "v8":
-            return 10 + _variant_distance(offered, Platform(wanted.os, "arm", "v8"))
+    if offered.architecture == wanted.architecture:
+        distance = _variant_distance(offered, wanted)
+    elif offered.architecture == _ALSO_RUNS.get(wanted.architecture):
+        # the 32-bit sibling, which containerd offers as its last choice
+        newest = Platform(wanted.os, offered.architecture, "v8" if offered.architecture == "arm" else "")
+        distance = _variant_distance(offered, newest)
+        return None if distance < 0 else _LAST_CHOICE + distance
+    else:
         return None
-    distance = _variant_distance(offered, wanted)
-    return distance if distance >= 0 else None
+    return None if distance < 0 else distance
 
 
 def _variant_distance(offered: Platform, wanted: Platform) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from guestpull_server.errors import InvalidDigest, InvalidReference
 from guestpull_server.models import Digest
@@ -58,10 +59,10 @@ class Reference:
         name, tag = _split_tag(name)
         if tag is not None and _TAG.fullmatch(tag) is None:
             raise InvalidReference(text, f"{tag!r} is no tag (letters, digits, _ . -, at most 128)")
-        if _IMAGE_ID.fullmatch(name):
+        if _IMAGE_ID.fullmatch(text):
             raise InvalidReference(text, "it is an image id, which no registry can be asked for")
         host, repository = _split_host(name)
-        if _HOST.fullmatch(host) is None:
+        if not _is_host(host):
             raise InvalidReference(text, f"{host!r} is no registry's host")
         if _REPOSITORY.fullmatch(repository) is None:
             raise InvalidReference(text, _what_is_wrong_with(repository))
@@ -101,6 +102,15 @@ def _split_host(name: str) -> tuple[str, str]:
         if repository and "/" not in repository:
             repository = f"{_OFFICIAL_IMAGES}/{repository}"
     return host, repository
+
+
+def _is_host(host: str) -> bool:
+    if _HOST.fullmatch(host) is None:
+        return False
+    try:
+        return urlsplit(f"//{host}").port != 0
+    except ValueError:  # a port above 65535, brackets around what is no IPv6 address
+        return False
 
 
 def _what_is_wrong_with(repository: str) -> str:

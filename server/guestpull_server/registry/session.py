@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
 
@@ -29,7 +29,8 @@ from guestpull_server.errors import (
 from guestpull_server.models import Cancellation, KiB
 from guestpull_server.registry.authentication import Authorization
 from guestpull_server.registry.endpoints import Endpoint, is_loopback
-from guestpull_server.registry.transport import Transport, TransportError, ended_by
+from guestpull_server.registry.patience import Body, TooSlow, TransportError
+from guestpull_server.registry.transport import Transport
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _WORTH_A_RETRY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -91,33 +92,10 @@ class Session:
         """
         return self._retrying(lambda: self._attempt(path, headers, cancellation), cancellation)
 
-    def body(self, response: urllib3.BaseHTTPResponse, limit: int, cancellation: Cancellation) -> bytes:
-        """Read a body whole, of at most `limit` bytes, and release the connection.
-
-        Raises:
-            TooLong: it is longer.
-            TransportError: it breaks off.
-        """
-        received = bytearray()
-        try:
-            with ended_by(cancellation, response):
-                while piece := response.read1(_PIECE_BYTES):
-                    received += piece
-                    cancellation.check()
-                    if len(received) > limit:
-                        response.close()
-                        raise TooLong
-        except TransportError:
-            cancellation.check()
-            raise
-        finally:
-            response.release_conn()
-        return bytes(received)
-
     def document(
         self, path: str, headers: Mapping[str, str], limit: int, cancellation: Cancellation
     ) -> tuple[urllib3.BaseHTTPResponse, bytes]:
-        """`get`, with the body; a body that breaks off is asked for again.
+        """`get`, with the body of a 200; one that breaks off is asked for again.
 
         Raises:
             TooLong: the body is longer than `limit` bytes.
@@ -128,17 +106,29 @@ class Session:
             response = self._attempt(path, headers, cancellation)
             if isinstance(response, _Failure):
                 return response
+            if response.status != HTTPStatus.OK:
+                response.close()
+                return response, b""
             try:
-                return response, self.body(response, limit, cancellation)
+                return response, self._body(response, limit, cancellation)
             except TransportError as error:
                 return _Failure(plain(error))
 
         return self._retrying(attempt, cancellation)
 
+    def _body(self, response: urllib3.BaseHTTPResponse, limit: int, cancellation: Cancellation) -> bytes:
+        received = bytearray()
+        with Body(response, cancellation, self._limits) as body:
+            while piece := body.read(_PIECE_BYTES):
+                received += piece
+                if len(received) > limit:
+                    raise TooLong
+        return bytes(received)
+
     def backoff(self, attempt: int, cancellation: Cancellation) -> None:
-        """Wait before the next attempt, the first being 1: exponentially longer, with jitter."""
+        """Wait before the next attempt, the first being 1: exponentially longer, with full jitter."""
         longest = min(self._limits.max_retry_delay, _FIRST_DELAY * 2 ** (attempt - 1))
-        cancellation.sleep(random.uniform(longest / 2, longest))
+        cancellation.sleep(random.uniform(0, longest))
 
     def _retrying(self, attempt_once: Callable[[], _T | _Failure], cancellation: Cancellation) -> _T:
         attempt = 1
@@ -170,7 +160,7 @@ class Session:
         self, path: str, headers: Mapping[str, str], cancellation: Cancellation
     ) -> urllib3.BaseHTTPResponse | _Failure:
         """One request, with whatever authentication and redirects it takes."""
-        base_url = self._transport.base_url(self.endpoint)
+        base_url = self._transport.base_url(self.endpoint, cancellation)
         url = f"{base_url}/v2/{self.endpoint.repository}/{path}"
         sent = self._authorization.header
         response = self._follow(url, headers, sent, cancellation)
@@ -224,14 +214,16 @@ class Session:
 
     def _redirected(self, url: str, location: str) -> str:
         try:
-            target = urlsplit(urljoin(url, location))
-            downgraded = url.startswith("https:") and target.scheme == "http"
+            here, target = urlsplit(url), urlsplit(urljoin(url, location))
             usable = target.scheme in ("http", "https") and bool(target.hostname) and target.username is None
         except ValueError:
-            usable, downgraded = False, False
+            usable = False
         if not usable:
-            problem = f"it redirects to {location[:200]!r}, which is no address to download from"
-        elif downgraded and not is_loopback(target.netloc):
+            # the query may be a signature that is as good as a password
+            problem = (
+                f"it redirects to {location.partition('?')[0][:200]!r}, which is nothing to download from"
+            )
+        elif here.scheme == "https" and target.scheme == "http" and not _are_loopback(here, target):
             problem = f"it redirects from HTTPS to plain HTTP at {target.netloc}"
         else:
             return target.geturl()
@@ -248,7 +240,7 @@ class Session:
             status = response.status
             if status == HTTPStatus.OK:
                 try:
-                    return self.body(response, _MAX_TOKEN_BYTES, cancellation)
+                    return self._body(response, _MAX_TOKEN_BYTES, cancellation)
                 except TooLong:
                     return _Failure(f"its token server {server} sends more than any token")
                 except TransportError as error:
@@ -261,25 +253,32 @@ class Session:
         return self._retrying(attempt, cancellation)
 
 
+def _are_loopback(*urls: SplitResult) -> bool:
+    return all(is_loopback(url.netloc) for url in urls)
+
+
 def plain(error: Exception) -> str:
     """What went wrong with an exchange, in a few words."""
     match error:
+        case TooSlow():
+            return str(error)
         case urllib3.exceptions.NameResolutionError():
             return "its name cannot be resolved"
         case urllib3.exceptions.ConnectTimeoutError():
-            return "it does not answer in time"
+            return "no connection in time"
         case urllib3.exceptions.NewConnectionError():
-            return str(error).rpartition(": ")[2].removeprefix("[Errno 111] ").lower()
+            return str(error).rpartition(": ")[2].lower()
         case urllib3.exceptions.SSLError():
             return f"TLS: {error}"
         case urllib3.exceptions.TimeoutError() | TimeoutError():
-            return "it sends nothing any more"
+            return "it sends nothing in time"
         case urllib3.exceptions.ProtocolError():
             return "the connection broke"
         case urllib3.exceptions.ProxyError():
             return "the proxy cannot be used"
         case _:
-            return str(error)[:200] or type(error).__name__
+            # the message of an error that nobody foresaw might hold anything
+            return type(error).__name__
 
 
 def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:

@@ -1,129 +1,33 @@
 """HTTP as registries need it: pooled connections, TLS or plain by the endpoint's rules, proxies, and an end.
 
 `Transport.get` makes one exchange: no retries, no redirects, no authentication; these are the room's other
-modules. What it adds to urllib3 is that nothing waits for ever: an exchange, from connecting to the last byte
-of the response's header, has one deadline, and ends at once when the caller leaves.
+modules. What it adds to urllib3 is that nothing waits for ever: an exchange, from the first question to a name
+server to the last byte of the response's header, has one deadline, and ends at once when the caller leaves.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Final, Self
-from urllib.parse import urlsplit
-from urllib.request import getproxies_environment
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.client import BadStatusLine, RemoteDisconnected
+from typing import Final
+from urllib.parse import unquote, urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError
 
 from guestpull_server import __version__
-from guestpull_server.config import Configuration, ProxyConfig
+from guestpull_server.config import Configuration
 from guestpull_server.errors import InvalidConfiguration
 from guestpull_server.models import Cancellation
-from guestpull_server.registry.endpoints import Endpoint, is_loopback
-
-TransportError = (HTTPError, OSError, ValueError)
-"""What an exchange, or reading from its response, may raise where the network or the server fails."""
+from guestpull_server.registry.connections import WatchedPool, WatchedTlsPool
+from guestpull_server.registry.endpoints import Endpoint
+from guestpull_server.registry.patience import TransportError, Watch
+from guestpull_server.registry.proxies import Proxies
 
 _USER_AGENT: Final = f"guestpull/{__version__}"
-_CONNECTIONS_PER_HOST: Final = 16
 _PROBE_SECONDS: Final = 3.0
-_PROBE: Final = b"GET /v2/ HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
-
-_watched = threading.local()
-
-
-class _Watch:
-    """Shuts the sockets of one exchange down at its deadline, or when the caller leaves."""
-
-    def __init__(self, cancellation: Cancellation, seconds: float) -> None:
-        self._cancellation = cancellation
-        self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self._over = False
-        remaining = cancellation.remaining()
-        self._timer = threading.Timer(seconds if remaining is None else min(seconds, remaining), self._end)
-        self._timer.daemon = True
-
-    def attach(self, connected: socket.socket) -> None:
-        # a duplicate: wrapping a socket in TLS takes the descriptor away from the one that was wrapped
-        duplicate = socket.socket(fileno=os.dup(connected.fileno()))
-        with self._lock:
-            self._sockets.append(duplicate)
-            over = self._over
-        if over:
-            self._end()
-
-    def __enter__(self) -> Self:
-        _watched.watch = self
-        self._withdraw = self._cancellation.on_cancel(self._end)
-        self._timer.start()
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        _watched.watch = None
-        self._timer.cancel()
-        self._withdraw()
-        with self._lock:
-            for duplicate in self._sockets:
-                duplicate.close()
-            self._sockets.clear()
-
-    def _end(self) -> None:
-        with self._lock:
-            self._over = True
-            for one in self._sockets:
-                with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-
-
-def _attach_to_watch(connected: socket.socket | None) -> None:
-    watch: _Watch | None = getattr(_watched, "watch", None)
-    if watch is not None and connected is not None:
-        watch.attach(connected)
-
-
-class _Connection(HTTPConnection):
-    def _new_conn(self) -> socket.socket:
-        made = super()._new_conn()
-        _attach_to_watch(made)
-        return made
-
-    def putrequest(
-        self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False
-    ) -> None:
-        _attach_to_watch(self.sock)  # of a connection that is used again
-        super().putrequest(method, url, skip_host, skip_accept_encoding)
-
-
-class _TlsConnection(HTTPSConnection):
-    def _new_conn(self) -> socket.socket:
-        made = super()._new_conn()
-        _attach_to_watch(made)
-        return made
-
-    def putrequest(
-        self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False
-    ) -> None:
-        _attach_to_watch(self.sock)
-        super().putrequest(method, url, skip_host, skip_accept_encoding)
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
 
 
 class Transport:
@@ -137,9 +41,10 @@ class Transport:
         limits = configuration.limits
         self._limits = limits
         self._timeout = urllib3.Timeout(connect=limits.connect_timeout, read=limits.read_timeout)
-        self._proxies = _Proxies(configuration.image_pull_proxy)
+        self._kept_connections = limits.max_concurrent_pulls + limits.max_concurrent_layers
+        self._proxies = Proxies(configuration)
         self._verified = _verifying_context(configuration.extra_root_certificates)
-        self._unverified = ssl.create_default_context()
+        self._unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._unverified.check_hostname = False
         self._unverified.verify_mode = ssl.CERT_NONE
         self._lock = threading.Lock()
@@ -152,20 +57,26 @@ class Transport:
             for manager in self._managers.values():
                 manager.clear()
 
-    def base_url(self, endpoint: Endpoint) -> str:
+    def base_url(self, endpoint: Endpoint, cancellation: Cancellation) -> str:
         """`scheme://host` of an endpoint: https, or http where the rules allow it and the server wants it."""
         if not endpoint.insecure and not endpoint.is_loopback:
             return f"https://{endpoint.host}"
         key = (endpoint.host, endpoint.insecure)
         scheme = self._schemes.get(key)
         if scheme is None:
-            scheme, certain = _probed_scheme(endpoint.host)
+            scheme, certain = self._probed_scheme(endpoint, cancellation)
             if certain:
                 self._schemes[key] = scheme
         return f"{scheme}://{endpoint.host}"
 
     def get(
-        self, url: str, headers: Mapping[str, str], cancellation: Cancellation, *, insecure: bool = False
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        cancellation: Cancellation,
+        *,
+        insecure: bool = False,
+        seconds: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
         """One GET; returns with the response's header, its body unread.
 
@@ -174,6 +85,7 @@ class Transport:
             headers: added to the usual ones.
             cancellation: ends the exchange; reading the body is the caller's to watch.
             insecure: do not verify the certificate.
+            seconds: how long it may take; the limits' patience where this is None.
 
         Raises:
             TransportError: there was no response in time.
@@ -182,9 +94,9 @@ class Transport:
         """
         cancellation.check()
         manager = self._manager(insecure, self._proxies.for_url(url))
-        limits = self._limits
+        watch = Watch(cancellation, seconds or self._limits.connect_timeout + self._limits.read_timeout)
         try:
-            with _Watch(cancellation, limits.connect_timeout + limits.read_timeout):
+            with watch:
                 return manager.request(
                     "GET",
                     url,
@@ -197,6 +109,8 @@ class Transport:
                 )
         except TransportError:
             cancellation.check()
+            if watch.ended:
+                raise TimeoutError from None
             raise
 
     def _manager(self, insecure: bool, proxy: str | None) -> urllib3.PoolManager:
@@ -205,27 +119,57 @@ class Transport:
             if manager is None:
                 context = self._unverified if insecure else self._verified
                 if proxy is None:
-                    manager = urllib3.PoolManager(maxsize=_CONNECTIONS_PER_HOST, ssl_context=context)
+                    manager = urllib3.PoolManager(maxsize=self._kept_connections, ssl_context=context)
                 else:
-                    manager = urllib3.ProxyManager(proxy, maxsize=_CONNECTIONS_PER_HOST, ssl_context=context)
-                manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+                    manager = urllib3.ProxyManager(
+                        proxy,
+                        maxsize=self._kept_connections,
+                        proxy_headers=_proxy_headers(proxy),
+                        ssl_context=context,
+                    )
+                manager.pool_classes_by_scheme = {"http": WatchedPool, "https": WatchedTlsPool}
                 self._managers[insecure, proxy] = manager
             return manager
 
+    # -- http or https --------------------------------------------------------------------------------------
 
-@contextmanager
-def ended_by(cancellation: Cancellation, response: urllib3.BaseHTTPResponse) -> Iterator[None]:
-    """Have a response's body end when the caller leaves: whoever reads it then gets an error at once."""
+    def _probed_scheme(self, endpoint: Endpoint, cancellation: Cancellation) -> tuple[str, bool]:
+        """Find out whether a server speaks TLS; returns the scheme to use, and whether that is certain.
 
-    def end() -> None:
-        with suppress(*TransportError):
-            response.shutdown()
+        A port of its own is asked by plain HTTP first: a TLS server answers that at once by an alert, a reset or
+        a 400, whereas some plain servers wait for the end of a line that a TLS greeting never has. Without a port
+        the two schemes have one each, and https comes first.
+        """
+        own_port = urlsplit(f"//{endpoint.host}").port is not None
+        first = "http" if own_port and self._proxies.for_url(f"http://{endpoint.host}") is None else "https"
+        other = "https" if first == "http" else "http"
+        try:
+            response = self.get(
+                f"{first}://{endpoint.host}/v2/",
+                {},
+                cancellation,
+                insecure=endpoint.insecure,
+                seconds=_PROBE_SECONDS,
+            )
+        except TransportError as error:
+            if _speaks_no(first, error):
+                return other, True
+            untrusted = isinstance(error, urllib3.exceptions.SSLError)  # the request itself will say so
+            nobody_there = own_port and not isinstance(error, urllib3.exceptions.ProtocolError)
+            return (first if untrusted or nobody_there else other), False
+        response.close()
+        # what many TLS servers say to plain HTTP
+        return (
+            (other, True) if first == "http" and response.status == HTTPStatus.BAD_REQUEST else (first, True)
+        )
 
-    withdraw = cancellation.on_cancel(end)
-    try:
-        yield
-    finally:
-        withdraw()
+
+def _speaks_no(scheme: str, error: Exception) -> bool:
+    """Whether what a server answered shows that it speaks the other scheme."""
+    if scheme == "http":
+        reason = error.args[-1] if isinstance(error, urllib3.exceptions.ProtocolError) else None
+        return isinstance(reason, BadStatusLine) and not isinstance(reason, RemoteDisconnected)
+    return isinstance(error, urllib3.exceptions.SSLError) and "certificate" not in str(error).lower()
 
 
 def _verifying_context(extra_certificates: list[str]) -> ssl.SSLContext:
@@ -241,62 +185,9 @@ def _verifying_context(extra_certificates: list[str]) -> ssl.SSLContext:
     return context
 
 
-class _Proxies:
-    """Which proxy an URL goes through: the configuration's, else the environment's; loopback never does."""
-
-    def __init__(self, configured: ProxyConfig | None) -> None:
-        if configured is None:
-            self._by_scheme = getproxies_environment()
-        else:
-            by_scheme = {
-                "https": configured.https_proxy,
-                "http": configured.http_proxy,
-                "no": configured.no_proxy,
-            }
-            self._by_scheme = {scheme: proxy for scheme, proxy in by_scheme.items() if proxy}
-        for scheme in ("http", "https"):
-            proxy = self._by_scheme.get(scheme)
-            if proxy is not None and urlsplit(proxy).scheme not in ("http", "https"):
-                # no repr of it: it may hold a password
-                raise InvalidConfiguration("the configuration", f"{scheme}_proxy", "it is no http(s):// URL")
-
-    def for_url(self, url: str) -> str | None:
-        parts = urlsplit(url)
-        if is_loopback(parts.netloc) or _bypassed(parts.netloc, self._by_scheme.get("no", "")):
-            return None
-        return self._by_scheme.get(parts.scheme)
-
-
-def _bypassed(host: str, no_proxy: str) -> bool:
-    """Whether no_proxy, a comma-separated list of hosts and domains, names a host; `*` names all."""
-    name = urlsplit(f"//{host}").hostname or ""
-    domains = [domain.strip().lower().lstrip(".") for domain in no_proxy.split(",")]
-    return "*" in domains or any(
-        domain and (domain in (name, host.lower()) or name.endswith(f".{domain}")) for domain in domains
-    )
-
-
-def _probed_scheme(host: str) -> tuple[str, bool]:
-    """Ask a server whether it speaks plain HTTP; returns the scheme to use, and whether that is certain.
-
-    Plain HTTP is asked first: a TLS server answers it at once by an alert, a reset or a 400, whereas some plain
-    servers wait for the end of a line that a TLS greeting never has.
-    """
-    parts = urlsplit(f"//{host}")
-    answer = b""
-    try:
-        port = parts.port
-        with socket.create_connection((parts.hostname or "", port or 80), _PROBE_SECONDS) as connection:
-            connection.sendall(_PROBE % os.fsencode(host))
-            while len(answer) < 12 and (more := connection.recv(12 - len(answer))):
-                answer += more
-    except TimeoutError:
-        return "http", False
-    except ConnectionResetError:
-        return "https", True
-    except (OSError, ValueError):
-        # nobody is there, at least at port 80
-        return ("http" if port is not None else "https"), False
-    if answer.startswith(b"HTTP/1.") and answer[9:12] != b"400":
-        return "http", True
-    return "https", True
+def _proxy_headers(proxy: str) -> dict[str, str]:
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return urllib3.make_headers(proxy_basic_auth=pair)
