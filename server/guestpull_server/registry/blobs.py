@@ -31,6 +31,18 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _PROGRESS: Final = 256 * KiB
 """A connection that brought less than this counts as a failed attempt; others start the count again."""
 _MAX_CONNECTIONS: Final = 1000
+_MAX_PIECE: Final = 1024 * KiB
+
+
+def _have_malloc_keep_pages() -> None:
+    """Free one big block, which makes glibc's malloc keep the pages of those that are not bigger.
+
+    Otherwise it maps, and the kernel clears, fresh pages for each piece: 1.4 s of CPU time a GiB instead of 0.7.
+    """
+    bytes(_MAX_PIECE + 64 * KiB)
+
+
+_have_malloc_keep_pages()
 
 
 class RegistryBlob:
@@ -74,7 +86,7 @@ class RegistryBlob:
             if self._body is None:
                 self._connect()
                 continue
-            piece = self._receive(self._body, limit)
+            piece = self._receive(self._body, min(limit, _MAX_PIECE))
             if self._skip:
                 skipped = min(self._skip, len(piece))
                 self._skip -= skipped
