@@ -54,10 +54,14 @@ class GuestpullError(Exception):
 
     def facts(self) -> dict[str, str]:
         """The fields as text, for ErrorInfo's metadata."""
-        return {field.name: str(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: _as_text(getattr(self, field.name)) for field in fields(self)}
 
     def __str__(self) -> str:
         return self.explain()
+
+
+def _as_text(fact: object) -> str:
+    return ", ".join(str(one) for one in fact) if isinstance(fact, tuple) else str(fact)
 
 
 # -- the request ------------------------------------------------------------------------------------------

@@ -173,16 +173,17 @@ class Puller:
         caller = cancellation or Cancellation(f"pull of {reference}")
         with self._admitted(reference, caller) as cancellation:
             source = self._registry.image(reference, request.credentials)
-            with self.store.reserve_bundle(request.bundle_path) as bundle:
-                resolved = self._resolve(reference, source, request, cancellation)
+            with (
+                self.store.reserve_bundle(request.bundle_path) as bundle,
+                self._resolved(reference, source, request, cancellation) as resolved,
+            ):
                 observer.resolved(resolved)
-                with self.store.pin(layer.blob.digest for layer in resolved.layers):
-                    layers, pulled = self._fetch_layers(resolved, source, cancellation, observer)
-                    mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs)
-                    observer.mounted(bundle.rootfs)
-                    write_runtime_config(bundle.bundle_path, bundle.rootfs, resolved.config)
-                    cancellation.check()
-                    bundle.commit(self.store.record_image(resolved, layers))
+                layers, pulled = self._fetch_layers(resolved, source, cancellation, observer)
+                mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs)
+                observer.mounted(bundle.rootfs)
+                write_runtime_config(bundle.bundle_path, bundle.rootfs, resolved.config)
+                cancellation.check()
+                bundle.commit(self.store.record_image(resolved, layers))
         return PulledImage(
             resolved.image_id, resolved.manifest_digest, resolved.reference, bundle.rootfs, pulled
         )
@@ -213,6 +214,30 @@ class Puller:
                 self._pulls -= 1
                 self._idle.notify_all()
 
+    @contextmanager
+    def _resolved(
+        self, reference: Reference, source: ImageSource, request: PullRequest, cancellation: Cancellation
+    ) -> Iterator[ResolvedImage]:
+        """Resolve the reference, and keep its layers from being deleted."""
+        resolved = self._resolve(reference, source, request, cancellation)
+        with self.store.pin(layer.blob.digest for layer in resolved.layers):
+            if not self._has_vanished(resolved):
+                yield resolved
+                return
+        # an image of the store was removed before its layers were pinned: it must come from the registry
+        if request.policy is PullPolicy.NEVER:
+            raise ImageNotPresent(str(reference))
+        platform = request.platform or Platform.host()
+        resolved = source.resolve(platform, cancellation, lambda _digest: None)
+        with self.store.pin(layer.blob.digest for layer in resolved.layers):
+            yield resolved
+
+    def _has_vanished(self, resolved: ResolvedImage) -> bool:
+        return any(
+            not layer.blob.media_type and self.store.layer(layer.blob.digest) is None
+            for layer in resolved.layers
+        )
+
     def _resolve(
         self, reference: Reference, source: ImageSource, request: PullRequest, cancellation: Cancellation
     ) -> ResolvedImage:
@@ -230,7 +255,7 @@ class Puller:
                 if present is None:
                     raise ImageNotPresent(str(reference))
         if present is not None:
-            return _resolved(present, str(reference))
+            return _as_resolved(present, str(reference))
         return source.resolve(platform, cancellation, lambda digest: self._known(digest, str(reference)))
 
     def _fetch_layers(
@@ -310,14 +335,14 @@ class Puller:
 
     def _known(self, manifest_digest: Digest, reference: str) -> ResolvedImage | None:
         image = self.store.image_by_manifest(manifest_digest)
-        return _resolved(image, reference) if image is not None and self._is_whole(image) else None
+        return _as_resolved(image, reference) if image is not None and self._is_whole(image) else None
 
     def _is_whole(self, image: StoredImage) -> bool:
         return all(self.store.layer(layer.compressed_digest) is not None for layer in image.layers)
 
 
-def _resolved(image: StoredImage, reference: str) -> ResolvedImage:
-    """An image of the store as if it had been resolved; the sizes of its blobs are not known."""
+def _as_resolved(image: StoredImage, reference: str) -> ResolvedImage:
+    """An image of the store as if it had been resolved; media types and sizes of its blobs are not known."""
     layers = tuple(
         LayerDescriptor(Descriptor("", layer.compressed_digest, 0), layer.uncompressed_digest)
         for layer in image.layers

@@ -9,6 +9,7 @@ what of these is there, and may be believed.
   catalog.py     meta_store.json: image-rs's file
   facts.py       layer_facts.jsonl: what meta_store.json has no place for
   bundles.py     bundles: reserved, ready, released
+  deletion.py    how layers go
   readonly.py    stores that are only read
 
 Nothing here knows registries, tars or system calls of mounting. Start with `store.Store`.

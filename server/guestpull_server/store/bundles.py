@@ -315,7 +315,9 @@ class BundleShelf:
             raise BundleExists(path, "its rootfs is not empty")
 
     def _write(self, name: str, place: _Place, content: _BundleFile) -> None:
-        self._durability.replace(os.path.join(place.overlay_directory, name), msgspec.json.encode(content, enc_hook=str))
+        self._durability.replace(
+            os.path.join(place.overlay_directory, name), msgspec.json.encode(content, enc_hook=str)
+        )
 
     def _put(self, place: _Place, image_id: Digest, kept: _BundleFile, mounted: bool) -> None:
         layers: list[Digest] = []

@@ -9,7 +9,8 @@ its entries are sorted, so that the same content gives the same bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import msgspec
@@ -132,7 +133,7 @@ class Catalog:
     ) -> None:
         """Add an image, or put its entry right; keys that we do not know stay."""
         record = ImageRecord(resolved.image_id, resolved.manifest_digest, references, resolved.config, layers)
-        unknown = self._images.get(resolved.image_id, {})
+        unknown = dict(self._images.get(resolved.image_id, {}))
         unknown.pop("references", None)
         named = _encoded({"reference": references[0] if references else ""})
         if len(references) > 1:
@@ -153,11 +154,11 @@ class Catalog:
     def rename_image(self, image_id: Digest, references: tuple[str, ...]) -> None:
         """Give an image other names."""
         record = self.images[image_id]
-        entry = self._images[image_id]
+        entry = self._images[image_id] | _encoded({"reference": references[0] if references else ""})
         entry.pop("references", None)
-        entry |= _encoded({"reference": references[0] if references else ""})
         if len(references) > 1:
             entry |= _encoded({"references": references})
+        self._images[image_id] = entry
         self.images[image_id] = ImageRecord(
             record.image_id, record.manifest_digest, references, record.config, record.layers
         )
@@ -166,6 +167,16 @@ class Catalog:
         """Forget an image."""
         self._images.pop(image_id, None)
         self.images.pop(image_id, None)
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Undo what was changed within, should it not end well."""
+        before = (dict(self._images), dict(self._layers), dict(self.images), dict(self.layers))
+        try:
+            yield
+        except BaseException:
+            self._images, self._layers, self.images, self.layers = before
+            raise
 
     # -- reading --------------------------------------------------------------------------------------------
 

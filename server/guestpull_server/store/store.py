@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -26,6 +26,7 @@ from guestpull_server.errors import (
     ImageNotPresent,
     InvalidDigest,
     ReadOnlyImage,
+    StorageFull,
     storage_errors,
 )
 from guestpull_server.models import (
@@ -40,7 +41,8 @@ from guestpull_server.models import (
 from guestpull_server.store import catalog as catalogs
 from guestpull_server.store.bundles import BundleReservation, BundleShelf, Mounts, StoredBundle
 from guestpull_server.store.catalog import Catalog, ImageRecord, Unreadable
-from guestpull_server.store.durability import Durability, remove_tree
+from guestpull_server.store.deletion import Deletion
+from guestpull_server.store.durability import Durability
 from guestpull_server.store.facts import FactsFile, LayerFacts, read_facts, with_facts
 from guestpull_server.store.readonly import ReadOnlyStore
 from guestpull_server.store.workdir import StagedLayer, WorkDir
@@ -112,7 +114,7 @@ class Store:
         self._dirty = False
         self._pins: Counter[Digest] = Counter()
         self._by_manifest: dict[Digest, Digest] = {}
-        self._by_reference: dict[str, set[Digest]] = {}
+        self._by_reference: dict[str, list[Digest]] = {}
         self.warnings: list[str] = []
         self.damaged = False
 
@@ -174,8 +176,7 @@ class Store:
         self.warnings += [f"{self._catalog_path}: {one}" for one in self._catalog.unusable]
         self._take_layers_in()
         self.warnings += self._shelf.take_stock()
-        for record in self._catalog.images.values():
-            self._index(record)
+        self._index()
         if useless > len(self._facts):
             self._facts_file.rewrite(self._facts)
         self.flush()
@@ -441,18 +442,26 @@ class Store:
                 == [layer.compressed_digest for layer in layers]
             )
             if not unchanged:
-                self._take_name_away(resolved)
-                references = tuple(
-                    dict.fromkeys([*names, resolved.reference] if resolved.reference else names)
-                )
-                if record is not None:
-                    self._unindex(record)
-                entries = tuple(self._entry_of(layer) for layer in layers)
-                self._catalog.put_image(resolved, references, entries)
-                self._index(self._catalog.images[resolved.image_id])
-                self._dirty = True
-            self.flush()
+                self._change(lambda: self._put_image(resolved, names, layers))
             return self._stored(self._catalog.images[resolved.image_id])
+
+    def _put_image(
+        self, resolved: ResolvedImage, names: tuple[str, ...], layers: Sequence[StoredLayer]
+    ) -> None:
+        self._take_name_away(resolved)
+        references = tuple(dict.fromkeys([*names, resolved.reference] if resolved.reference else names))
+        entries = tuple(self._entry_of(layer) for layer in layers)
+        self._catalog.put_image(resolved, references, entries)
+
+    def _change(self, change: Callable[[], object]) -> None:
+        """Change the catalog, in memory and on disk or, if that fails, in neither."""
+        try:
+            with self._catalog.all_or_nothing():
+                change()
+                self._dirty = True
+                self.flush()
+        finally:
+            self._index()
 
     def _entry_of(self, layer: StoredLayer) -> StoredLayer:
         """A layer as layer_db has it; one of a read-only store gets an entry that leads there."""
@@ -471,13 +480,7 @@ class Store:
             left = tuple(name for name in record.references if name != resolved.reference)
             if not left:
                 left = (f"{_repository(resolved.reference)}@{record.manifest_digest}",)
-            self._rename(record, left)
-
-    def _rename(self, record: ImageRecord, references: tuple[str, ...]) -> None:
-        self._unindex(record)
-        self._catalog.rename_image(record.image_id, references)
-        self._index(self._catalog.images[record.image_id])
-        self._dirty = True
+            self._catalog.rename_image(image_id, left)
 
     def remove_image(self, image: StoredImage, reference: str | None, force: bool) -> Removal:
         """Forget an image, or one of its names, and delete the layers that nobody uses any more.
@@ -502,8 +505,7 @@ class Store:
                 raise ImageNotPresent(reference or image.image_id)
             left = tuple(name for name in record.references if name != reference)
             if reference is not None and any("@" not in name for name in left):
-                self._rename(record, left)
-                self.flush()
+                self._change(lambda: self._catalog.rename_image(record.image_id, left))
                 return Removal((), (reference,), (), 0)
             bundles = tuple(
                 bundle.bundle_path
@@ -512,42 +514,45 @@ class Store:
             )
             if bundles and not force:
                 raise ImageInUse(reference or image.image_id, bundles)
-            self._unindex(record)
-            self._catalog.drop_image(image.image_id)
-            self._dirty = True
-            aside, deleted = self._forget_unused(layer.compressed_digest for layer in record.layers)
-        return Removal((image.image_id,), record.references, deleted, _delete(aside))
+            digests = [layer.compressed_digest for layer in record.layers]
+            deletion = self._forget(digests, image.image_id)
+        return Removal((image.image_id,), record.references, deletion.layers, deletion.delete())
 
-    def _forget_unused(self, digests: Iterable[Digest]) -> tuple[list[str], tuple[Digest, ...]]:
-        """Drop layers that nobody uses; returns their directories, set aside for deletion, and their digests."""
-        used = self._used_layers()
+    def _forget(self, digests: Iterable[Digest], image_id: Digest | None = None) -> Deletion:
+        """Drop an image, and those of some layers that nobody else uses; returns what is to be deleted."""
+        used = self._used_layers(except_by=image_id)
         unused = [
             self._catalog.layers[digest]
             for digest in dict.fromkeys(digests)
             if digest not in used and digest in self._catalog.layers
         ]
-        for layer in unused:
-            self._catalog.drop_layer(layer.compressed_digest)
-            self._dirty = True
-        self.flush()
-        aside: list[str] = []
-        deleted: list[Digest] = []
-        with storage_errors("deleting layers", self._work_dir.layers):
-            for layer in unused:
-                path = self._local_path(layer)
-                self._facts.pop(layer.compressed_digest, None)
-                if self._is_ours(layer) and os.path.lexists(path):
-                    aside.append(self._work_dir.set_aside(path))
-                    deleted.append(layer.compressed_digest)
-                    record = self._record_path(os.path.basename(path))
-                    if os.path.lexists(record):
-                        os.unlink(record)
-        return aside, tuple(deleted)
 
-    def _used_layers(self) -> set[Digest]:
+        def drop() -> None:
+            if image_id is not None:
+                self._catalog.drop_image(image_id)
+            for layer in unused:
+                self._catalog.drop_layer(layer.compressed_digest)
+
+        deletion = Deletion(self._work_dir, tuple(layer for layer in unused if self._is_ours(layer)))
+        if image_id is not None or unused:
+            try:
+                self._change(drop)
+            except StorageFull:
+                # a full disk takes no new meta_store.json: make room first. Should the power go now, entries
+                # lead to directories that are gone, which the next pull of that image puts right
+                deletion.set_aside(self._local_path)
+                deletion.delete()
+                self._change(drop)
+        deletion.set_aside(self._local_path)
+        for layer in unused:
+            self._facts.pop(layer.compressed_digest, None)
+        return deletion
+
+    def _used_layers(self, except_by: Digest | None) -> set[Digest]:
         used = set(self._pins)
         for record in self._catalog.images.values():
-            used.update(layer.compressed_digest for layer in record.layers)
+            if record.image_id != except_by:
+                used.update(layer.compressed_digest for layer in record.layers)
         for bundle in self._shelf.ready.values():
             used.update(bundle.layers)
         return used
@@ -579,8 +584,8 @@ class Store:
             if bundle is None:
                 raise BundleNotFound(bundle_path)
             self._shelf.undo(bundle)
-            aside, deleted = self._forget_unused(bundle.layers)
-        return Deleted(deleted, _delete(aside))
+            deletion = self._forget(bundle.layers)
+        return Deleted(deletion.layers, deletion.delete())
 
     # -- both -----------------------------------------------------------------------------------------------
 
@@ -628,19 +633,15 @@ class Store:
             record.image_id, record.manifest_digest, record.references, record.config, layers, read_only_store
         )
 
-    def _index(self, record: ImageRecord) -> None:
-        self._by_manifest[record.manifest_digest] = record.image_id
-        for reference in record.references:
-            self._by_reference.setdefault(reference, set()).add(record.image_id)
-
-    def _unindex(self, record: ImageRecord) -> None:
-        if self._by_manifest.get(record.manifest_digest) == record.image_id:
-            del self._by_manifest[record.manifest_digest]
-        for reference in record.references:
-            named = self._by_reference.get(reference, set())
-            named.discard(record.image_id)
-            if not named:
-                self._by_reference.pop(reference, None)
+    def _index(self) -> None:
+        """Make the ways to find images anew; 1 ms for 2,000 of them."""
+        by_manifest: dict[Digest, Digest] = {}
+        by_reference: dict[str, list[Digest]] = {}
+        for record in self._catalog.images.values():
+            by_manifest[record.manifest_digest] = record.image_id
+            for reference in record.references:
+                by_reference.setdefault(reference, []).append(record.image_id)
+        self._by_manifest, self._by_reference = by_manifest, by_reference
 
 
 def _fits(config: bytes, platform: Platform) -> bool:
@@ -661,9 +662,3 @@ def _repository(reference: str) -> str:
     name = reference.partition("@")[0]
     head, slash, last = name.rpartition("/")
     return f"{head}{slash}{last.partition(':')[0]}"
-
-
-def _delete(aside: Iterable[str]) -> int:
-    """Delete directories that were set aside; returns the bytes of their files."""
-    with storage_errors("deleting layers", "staging"):
-        return sum(remove_tree(path) for path in aside)
