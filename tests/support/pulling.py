@@ -1,0 +1,58 @@
+"""What a pull does with the registry room, in a line: resolve a reference, read a blob."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from guestpull_server.config import Limits
+from guestpull_server.models import Cancellation, Credentials, Descriptor, Digest, Platform, ResolvedImage
+from guestpull_server.registry import ImageSource, Reference, RegistryClient
+from support.images import Layer
+
+AMD64: Final = Platform("linux", "amd64")
+IMPATIENT: Final = Limits(
+    connect_timeout=0.5, read_timeout=0.3, max_retry_delay=0.02, max_attempts=4, min_bytes_per_second=10_000
+)
+"""Limits for tests in which a registry fails: what takes half a minute in earnest is over at once."""
+
+ClientOf: TypeAlias = Callable[..., RegistryClient]
+"""Makes a client of some settings of the configuration."""
+
+
+class Pull:
+    """Pulls by one client."""
+
+    def __init__(self, client: RegistryClient, cancellation: Cancellation | None = None) -> None:
+        self._client = client
+        self._cancellation = cancellation or Cancellation("pull")
+
+    def source(self, reference: str, credentials: Credentials | None = None) -> ImageSource:
+        """The image of a reference."""
+        return self._client.image(Reference.parse(reference), credentials)
+
+    def resolve(
+        self,
+        reference: str,
+        platform: Platform = AMD64,
+        *,
+        credentials: Credentials | None = None,
+        stored: Callable[[Digest], ResolvedImage | None] = lambda _digest: None,
+    ) -> ResolvedImage:
+        """What a reference stands for."""
+        return self.source(reference, credentials).resolve(platform, self._cancellation, stored)
+
+    def blob(self, reference: str, layer: Layer, *, credentials: Credentials | None = None) -> bytes:
+        """All bytes of a layer's blob."""
+        return read_blob(self.source(reference, credentials), layer, self._cancellation)
+
+
+def descriptor_of(layer: Layer) -> Descriptor:
+    """The descriptor of a layer's blob."""
+    return Descriptor(layer.media_type, Digest(layer.digest), layer.size)
+
+
+def read_blob(source: ImageSource, layer: Layer, cancellation: Cancellation | None = None) -> bytes:
+    """All bytes of a layer's blob, by way of a source."""
+    with source.open_blob(descriptor_of(layer), cancellation or Cancellation("pull")) as stream:
+        return b"".join(iter(lambda: stream.read(64 * 1024), b""))
