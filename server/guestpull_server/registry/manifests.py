@@ -66,7 +66,7 @@ class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
     config: _Descriptor | None = None
     layers: list[_Descriptor] | None = None
     manifests: list[_Descriptor] | None = None
-    fs_layers: msgspec.Raw | None = None
+    fs_layers: object = None  # of schema 1
 
 
 class Kind(Enum):

@@ -39,7 +39,7 @@ from guestpull_server.registry.reference import Reference
 from guestpull_server.registry.session import Session, TooLong
 from guestpull_server.registry.source import Stored
 
-_MAX_INDEX_DEPTH: Final = 3  # an index of indexes is rare; deeper ones are a loop or a joke
+_MAX_INDEX_DEPTH: Final = 4  # an index of indexes is rare; deeper ones are a loop or a joke
 _MAX_DOCUMENTS: Final = 32  # manifests and indexes that one resolution may look at
 
 _T = TypeVar("_T")
@@ -91,7 +91,7 @@ class Resolution:
 
     def _choice(self, document: Document, index: ImageIndex, depth: int) -> ResolvedImage:
         *others, last = candidates(self._name, index, self._platform)
-        if depth == _MAX_INDEX_DEPTH or self._documents + len(others) > _MAX_DOCUMENTS:
+        if depth >= _MAX_INDEX_DEPTH or self._documents + len(others) > _MAX_DOCUMENTS:
             raise InvalidManifest(self._name, document.digest, "its indexes are nested too deep, or too many")
         for candidate in others:
             try:

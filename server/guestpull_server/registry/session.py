@@ -264,10 +264,10 @@ def plain(error: Exception) -> str:
             return str(error)
         case urllib3.exceptions.NameResolutionError():
             return "its name cannot be resolved"
-        case urllib3.exceptions.ConnectTimeoutError():
-            return "no connection in time"
         case urllib3.exceptions.NewConnectionError():
             return str(error).rpartition(": ")[2].lower()
+        case urllib3.exceptions.ConnectTimeoutError():
+            return "no connection in time"
         case urllib3.exceptions.SSLError():
             return f"TLS: {error}"
         case urllib3.exceptions.TimeoutError() | TimeoutError():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from http.client import BadStatusLine, RemoteDisconnected
 from typing import Final
@@ -43,10 +43,8 @@ class Transport:
         self._timeout = urllib3.Timeout(connect=limits.connect_timeout, read=limits.read_timeout)
         self._kept_connections = limits.max_concurrent_pulls + limits.max_concurrent_layers
         self._proxies = Proxies(configuration)
-        self._verified = _verifying_context(configuration.extra_root_certificates)
-        self._unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._unverified.check_hostname = False
-        self._unverified.verify_mode = ssl.CERT_NONE
+        self._extra_certificates = configuration.extra_root_certificates
+        _add(self._extra_certificates, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # so that errors come early
         self._lock = threading.Lock()
         self._managers: dict[tuple[bool, str | None], urllib3.PoolManager] = {}
         self._schemes: dict[tuple[str, bool], str] = {}
@@ -117,7 +115,7 @@ class Transport:
         with self._lock:
             manager = self._managers.get((insecure, proxy))
             if manager is None:
-                context = self._unverified if insecure else self._verified
+                context = _unverifying_context() if insecure else self._verifying_context()
                 if proxy is None:
                     manager = urllib3.PoolManager(maxsize=self._kept_connections, ssl_context=context)
                 else:
@@ -130,6 +128,12 @@ class Transport:
                 manager.pool_classes_by_scheme = {"http": WatchedPool, "https": WatchedTlsPool}
                 self._managers[insecure, proxy] = manager
             return manager
+
+    def _verifying_context(self) -> ssl.SSLContext:
+        """The system's certificates and the extra ones; made when first needed, as reading them takes 30 ms."""
+        context = ssl.create_default_context()
+        _add(self._extra_certificates, context)
+        return context
 
     # -- http or https --------------------------------------------------------------------------------------
 
@@ -172,17 +176,20 @@ def _speaks_no(scheme: str, error: Exception) -> bool:
     return isinstance(error, urllib3.exceptions.SSLError) and "certificate" not in str(error).lower()
 
 
-def _verifying_context(extra_certificates: list[str]) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    for number, certificate in enumerate(extra_certificates):
+def _unverifying_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _add(certificates: Sequence[str], context: ssl.SSLContext) -> None:
+    for number, certificate in enumerate(certificates):
         try:
             context.load_verify_locations(cadata=certificate)
         except (ssl.SSLError, ValueError) as error:
-            place = f"extra_root_certificates[{number}]"
-            raise InvalidConfiguration(
-                "the configuration", place, f"it is no PEM certificate ({error})"
-            ) from None
-    return context
+            place, problem = f"extra_root_certificates[{number}]", f"it is no PEM certificate ({error})"
+            raise InvalidConfiguration("the configuration", place, problem) from None
 
 
 def _proxy_headers(proxy: str) -> dict[str, str]:
