@@ -1,0 +1,448 @@
+"""The commands of `guestpull`: each asks the service one thing, and prints the answer.
+
+Results go to standard output, progress and errors to standard error. An error is one line, and exit status 1;
+wrong usage is 2; Ctrl-C cancels the call, and is 130. gRPC and rich are loaded by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from guestpull_client.addresses import ADDRESS_VARIABLE, DEFAULT_ADDRESS, address_or_default, target_of
+from guestpull_client.errors import GuestpullError, InvalidArgument, NotFound
+from guestpull_client.models import Image, PullPolicy
+from guestpull_client.text import one_line, short, size
+
+if TYPE_CHECKING:
+    from guestpull_client.client import Client
+
+app = typer.Typer(
+    name="guestpull",
+    help="Pull images into OCI bundles, and ask what is there, by a guestpulld.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_COMPLETION_SECONDS = 2.0
+_INTERRUPTED = 130
+
+
+class Policy(Enum):
+    """When the registry is asked."""
+
+    TAG = "tag"
+    ALWAYS = "always"
+    MISSING = "missing"
+    NEVER = "never"
+
+    @property
+    def pull_policy(self) -> PullPolicy:
+        """The same in the service's words."""
+        match self:
+            case Policy.TAG:
+                return PullPolicy.UNSPECIFIED
+            case Policy.ALWAYS:
+                return PullPolicy.ALWAYS
+            case Policy.MISSING:
+                return PullPolicy.IF_NOT_PRESENT
+            case Policy.NEVER:
+                return PullPolicy.NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What the options before the command say of the service."""
+
+    address: str
+    timeout: float | None
+    tls: tuple[str, str, str] | None
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client, for one command."""
+        from guestpull_client.client import Client, TlsFiles
+
+        tls = TlsFiles(*self.tls) if self.tls else None
+        try:
+            with Client(self.address, self.timeout, tls) as client:
+                yield client
+        except KeyboardInterrupt:
+            typer.echo("guestpull: interrupted; the service was told to stop.", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+def connection_of(context: typer.Context) -> Connection:
+    """The connection that the callback made."""
+    connection = context.obj
+    if not isinstance(connection, Connection):
+        raise TypeError("the command was not called by way of its callback")
+    return connection
+
+
+def show_version(asked: bool) -> None:
+    """Say the version, and end."""
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"guestpull {version('guestpull')}")
+        raise typer.Exit
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", envvar=ADDRESS_VARIABLE, help=f"unix:///PATH or HOST:PORT [{DEFAULT_ADDRESS}]."
+    ),
+]
+Version = Annotated[
+    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say the version, and end.")
+]
+Platform = Annotated[str, typer.Option(metavar="OS/ARCH[/VARIANT]", help="Of another machine than this one.")]
+WhenToAsk = Annotated[
+    Policy,
+    typer.Option(
+        help="Ask the registry what a tag is; always; only for what is missing here; never.",
+        case_sensitive=False,
+    ),
+]
+Auth = Annotated[
+    str,
+    typer.Option(
+        metavar="USER:PASSWORD",
+        envvar="GUESTPULL_AUTH",
+        help="For the registry. Other users of this machine can see it; --auth-stdin is safer.",
+    ),
+]
+AuthStdin = Annotated[bool, typer.Option("--auth-stdin", help="Read USER:PASSWORD from standard input.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+
+
+def parse_address(address: str | None) -> str:
+    """The address to call; one that is none is wrong usage."""
+    try:
+        target_of(address_or_default(address))
+    except InvalidArgument as error:
+        raise typer.BadParameter(error.message, param_hint="--address") from None
+    return address_or_default(address)
+
+
+def read_auth(auth: str, auth_stdin: bool) -> str:
+    """Credentials from wherever they are to come."""
+    return sys.stdin.readline().rstrip("\r\n") if auth_stdin else auth
+
+
+@app.callback()
+def _guestpull(
+    context: typer.Context,
+    address: Address = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after so long.")
+    ] = None,
+    tls_authorities: Annotated[
+        str | None, typer.Option(metavar="FILE", help="PEM authorities of a service beyond this machine.")
+    ] = None,
+    tls_certificate: Annotated[
+        str | None, typer.Option(metavar="FILE", help="PEM certificate to call such a service with.")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="PEM key of that certificate.")] = None,
+    _version_asked: Version = False,
+) -> None:
+    tls = None
+    if tls_authorities or tls_certificate or tls_key:
+        if not (tls_authorities and tls_certificate and tls_key):
+            raise typer.BadParameter(
+                "TLS needs all of --tls-authorities, --tls-certificate, --tls-key",
+                param_hint="--tls-authorities",
+            )
+        tls = (tls_authorities, tls_certificate, tls_key)
+    context.obj = Connection(parse_address(address), timeout, tls)
+
+
+def _complete_image(context: typer.Context, incomplete: str) -> list[str]:
+    return _complete(
+        context,
+        incomplete,
+        lambda client: [name for image in client.images() for name in (*image.references, image.id)],
+    )
+
+
+def _complete_bundle(context: typer.Context, incomplete: str) -> list[str]:
+    return _complete(context, incomplete, lambda client: [one.bundle_path for one in client.bundles()])
+
+
+def _complete(context: typer.Context, incomplete: str, ask: Callable[[Client], list[str]]) -> list[str]:
+    """What the service knows that begins so; the shell is never told of an error, and never waits for long."""
+    from guestpull_client.client import Client
+
+    address = context.parent.params.get("address") if context.parent else None
+    try:
+        with Client(address, _COMPLETION_SECONDS) as client:
+            return [name for name in ask(client) if name.startswith(incomplete)]
+    except GuestpullError:
+        return []
+
+
+ImageArgument = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="An id or a reference.", autocompletion=_complete_image)
+]
+
+
+@app.command()
+def pull(
+    context: typer.Context,
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE", help="A reference: busybox, quay.io/org/img:1.0.", autocompletion=_complete_image
+        ),
+    ],
+    bundle: Annotated[
+        str,
+        typer.Option("--bundle", "-b", metavar="DIR", help="Where to make the bundle; made if not there."),
+    ],
+    platform: Platform = "",
+    policy: WhenToAsk = Policy.TAG,
+    auth: Auth = "",
+    auth_stdin: AuthStdin = False,
+    as_json: Json = False,
+) -> None:
+    """Make an image a bundle: rootfs mounted, config.json written."""
+    credentials = read_auth(auth, auth_stdin)
+    when = policy.pull_policy
+    with connection_of(context).client() as client:
+        if sys.stderr.isatty():
+            from guestpull_client.progress import follow
+
+            pulled = follow(
+                client.pull_with_progress(image, bundle, auth=credentials, policy=when, platform=platform)
+            )
+        else:
+            pulled = client.pull(image, bundle, auth=credentials, policy=when, platform=platform)
+    if as_json:
+        _print_json(pulled)
+        return
+    fresh = sum(not layer.reused for layer in pulled.layers)
+    typer.echo(f"{one_line(pulled.reference)} is mounted at {one_line(pulled.rootfs_path)}")
+    typer.echo(
+        f"image {short(pulled.image_id)}, {_count(len(pulled.layers), 'layer')}, {fresh} of them new, "
+        f"{size(pulled.downloaded_bytes)} downloaded"
+    )
+
+
+@app.command()
+def images(
+    context: typer.Context,
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="[REFERENCE]", help="Only what has this name.", autocompletion=_complete_image
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """List the images of the store."""
+    with connection_of(context).client() as client:
+        found = client.images(reference)
+    if as_json:
+        _print_json(found)
+        return
+    _print_table(
+        ("REFERENCE", "IMAGE", "PLATFORM", "LAYERS", "SIZE", "BUNDLES"),
+        [
+            (
+                name or "-",
+                short(image.id),
+                image.platform,
+                str(len(image.layers)),
+                size(image.size_bytes),
+                str(len(image.bundles)),
+            )
+            for image in found
+            for name in image.references or ("",)
+        ],
+    )
+
+
+@app.command()
+def layers(
+    context: typer.Context,
+    image: Annotated[
+        str, typer.Option("--image", metavar="IMAGE", help="Only this one's.", autocompletion=_complete_image)
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """List the layers of the store."""
+    with connection_of(context).client() as client:
+        found = client.layers(image)
+    if as_json:
+        _print_json(found)
+        return
+    _print_table(
+        ("LAYER", "DIFF_ID", "DECODER", "SIZE", "IMAGES", "BUNDLES", "STATE", "PATH"),
+        [
+            (
+                short(layer.compressed_digest),
+                short(layer.uncompressed_digest),
+                layer.decoder,
+                size(layer.size_bytes),
+                str(len(layer.images)),
+                str(layer.bundles),
+                ("read-only" if layer.read_only else "present") if layer.present else "missing",
+                layer.store_path,
+            )
+            for layer in found
+        ],
+    )
+
+
+@app.command()
+def bundles(context: typer.Context, as_json: Json = False) -> None:
+    """List the bundles that were made and not released."""
+    with connection_of(context).client() as client:
+        found = client.bundles()
+    if as_json:
+        _print_json(found)
+        return
+    _print_table(
+        ("BUNDLE", "REFERENCE", "IMAGE", "MOUNTED"),
+        [
+            (bundle.bundle_path, bundle.reference, short(bundle.image_id), "yes" if bundle.mounted else "no")
+            for bundle in found
+        ],
+    )
+
+
+@app.command()
+def inspect(context: typer.Context, image: ImageArgument, as_json: Json = False) -> None:
+    """Show one image, its layers, and who uses it."""
+    with connection_of(context).client() as client:
+        parts = client.layers(image)
+        found = _the_one(image, {part.compressed_digest for part in parts}, client)
+    if as_json:
+        _print_json({"image": found, "layers": parts})
+        return
+    rows = [
+        ("image", found.id),
+        ("manifest", found.digest),
+        ("platform", found.platform),
+        ("size", f"{size(found.size_bytes)} unpacked"),
+        *(("reference", name) for name in found.references),
+        *(
+            (
+                "layer",
+                f"{part.compressed_digest}  {size(part.size_bytes)}{'' if part.present else ', missing'}",
+            )
+            for part in parts
+        ),
+        *(("bundle", bundle) for bundle in found.bundles),
+    ]
+    if found.read_only_store:
+        rows.append(("store", f"{found.read_only_store} (read-only)"))
+    for name, value in rows:
+        typer.echo(f"{name:<11}{one_line(value)}")
+
+
+def _the_one(image: str, layer_digests: set[str], client: Client) -> Image:
+    """The image that the service took a text for when it listed its layers."""
+    named = [one for one in client.images() if _names(image, one)]
+    if not named:
+        # a reference in another spelling than the full one
+        named = list(client.images(image))
+    for one in named:
+        if set(one.layers) == layer_digests:
+            return one
+    raise NotFound(f"image {image} was removed while it was looked at. Look again.", "IMAGE_NOT_PRESENT")
+
+
+def _names(text: str, image: Image) -> bool:
+    digest = text if text.startswith("sha256:") else f"sha256:{text}"
+    return text in image.references or image.digest == digest or image.id.startswith(digest)
+
+
+@app.command()
+def rmi(
+    context: typer.Context,
+    image: ImageArgument,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Also while bundles use it; its layers go with the last.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Forget an image, and delete the layers that nobody else uses."""
+    with connection_of(context).client() as client:
+        removal = client.remove_image(image, force=force)
+    if as_json:
+        _print_json(removal)
+        return
+    for name in removal.references:
+        typer.echo(f"forgot {one_line(name)}")
+    for image_id in removal.image_ids:
+        typer.echo(f"forgot image {image_id}")
+    typer.echo(_deleted(removal.deleted_layers, removal.freed_bytes))
+
+
+@app.command()
+def release(
+    context: typer.Context,
+    bundle: Annotated[
+        str,
+        typer.Argument(metavar="BUNDLE", help="The bundle's directory.", autocompletion=_complete_bundle),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Unmount a bundle, and delete what was written in it."""
+    with connection_of(context).client() as client:
+        released = client.release_bundle(bundle)
+    if as_json:
+        _print_json(released)
+        return
+    typer.echo(f"released {one_line(bundle)}")
+    if released.deleted_layers:
+        typer.echo(_deleted(released.deleted_layers, released.freed_bytes))
+
+
+def _deleted(deleted: tuple[str, ...], freed_bytes: int) -> str:
+    return f"deleted {_count(len(deleted), 'layer')}, {size(freed_bytes)} freed"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _print_json(document: object) -> None:
+    from guestpull_client.output import print_json
+
+    print_json(document)
+
+
+def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from guestpull_client.output import print_table
+
+    print_table(columns, rows)
+
+
+def run_app(application: typer.Typer, name: str) -> NoReturn:
+    """Run a command line: an error is one line on standard error and exit status 1; Ctrl-C is 130."""
+    try:
+        application()
+    except GuestpullError as error:
+        typer.echo(f"{name}: {one_line(error.message)}", err=True)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def main() -> NoReturn:
+    """Run `guestpull`."""
+    run_app(app, "guestpull")
+
+
+if __name__ == "__main__":
+    main()
