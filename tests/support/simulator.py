@@ -215,7 +215,7 @@ class RegistrySimulator:
             )
         self.host: Final = f"{address}:{self._server.server_port}"
         self.url: Final = f"{self.scheme}://{self.host}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

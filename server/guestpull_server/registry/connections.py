@@ -7,13 +7,16 @@ import socket
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from guestpull_server.registry.patience import Watch
+
+if TYPE_CHECKING:
+    from urllib3._base_connection import BaseHTTPConnection
 
 _Address: TypeAlias = tuple[
     socket.AddressFamily,
@@ -64,6 +67,11 @@ class WatchedTlsPool(HTTPSConnectionPool):
     """A pool of TLS connections."""
 
     ConnectionCls = _WatchedTls
+
+    def _validate_conn(self, conn: BaseHTTPConnection) -> None:
+        # without the base's warning about certificates that are not verified: the configuration says `insecure`
+        if conn.is_closed:
+            conn.connect()
 
 
 def _addresses(host: str, port: int, watch: Watch) -> Sequence[_Address]:

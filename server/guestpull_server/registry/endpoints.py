@@ -161,11 +161,17 @@ def _serves(registry: Registry, mirror: Mirror, reference: Reference) -> bool:
 def _relocated(
     reference: Reference, length: int, location: str, *, insecure: bool, is_mirror: bool = False
 ) -> Endpoint:
-    name = location + reference.name[length:] if location else reference.name
-    host, _, repository = name.partition("/")
-    if not host or not repository:
-        raise InvalidReference(str(reference), f"location {location!r} leaves no repository of it")
-    return _endpoint(name, insecure=insecure, is_mirror=is_mirror)
+    if not location:
+        return _endpoint(reference.name, insecure=insecure, is_mirror=is_mirror)
+    text = location + reference.name[length:]
+    problem = f"location {location!r} of the registry configuration makes {text!r} of it"
+    try:
+        relocated = Reference.parse(text)
+    except InvalidReference as error:
+        raise InvalidReference(str(reference), f"{problem}: {error.problem}") from None
+    if not text.startswith((f"{relocated.host}/", "index.docker.io/")):
+        raise InvalidReference(str(reference), f"{problem}, which names no registry")
+    return _endpoint(relocated.name, insecure=insecure, is_mirror=is_mirror)
 
 
 def _endpoint(name: str, *, insecure: bool = False, is_mirror: bool = False) -> Endpoint:

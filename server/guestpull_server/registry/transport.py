@@ -46,7 +46,7 @@ class Transport:
         self._extra_certificates = configuration.extra_root_certificates
         _add(self._extra_certificates, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # so that errors come early
         self._lock = threading.Lock()
-        self._managers: dict[tuple[bool, str | None], urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str, bool, str | None], urllib3.PoolManager] = {}
         self._schemes: dict[tuple[str, bool], str] = {}
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class Transport:
             DeadlineExceeded: its time ran out.
         """
         cancellation.check()
-        manager = self._manager(insecure, self._proxies.for_url(url))
+        manager = self._manager(urlsplit(url).scheme, insecure, self._proxies.for_url(url))
         watch = Watch(cancellation, seconds or self._limits.connect_timeout + self._limits.read_timeout)
         try:
             with watch:
@@ -111,23 +111,30 @@ class Transport:
                 raise TimeoutError from None
             raise
 
-    def _manager(self, insecure: bool, proxy: str | None) -> urllib3.PoolManager:
+    def _manager(self, scheme: str, insecure: bool, proxy: str | None) -> urllib3.PoolManager:
         with self._lock:
-            manager = self._managers.get((insecure, proxy))
+            key = (scheme, insecure, proxy)
+            manager = self._managers.get(key)
             if manager is None:
-                context = _unverifying_context() if insecure else self._verifying_context()
-                if proxy is None:
-                    manager = urllib3.PoolManager(maxsize=self._kept_connections, ssl_context=context)
-                else:
-                    manager = urllib3.ProxyManager(
-                        proxy,
-                        maxsize=self._kept_connections,
-                        proxy_headers=_proxy_headers(proxy),
-                        ssl_context=context,
-                    )
-                manager.pool_classes_by_scheme = {"http": WatchedPool, "https": WatchedTlsPool}
-                self._managers[insecure, proxy] = manager
+                manager = self._managers[key] = self._new_manager(*key)
             return manager
+
+    def _new_manager(self, scheme: str, insecure: bool, proxy: str | None) -> urllib3.PoolManager:
+        context: ssl.SSLContext | None = None
+        if scheme == "https":
+            context = _unverifying_context() if insecure else self._verifying_context()
+        if proxy is None:
+            manager = urllib3.PoolManager(maxsize=self._kept_connections, ssl_context=context)
+        else:
+            manager = urllib3.ProxyManager(
+                proxy,
+                maxsize=self._kept_connections,
+                proxy_headers=_proxy_headers(proxy),
+                proxy_ssl_context=self._verifying_context() if proxy.startswith("https:") else None,
+                ssl_context=context,
+            )
+        manager.pool_classes_by_scheme = {"http": WatchedPool, "https": WatchedTlsPool}
+        return manager
 
     def _verifying_context(self) -> ssl.SSLContext:
         """The system's certificates and the extra ones; made when first needed, as reading them takes 30 ms."""
