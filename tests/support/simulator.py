@@ -27,6 +27,7 @@ import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Final, Protocol, Self, TypeAlias
@@ -188,13 +189,26 @@ class RegistrySimulator:
         authentication: what it wants of whoever asks.
         tls: speak HTTPS, with a certificate of `certificate_authority` for 127.0.0.1 and localhost.
         address: where to listen; another address of the loopback network makes another host.
+        port: where to listen; 0: at any that is free.
+
+    Attributes:
+        sends_content_digests: whether manifests come with a Docker-Content-Digest.
+        challenge: the WWW-Authenticate header, in place of the one that is right.
+        requests: all that came, in their order.
+        realm_requests: the queries that the token server was asked.
     """
 
     def __init__(
-        self, *, authentication: Authentication = None, tls: bool = False, address: str = "127.0.0.1"
+        self,
+        *,
+        authentication: Authentication = None,
+        tls: bool = False,
+        address: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.authentication = authentication
         self.sends_content_digests = True
+        self.challenge = ""
         self.closing = threading.Event()
         self.requests: list[Request] = []
         self.realm_requests: list[dict[str, str]] = []
@@ -205,7 +219,7 @@ class RegistrySimulator:
         self._faults: list[_Active] = []
         self._tokens: dict[str, int] = {}
         handler = type("_BoundHandler", (_Handler,), {"registry": self})
-        self._server = _Server((address, 0), handler)
+        self._server = _Server((address, port), handler)
         self.scheme: Final = "https" if tls else "http"
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -357,7 +371,9 @@ class RegistrySimulator:
                     return True
 
     def _challenge(self, path: str) -> Answer:
-        if isinstance(self.authentication, Bearer):
+        if self.challenge:
+            challenge = self.challenge
+        elif isinstance(self.authentication, Bearer):
             realm = self.authentication.realm or f"{self.url}/token"
             repository = path.removeprefix("/v2/").rpartition("/")[0].rpartition("/")[0]
             challenge = f'Bearer realm="{realm}",service="simulator",scope="repository:{repository}:pull"'
@@ -432,7 +448,10 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.path, headers, self.client_address[1])
         self.registry.record(request)
         exchange = Exchange(self.registry, self, request, self.registry.answer(self.path, headers))
-        fault = self.registry.take_fault(self.path)
+        # a challenge is sent as it is: what goes wrong goes wrong with what was asked for
+        fault = (
+            None if exchange.answer.status == HTTPStatus.UNAUTHORIZED else self.registry.take_fault(self.path)
+        )
         try:
             if fault is None:
                 exchange.send()

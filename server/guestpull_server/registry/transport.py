@@ -149,10 +149,11 @@ class Transport:
 
         A port of its own is asked by plain HTTP first: a TLS server answers that at once by an alert, a reset or
         a 400, whereas some plain servers wait for the end of a line that a TLS greeting never has. Without a port
-        the two schemes have one each, and https comes first.
+        the two schemes have one each, and https comes first; so it does through a proxy.
         """
-        own_port = urlsplit(f"//{endpoint.host}").port is not None
-        first = "http" if own_port and self._proxies.for_url(f"http://{endpoint.host}") is None else "https"
+        is_direct = self._proxies.for_url(f"http://{endpoint.host}") is None
+        own_port = is_direct and urlsplit(f"//{endpoint.host}").port is not None
+        first = "http" if own_port else "https"
         other = "https" if first == "http" else "http"
         try:
             response = self.get(

@@ -1,0 +1,350 @@
+"""TLS or plain HTTP, certificates, redirects, proxies, retries, and the end of all waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+
+import msgspec
+import pytest
+
+from guestpull_server.config import ProxyConfig, RegistryConfig
+from guestpull_server.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidConfiguration,
+    RateLimited,
+    RegistryUnavailable,
+)
+from guestpull_server.models import Cancellation
+from guestpull_server.registry import Reference, RegistryClient
+from support.faults import Pause, RedirectLoop, RedirectTo, Stall, Status
+from support.images import files, image, layer
+from support.pulling import AMD64, IMPATIENT, ClientOf, Pull
+from support.simulator import RegistrySimulator, certificate_authority
+
+LAYER = layer(*files("srv", count=10, size=20_000))
+SHOP = image(LAYER)
+
+
+@pytest.fixture
+def secure() -> Iterator[RegistrySimulator]:
+    with RegistrySimulator(tls=True) as simulator:
+        simulator.push("shop:1.0", SHOP)
+        yield simulator
+
+
+@pytest.fixture
+def certificate() -> str:
+    return certificate_authority().cert_pem.bytes().decode()
+
+
+def insecure(host: str) -> RegistryConfig:
+    return msgspec.convert({"registry": [{"location": host, "insecure": True}]}, type=RegistryConfig)
+
+
+# -- http or https -----------------------------------------------------------------------------------------
+
+
+def test_a_certificate_that_a_known_authority_signed_is_trusted(
+    secure: RegistrySimulator, client_of: ClientOf, certificate: str
+) -> None:
+    pull = Pull(client_of(extra_root_certificates=[certificate]))
+    assert pull.resolve(f"{secure.host}/shop:1.0").image_id == SHOP.image_id
+    assert pull.blob(f"{secure.host}/shop:1.0", LAYER) == LAYER.blob
+
+
+def test_a_certificate_that_nobody_known_signed_is_not(secure: RegistrySimulator, pull: Pull) -> None:
+    with pytest.raises(RegistryUnavailable, match="certificate verify failed"):
+        pull.resolve(f"{secure.host}/shop:1.0")
+
+
+def test_a_certificate_for_another_host_is_not(client_of: ClientOf, certificate: str) -> None:
+    with RegistrySimulator(tls=True, address="127.0.0.3") as other:
+        other.push("shop:1.0", SHOP)
+        reference = f"localhost:{other.host.partition(':')[2]}/shop:1.0"
+        with forwarded(other.host), pytest.raises(RegistryUnavailable, match="certificate verify failed"):
+            Pull(client_of(extra_root_certificates=[certificate])).resolve(
+                reference.replace("localhost", "127.0.0.1")
+            )
+
+
+@contextlib.contextmanager
+def forwarded(host: str) -> Iterator[None]:
+    """Have 127.0.0.1 answer at the port of another address, as that one would."""
+    address, _, port = host.partition(":")
+    with socket.create_server(("127.0.0.1", int(port))) as listening:
+        listening.settimeout(5)
+        stop = threading.Event()
+
+        def forward() -> None:
+            while not stop.is_set():
+                try:
+                    caller, _ = listening.accept()
+                except OSError:
+                    return
+                callee = socket.create_connection((address, int(port)))
+                for source, sink in ((caller, callee), (callee, caller)):
+                    threading.Thread(target=pump, args=(source, sink), daemon=True).start()
+
+        thread = threading.Thread(target=forward, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError), source:
+        while received := source.recv(65536):
+            sink.sendall(received)
+        sink.shutdown(socket.SHUT_WR)
+
+
+def test_an_insecure_registry_needs_no_certificate(secure: RegistrySimulator, client_of: ClientOf) -> None:
+    pull = Pull(client_of(registry_config=insecure(secure.host)))
+    assert pull.resolve(f"{secure.host}/shop:1.0").image_id == SHOP.image_id
+
+
+def test_insecure_is_not_said_of_where_it_redirects_to(
+    secure: RegistrySimulator, registry: RegistrySimulator, client_of: ClientOf
+) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault(LAYER, RedirectTo(secure.url))
+    with pytest.raises(RegistryUnavailable, match="certificate verify failed"):
+        Pull(client_of(registry_config=insecure(registry.host))).blob(reference, LAYER)
+
+
+def test_what_a_registry_speaks_is_asked_once(registry: RegistrySimulator, pull: Pull) -> None:
+    for name in ("one", "two"):
+        pull.resolve(registry.push(name, SHOP))
+    assert len(registry.requests_for("v2")) == 1
+
+
+def test_a_tls_registry_that_scolds_plain_http_is_spoken_to_by_tls(
+    registry: RegistrySimulator, secure: RegistrySimulator, client_of: ClientOf, certificate: str
+) -> None:
+    # what nginx and Go's servers say at a TLS port; the TLS greeting that follows is no HTTP
+    registry.fault("v2", Status(400))
+    with pytest.raises(RegistryUnavailable, match="TLS"):
+        Pull(client_of()).resolve(registry.push("shop:1.0", SHOP))
+
+
+def test_a_registry_that_was_down_is_asked_again_what_it_speaks(
+    registry: RegistrySimulator, client_of: ClientOf
+) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    client = client_of()
+    port = registry.host.partition(":")[2]
+    elsewhere = reference.replace("127.0.0.1", "127.0.0.4")
+    with pytest.raises(RegistryUnavailable):
+        Pull(client).resolve(elsewhere)
+    with RegistrySimulator(address="127.0.0.4", port=int(port), tls=True) as late:
+        late.push("shop:1.0", SHOP)
+        with pytest.raises(RegistryUnavailable, match="certificate"):
+            Pull(client).resolve(elsewhere)
+
+
+def test_a_certificate_of_the_configuration_that_is_none_is_named(client_of: ClientOf) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"extra_root_certificates\[0\]"):
+        client_of(extra_root_certificates=["not a certificate"])
+
+
+# -- redirects ---------------------------------------------------------------------------------------------
+
+
+def test_an_endless_redirect_is_left(registry: RegistrySimulator, pull: Pull) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", RedirectLoop())
+    with pytest.raises(RegistryUnavailable, match="redirects more than 5 times"):
+        pull.resolve(reference)
+    assert len(registry.requests_for("manifests/1.0")) == 1 + IMPATIENT.max_redirects
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_all_kinds_of_redirects_are_followed(registry: RegistrySimulator, pull: Pull, code: int) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.push("moved:1.0", SHOP)
+    registry.fault("v2/shop/manifests/1.0", RedirectTo("/v2/moved/manifests/1.0", code=code))
+    assert pull.resolve(reference).image_id == SHOP.image_id
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://[::/x", "http://a:b@127.0.0.1/x"],
+)
+def test_a_redirect_to_what_is_no_address_is_refused(
+    registry: RegistrySimulator, pull: Pull, location: str
+) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", RedirectTo(f"{location}?signature=hunter2"))
+    with pytest.raises(RegistryUnavailable) as raised:
+        pull.resolve(reference)
+    assert "nothing to download from" in raised.value.problem
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_redirect_from_tls_to_plain_http_is_refused(
+    secure: RegistrySimulator, client_of: ClientOf, certificate: str
+) -> None:
+    secure.fault("manifests/1.0", RedirectTo("http://plain.example/v2/shop/manifests/1.0"))
+    with pytest.raises(RegistryUnavailable, match="from HTTPS to plain HTTP"):
+        Pull(client_of(extra_root_certificates=[certificate])).resolve(f"{secure.host}/shop:1.0")
+
+
+# -- retries -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retry_after", ["0", "1", formatdate(time.time() - 100, usegmt=True), "soon", "-1"])
+def test_retry_after_is_waited_for_as_far_as_allowed(
+    registry: RegistrySimulator, pull: Pull, retry_after: str
+) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", Status(503, retry_after), times=1)
+    assert pull.resolve(reference).image_id == SHOP.image_id
+
+
+def test_a_retry_after_beyond_the_deadline_is_not_waited_for(
+    registry: RegistrySimulator, client_of: ClientOf
+) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", Status(429, retry_after="50"))
+    soon = Cancellation("pull", time.monotonic() + 5)
+    client = client_of(limits=msgspec.structs.replace(IMPATIENT, max_retry_delay=60))
+    with pytest.raises(RateLimited, match="50 seconds"):
+        Pull(client, soon).resolve(reference)
+    assert soon.remaining() != 0
+
+
+# -- nothing waits for ever --------------------------------------------------------------------------------
+
+PATIENT = msgspec.structs.replace(IMPATIENT, connect_timeout=60, read_timeout=60)
+
+
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """A host to which no connection ever comes about: its queue is full, and nobody takes from it."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        address = listening.getsockname()
+        waiting = [socket.socket() for _ in range(8)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(address)
+        yield f"127.0.0.1:{address[1]}"
+        for one in waiting:
+            one.close()
+
+
+def test_a_host_that_takes_no_connection_is_given_up(deaf: str, client_of: ClientOf) -> None:
+    once = msgspec.structs.replace(IMPATIENT, connect_timeout=0.1, max_attempts=1)
+    with pytest.raises(RegistryUnavailable, match="no connection in time"):
+        Pull(client_of(limits=once)).resolve(f"{deaf}/shop:1.0")
+
+
+def resolving(client: RegistryClient, reference: str, cancellation: Cancellation) -> list[BaseException]:
+    """Resolve, cancel as soon as it waits, and return what was raised."""
+    raised: list[BaseException] = []
+
+    def resolve() -> None:
+        try:
+            client.image(Reference.parse(reference), None).resolve(AMD64, cancellation, lambda _digest: None)
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            raised.append(error)
+
+    thread = threading.Thread(target=resolve)
+    thread.start()
+    thread.join(0.1)
+    cancellation.cancel()
+    thread.join(5)
+    return raised
+
+
+def test_cancelling_ends_the_wait_for_a_connection(deaf: str, client_of: ClientOf) -> None:
+    raised = resolving(client_of(limits=PATIENT), f"{deaf}/shop:1.0", Cancellation("pull"))
+    assert isinstance(raised[0], Cancelled)
+
+
+def test_cancelling_ends_the_wait_for_an_answer(registry: RegistrySimulator, client_of: ClientOf) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", Pause(60))
+    raised = resolving(client_of(limits=PATIENT), reference, Cancellation("pull"))
+    assert isinstance(raised[0], Cancelled)
+
+
+def test_cancelling_ends_the_wait_for_a_body(registry: RegistrySimulator, client_of: ClientOf) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", Stall(after=0.5))
+    raised = resolving(client_of(limits=PATIENT), reference, Cancellation("pull"))
+    assert isinstance(raised[0], Cancelled)
+
+
+def test_cancelling_ends_the_wait_for_tls(client_of: ClientOf) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        raised = resolving(client_of(limits=PATIENT), f"{host}/shop:1.0", Cancellation("pull"))
+    assert isinstance(raised[0], Cancelled)
+
+
+def test_cancelling_ends_the_wait_for_a_name_server(
+    client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = threading.Event()
+    resolve_name = socket.getaddrinfo
+
+    def slow(host: str, port: int, *, flags: int = 0, **settings: int) -> object:
+        if not flags & socket.AI_NUMERICHOST:
+            never.wait(10)
+        return resolve_name(host, port, flags=flags | socket.AI_NUMERICHOST, **settings)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    raised = resolving(client_of(limits=PATIENT), "slow.example/shop:1.0", Cancellation("pull"))
+    never.set()
+    assert isinstance(raised[0], Cancelled)
+
+
+def test_a_name_that_does_not_exist_is_said_to(client_of: ClientOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_args: object, **_settings: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(RegistryUnavailable, match="cannot be resolved"):
+        Pull(client_of()).resolve("no-such-host.example/shop:1.0")
+
+
+def test_a_deadline_ends_the_wait_for_a_connection(deaf: str, client_of: ClientOf) -> None:
+    soon = Cancellation("pull", time.monotonic() + 0.2)
+    with pytest.raises(DeadlineExceeded):
+        Pull(client_of(limits=PATIENT), soon).resolve(f"{deaf}/shop:1.0")
+
+
+def test_a_caller_that_has_left_costs_no_request(registry: RegistrySimulator, client_of: ClientOf) -> None:
+    gone = Cancellation("pull")
+    gone.cancel()
+    with pytest.raises(Cancelled):
+        Pull(client_of(), gone).resolve(registry.push("shop:1.0", SHOP))
+    assert registry.requests == []
+
+
+# -- proxies -----------------------------------------------------------------------------------------------
+
+
+def test_a_plain_registry_is_reached_through_the_http_proxy(
+    registry: RegistrySimulator, client_of: ClientOf
+) -> None:
+    registry.push("shop:1.0", SHOP)
+    proxied = ProxyConfig(http_proxy=f"http://alice:wonder%40land@{registry.host}", https_proxy=None)
+    client = client_of(image_pull_proxy=proxied, registry_config=insecure("shop.example:80"))
+
+    assert Pull(client).resolve("shop.example:80/shop:1.0").image_id == SHOP.image_id
+    asked = registry.requests_for("manifests/1.0")[0]
+    assert asked.path.startswith("http://shop.example")
+    assert asked.headers["proxy-authorization"] == "Basic YWxpY2U6d29uZGVyQGxhbmQ="
