@@ -1,0 +1,19 @@
+"""Fixtures that every room's tests may use. What needs root and mounts is in tests/integration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests first: what fails there explains what fails later."""
+    items.sort(key=lambda item: "integration" in Path(item.path).parts)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Integration tests mount; without root they fail at once, rather than being skipped unseen."""
+    if "integration" in Path(item.path).parts and os.geteuid() != 0:
+        pytest.fail("integration tests need root: they mount file systems and unpack devices", pytrace=False)
