@@ -41,6 +41,9 @@ class Directories:
         self._max_implied = max_implied
         self._stack: list[_OpenDirectory] = []
         self._push(b"/", os.lstat(b"/"))
+        self.set_times(
+            0, 0
+        )  # unless it has an entry; the same layer is the same directory, whenever it is made
         self.implied: dict[bytes, None] = {b"": None}
         """Directories made without an entry, in their order; the root is b""."""
 

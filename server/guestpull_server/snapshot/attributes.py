@@ -121,7 +121,8 @@ class _Merged:
                     case _Kind.OTHER:
                         return
                     case _Kind.OPAQUE_DIRECTORY:
-                        last = True
+                        # what is below it is hidden, but the attributes of what an implied one replaces are not
+                        last = last or prefix != path or not self._is_implied(number, path)
                     case _Kind.DIRECTORY:
                         pass
             else:

@@ -1,0 +1,40 @@
+"""A registry, a disk in memory, a daemon: what most integration tests begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.daemon import Daemon, Tmpfs
+from support.peers import DockerRegistry
+from support.simulator import RegistrySimulator
+
+
+@pytest.fixture(scope="session")
+def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """Debian's registry; tests use repositories of their own."""
+    with DockerRegistry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@pytest.fixture
+def registry() -> Iterator[RegistrySimulator]:
+    """A registry that remembers its requests, and fails on demand."""
+    with RegistrySimulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs; nothing may be left mounted below it."""
+    with Tmpfs(tmp_path / "disk") as directory:
+        yield directory
+
+
+@pytest.fixture
+def daemon(disk: Path) -> Iterator[Daemon]:
+    """A guestpulld with an empty store."""
+    with Daemon(disk) as running:
+        yield running

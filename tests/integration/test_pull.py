@@ -1,0 +1,323 @@
+"""Pulling, end to end: what a caller gets is what the image says, by the measure of umoci and runc."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from guestpull_client import PullPolicy
+from guestpull_client.errors import FailedPrecondition, NotFound
+from guestpull_client.models import LayerDone, Mounted, PulledImage, Resolved
+from support.daemon import Daemon
+from support.images import Image, file, files, image, index, layer
+from support.peers import DockerRegistry, grpcurl, run_container, skopeo_copy, unpacked_by_umoci
+from support.samples import changes, everything, runnable
+from support.simulator import RegistrySimulator
+from support.trees import differences, tree
+
+
+def test_a_rootfs_is_to_the_last_attribute_what_umoci_unpacks(
+    daemon: Daemon, docker_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    reference = docker_registry.push("tree", "1", image(runnable(), everything(), changes()))
+
+    pulled = daemon.client.pull(reference, str(daemon.bundle("one")))
+
+    theirs = unpacked_by_umoci(reference, tmp_path / "umoci")
+    # no tar says when a directory without an entry was changed: umoci says now, we say 1970
+    implied = ("/", "usr", "usr/share")
+    found = differences(tree(pulled.rootfs_path), tree(theirs))
+    assert [one for one in found if not one.startswith(tuple(f"{path}: mtime_ns" for path in implied))] == []
+
+
+@pytest.mark.parametrize("docker", [False, True], ids=["OCI", "Docker"])
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+def test_all_manifest_formats_and_compressions_give_the_same(
+    daemon: Daemon, docker_registry: DockerRegistry, docker: bool, compression: str
+) -> None:
+    content = layer(*files("srv", count=50), compression=compression)  # type: ignore[arg-type]
+    pushed = image(content, docker=docker and compression != "zstd")
+    reference = docker_registry.push(f"formats-{compression}-{docker}".lower(), "1", pushed)
+
+    pulled = daemon.client.pull(reference, str(daemon.bundle("one")))
+
+    assert pulled.image_id == pushed.image_id
+    assert pulled.manifest_digest == pushed.digest
+    assert pulled.downloaded_bytes == content.size
+    assert pulled.layers[0].uncompressed_digest == content.diff_id
+    assert len(os.listdir(Path(pulled.rootfs_path) / "srv")) == 50
+
+
+def test_runc_and_crun_start_the_bundle_as_it_is(daemon: Daemon, docker_registry: DockerRegistry) -> None:
+    says = {"Cmd": ["sh", "-c", "id; pwd; echo $GREETING"], "Env": ["GREETING=hello"], "WorkingDir": "/srv"}
+    reference = docker_registry.push("run", "1", image(runnable(), process={**says, "User": "shop"}))
+    bundle = str(daemon.bundle("one"))
+
+    daemon.client.pull(reference, bundle)
+
+    expected = "uid=1234(shop) gid=1235(shop) groups=2000(audit)\n/srv\nhello\n"
+    assert run_container(bundle, f"gp-{os.getpid()}-runc") == expected
+    assert run_container(bundle, f"gp-{os.getpid()}-crun", "crun") == expected
+
+
+def test_a_user_that_the_image_does_not_have_is_an_error_and_never_root(
+    daemon: Daemon, docker_registry: DockerRegistry
+) -> None:
+    reference = docker_registry.push("nobody", "1", image(runnable(), process={"User": "ghost"}))
+
+    with pytest.raises(FailedPrecondition, match="ghost") as caught:
+        daemon.client.pull(reference, str(daemon.bundle("one")))
+
+    assert caught.value.reason == "NO_SUCH_USER"
+    assert not daemon.bundle("one").exists()
+    assert daemon.client.bundles() == ()
+
+
+def test_an_index_gives_the_platform_that_was_asked_for(
+    daemon: Daemon, docker_registry: DockerRegistry
+) -> None:
+    def built_for(platform: str) -> Image:
+        return image(layer(file("platform", platform.encode())), platform=platform)
+
+    both = index(built_for("linux/amd64"), built_for("linux/arm64/v8"), built_for("linux/arm/v7"))
+    reference = docker_registry.push("platforms", "1", both)
+
+    for platform in ("linux/amd64", "linux/arm64", "linux/arm64/v8", "linux/arm/v7"):
+        bundle = daemon.bundle(platform.replace("/", "-"))
+        pulled = daemon.client.pull(reference, str(bundle), platform=platform)
+        found = (Path(pulled.rootfs_path) / "platform").read_text()
+        assert found.startswith(platform)
+    with pytest.raises(FailedPrecondition, match="linux/s390x") as caught:
+        daemon.client.pull(reference, str(daemon.bundle("none")), platform="linux/s390x")
+    assert caught.value.reason == "NO_MATCHING_PLATFORM"
+
+
+def test_progress_tells_the_steps_in_order_and_the_result_last(
+    daemon: Daemon, docker_registry: DockerRegistry
+) -> None:
+    pushed = image(runnable(), everything())
+    reference = docker_registry.push("progress", "1", pushed)
+
+    events = list(daemon.client.pull_with_progress(reference, str(daemon.bundle("one"))))
+
+    assert isinstance(events[0], Resolved)
+    assert [one.compressed_digest for one in events[0].layers] == [one.digest for one in pushed.layers]
+    done = [event for event in events if isinstance(event, LayerDone)]
+    assert {one.compressed_digest for one in done} == {one.digest for one in pushed.layers}
+    assert isinstance(events[-2], Mounted)
+    assert isinstance(events[-1], PulledImage)
+    assert events[-1].image_id == pushed.image_id
+
+
+# -- what is there already -----------------------------------------------------------------------------------
+
+
+def test_a_layer_that_is_there_costs_no_blob_request(daemon: Daemon, registry: RegistrySimulator) -> None:
+    base = runnable()
+    first = registry.push("first:1", image(base))
+    top = layer(file("top", b"new"))
+    second = registry.push("second:1", image(base, top))
+    daemon.client.pull(first, str(daemon.bundle("one")))
+    sent = registry.bytes_sent(base)
+
+    pulled = daemon.client.pull(second, str(daemon.bundle("two")))
+
+    assert registry.bytes_sent(base) == sent == base.size
+    assert [one.reused for one in pulled.layers] == [True, False]
+    assert pulled.downloaded_bytes == top.size
+
+
+def test_a_digest_that_is_there_needs_no_network(daemon: Daemon, registry: RegistrySimulator) -> None:
+    pushed = image(runnable())
+    reference = registry.push("pinned:1", pushed)
+    by_digest = f"{reference.rpartition(':')[0]}@{pushed.digest}"
+    daemon.client.pull(reference, str(daemon.bundle("one")))
+    requests = len(registry.requests)
+
+    pulled = daemon.client.pull(by_digest, str(daemon.bundle("two")))
+
+    assert len(registry.requests) == requests
+    assert pulled.image_id == pushed.image_id
+
+
+def test_a_tag_that_is_there_costs_one_request(daemon: Daemon, registry: RegistrySimulator) -> None:
+    reference = registry.push("warm:1", image(runnable()))
+    daemon.client.pull(reference, str(daemon.bundle("one")))
+    requests = len(registry.requests)
+
+    daemon.client.pull(reference, str(daemon.bundle("two")))
+
+    assert len(registry.requests) == requests + 1
+
+
+def test_policies_say_when_the_registry_is_asked(daemon: Daemon, registry: RegistrySimulator) -> None:
+    reference = registry.push("policy:1", image(runnable()))
+    with pytest.raises(NotFound) as caught:
+        daemon.client.pull(reference, str(daemon.bundle("zero")), policy=PullPolicy.NEVER)
+    assert caught.value.reason == "IMAGE_NOT_PRESENT"
+    assert registry.requests == []
+
+    daemon.client.pull(reference, str(daemon.bundle("one")), policy=PullPolicy.IF_NOT_PRESENT)
+    asked = len(registry.requests)
+    daemon.client.pull(reference, str(daemon.bundle("two")), policy=PullPolicy.IF_NOT_PRESENT)
+    daemon.client.pull(reference, str(daemon.bundle("three")), policy=PullPolicy.NEVER)
+    assert len(registry.requests) == asked
+
+    daemon.client.pull(reference, str(daemon.bundle("four")), policy=PullPolicy.ALWAYS)
+    assert len(registry.requests) > asked
+
+
+def test_a_copied_meta_store_makes_a_second_work_directory_download_nothing(
+    disk: Path, registry: RegistrySimulator, tmp_path: Path
+) -> None:
+    pushed = image(runnable(), everything(), changes())
+    reference = registry.push("seed:1", pushed)
+    with Daemon(disk) as first:
+        ours = first.client.pull(reference, str(first.bundle("one")))
+        expected = tree(ours.rootfs_path)
+        second_dir = disk / "second"
+        second_dir.mkdir()
+        (second_dir / "meta_store.json").write_bytes((first.work_dir / "meta_store.json").read_bytes())
+        sent = [registry.bytes_sent(one) for one in pushed.layers]
+
+        with Daemon(disk, work_dir=second_dir) as second:
+            pulled = second.client.pull(reference, str(second.bundle("two")))
+
+            assert differences(tree(pulled.rootfs_path), expected) == []
+            assert all(one.reused for one in pulled.layers)
+            assert [registry.bytes_sent(one) for one in pushed.layers] == sent
+            assert all(one.read_only and one.present for one in second.client.layers())
+            second.client.release_bundle(str(second.bundle("two")))
+            removed = second.client.remove_image(reference)
+            assert removed.deleted_layers == ()
+        assert all(one.present for one in first.client.layers())
+
+
+def test_a_layer_that_is_missing_on_disk_is_downloaded_again(
+    daemon: Daemon, registry: RegistrySimulator
+) -> None:
+    lost, kept = runnable(), everything()
+    reference = registry.push("lost:1", image(lost, kept))
+    daemon.client.pull(reference, str(daemon.bundle("one")))
+    daemon.client.release_bundle(str(daemon.bundle("one")))
+    daemon.forget_layer(lost.digest)
+    assert [one.present for one in daemon.client.layers(reference)] == [False, True]
+
+    pulled = daemon.client.pull(reference, str(daemon.bundle("two")))
+
+    assert [one.reused for one in pulled.layers] == [False, True]
+    assert [one.present for one in daemon.client.layers(reference)] == [True, True]
+    entry = daemon.meta_store()["layer_db"][lost.digest]
+    assert Path(entry["store_path"]).is_dir()
+
+
+# -- shapes of images ----------------------------------------------------------------------------------------
+
+
+def test_an_image_without_layers_is_an_empty_rootfs(daemon: Daemon, docker_registry: DockerRegistry) -> None:
+    reference = docker_registry.push("empty", "1", image(process={"Cmd": ["/nothing"]}))
+
+    pulled = daemon.client.pull(reference, str(daemon.bundle("one")))
+
+    assert os.listdir(pulled.rootfs_path) == []
+    (Path(pulled.rootfs_path) / "writable").touch()
+
+
+def test_a_layer_that_occurs_twice_counts_at_its_topmost_place(
+    daemon: Daemon, docker_registry: DockerRegistry
+) -> None:
+    twice = layer(file("winner", b"twice"))
+    between = layer(file("winner", b"between"))
+    pushed = image(twice, between, twice)
+    reference = docker_registry.push("twice", "1", pushed)
+
+    for bundle in ("cold", "warm"):
+        pulled = daemon.client.pull(reference, str(daemon.bundle(bundle)))
+
+        assert (Path(pulled.rootfs_path) / "winner").read_bytes() == b"twice"
+        assert [one.compressed_digest for one in pulled.layers] == [one.digest for one in pushed.layers]
+
+
+def test_five_hundred_layers_mount(daemon: Daemon, registry: RegistrySimulator) -> None:
+    layers = [layer(file(f"layer/{number}", b"x"), file("top", b"%d" % number)) for number in range(500)]
+    reference = registry.push("high:1", image(*layers))
+
+    pulled = daemon.client.pull(reference, str(daemon.bundle("one")))
+
+    assert len(os.listdir(Path(pulled.rootfs_path) / "layer")) == 500
+    assert (Path(pulled.rootfs_path) / "top").read_bytes() == b"499"
+
+
+def test_an_image_that_skopeo_copied_from_another_format_is_the_same(
+    daemon: Daemon, docker_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    reference = docker_registry.push("original", "1", image(runnable(), everything()))
+    copy = f"{docker_registry.host}/converted:1"
+    skopeo_copy(f"docker://{reference}", f"docker://{copy}", "--format", "v2s2")
+
+    one = daemon.client.pull(reference, str(daemon.bundle("one")))
+    other = daemon.client.pull(copy, str(daemon.bundle("two")))
+
+    assert differences(tree(one.rootfs_path), tree(other.rootfs_path)) == []
+
+
+# -- what is written -----------------------------------------------------------------------------------------
+
+
+def test_meta_store_is_image_rs_s_to_the_letter(daemon: Daemon, docker_registry: DockerRegistry) -> None:
+    pushed = image(
+        runnable(),
+        process={"Cmd": ["sh"]},
+        config={"os.version": "kept", "unheard-of": {"also": [1.5, None]}},
+    )
+    reference = docker_registry.push("meta", "1", pushed)
+
+    daemon.client.pull(reference, str(daemon.bundle("one")))
+
+    meta = daemon.meta_store()
+    only = pushed.layers[0]
+    entry = {
+        "decoder": "Gzip",
+        "encrypted": False,
+        "compressed_digest": only.digest,
+        "uncompressed_digest": only.diff_id,
+        "store_path": str(daemon.work_dir / "layers" / only.digest.replace(":", "_")),
+    }
+    assert meta["layer_db"] == {only.digest: entry}
+    assert meta["snapshot_db"] == {}
+    assert meta["image_db"] == {
+        pushed.image_id: {
+            "id": pushed.image_id,
+            "digest": pushed.digest,
+            "reference": reference,
+            "image_config": json.loads(pushed.config),
+            "signed": False,
+            "layer_metas": [entry],
+        }
+    }
+
+
+def test_grpcurl_alone_can_do_all_of_it(daemon: Daemon, docker_registry: DockerRegistry) -> None:
+    reference = docker_registry.push("grpcurl", "1", image(runnable()))
+    bundle = str(daemon.bundle("one"))
+    service = "guestpull.v1.ImageService"
+
+    (pulled,) = grpcurl(
+        daemon.socket, f"{service}/PullImage", {"image_url": reference, "bundle_path": bundle}
+    )
+    (images,) = grpcurl(daemon.socket, f"{service}/ListImages")
+    (layers,) = grpcurl(daemon.socket, f"{service}/ListLayers", {"image": reference})
+    (bundles,) = grpcurl(daemon.socket, f"{service}/ListBundles")
+    grpcurl(daemon.socket, f"{service}/ReleaseBundle", {"bundle_path": bundle})
+    (removed,) = grpcurl(daemon.socket, f"{service}/RemoveImage", {"image": pulled["image_id"]})
+
+    assert images["images"][0]["id"] == pulled["image_id"]
+    assert layers["layers"][0]["present"] is True
+    assert bundles["bundles"] == [
+        {"bundle_path": bundle, "image_id": pulled["image_id"], "reference": reference, "mounted": True}
+    ]
+    assert removed["deleted_layers"] == [layers["layers"][0]["compressed_digest"]]
+    assert os.listdir(daemon.work_dir / "layers") == []
