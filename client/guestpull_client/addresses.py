@@ -1,4 +1,4 @@
-"""Where the service listens: `unix:///path`, `unix:path` or `host:port`. Needs no gRPC, so that --help is quick."""
+"""Where the service listens: `unix:///path`, `unix:path` or `host:port`. Loads no gRPC, for --help's sake."""
 
 from __future__ import annotations
 

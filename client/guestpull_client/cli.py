@@ -33,6 +33,7 @@ app = typer.Typer(
 
 _COMPLETION_SECONDS = 2.0
 _INTERRUPTED = 130
+_MAX_AUTH_BYTES = 64 * 1024
 
 
 class Policy(Enum):
@@ -136,7 +137,12 @@ def parse_address(address: str | None) -> str:
 
 def read_auth(auth: str, auth_stdin: bool) -> str:
     """Credentials from wherever they are to come."""
-    return sys.stdin.readline().rstrip("\r\n") if auth_stdin else auth
+    if not auth_stdin:
+        return auth
+    # unbuffered: what follows the line may be a container's
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        line = stdin.readline(_MAX_AUTH_BYTES)
+    return line.decode(errors="replace").rstrip("\r\n")
 
 
 @app.callback()

@@ -125,7 +125,14 @@ class Client:
             GuestpullError: the pull failed; there is no bundle.
         """
         request = _pull_request(image, bundle, auth, policy, platform)
-        return _pulled(self._call(self._service.PullImage, request, timeout))
+        with self._translated_errors():
+            call = self._service.PullImage.future(request, timeout=self._seconds(timeout))
+            try:
+                return _pulled(call.result())
+            except BaseException:
+                # whoever interrupts us does not want the pull: without this it would go on in the service
+                call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it untyped
+                raise
 
     def pull_with_progress(
         self,
@@ -318,7 +325,7 @@ def _tls_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
 
 def _absolute(path: str) -> str:
     """A relative path as the caller means it; nothing stays nothing, for the service to refuse."""
-    return os.path.abspath(path) if path else path
+    return path if not path or path.startswith("/") else os.path.abspath(path)
 
 
 def _pull_request(

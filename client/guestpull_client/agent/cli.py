@@ -1,0 +1,169 @@
+"""The commands of `guestpull-agent`. The exit status is the container's."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Annotated, NoReturn
+
+import typer
+
+from guestpull_client.agent.container import CONTAINER_BASE, Container, RunOptions, run_container
+from guestpull_client.agent.pause import PAUSE_BUNDLE
+from guestpull_client.agent.request import check_container_id, container_of_request
+from guestpull_client.cli import (
+    Address,
+    Auth,
+    AuthStdin,
+    Platform,
+    Policy,
+    Version,
+    WhenToAsk,
+    parse_address,
+    read_auth,
+    run_app,
+)
+from guestpull_client.errors import InvalidArgument
+from guestpull_client.text import one_line
+
+app = typer.Typer(
+    name="guestpull-agent",
+    help="Runs containers of images that guestpulld pulls, as Kata's agent does in a guest.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RuntimeProgram = Annotated[
+    str, typer.Option("--runtime", metavar="PROGRAM", help="The OCI runtime: runc, crun.")
+]
+BundleRoot = Annotated[str, typer.Option(metavar="DIR", help="A container's bundle is DIR/<its id>.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave the bundle, mounted, for `guestpull release`.")]
+Time = Annotated[bool, typer.Option("--time", help="Tell on standard error what took how long.")]
+
+
+@app.callback()
+def _agent(context: typer.Context, address: Address = None, _version_asked: Version = False) -> None:
+    context.obj = parse_address(address)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    image: Annotated[str, typer.Argument(help="A reference: busybox, quay.io/org/img:1.0.")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- COMMAND",
+            help="Instead of the image's Entrypoint and Cmd, as a pod's command is.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(metavar="ID", help="The container's id [a random one].")] = "",
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env", "-e", metavar="NAME[=VALUE]", help="Set a variable; without a value, to the agent's own."
+        ),
+    ] = None,
+    platform: Platform = "",
+    policy: WhenToAsk = Policy.TAG,
+    auth: Auth = "",
+    auth_stdin: AuthStdin = False,
+    runtime: RuntimeProgram = "runc",
+    bundle_root: BundleRoot = CONTAINER_BASE,
+    keep: Keep = False,
+    time: Time = False,
+) -> None:
+    """Pull an image, run a container of it to its end, and release it."""
+    container = Container(
+        container_id=check_container_id(name or secrets.token_hex(16)),
+        image=image,
+        specification={"process": {"args": [*(command or [])], "env": [*_variables(env or [])]}},
+    )
+    options = RunOptions(
+        auth=read_auth(auth, auth_stdin),
+        policy=policy.pull_policy,
+        platform=platform,
+        runtime=runtime,
+        bundle_root=bundle_root,
+        keep=keep,
+        told=_tell if time else None,
+    )
+    _run(context, container, options)
+
+
+@app.command()
+def create(
+    context: typer.Context,
+    request: Annotated[
+        str, typer.Option(metavar="FILE", help="A CreateContainerRequest as JSON; - for standard input.")
+    ],
+    platform: Platform = "",
+    policy: WhenToAsk = Policy.TAG,
+    auth: Auth = "",
+    runtime: RuntimeProgram = "runc",
+    bundle_root: BundleRoot = CONTAINER_BASE,
+    pause_bundle: Annotated[
+        str, typer.Option(metavar="DIR", help="The pause image that a sandbox gets.")
+    ] = PAUSE_BUNDLE,
+    keep: Keep = False,
+    time: Time = False,
+) -> None:
+    """Create the container that a request of Kata's runtime asks for, run it to its end, and release it."""
+    container, warnings = container_of_request(_read(request))
+    for warning in warnings:
+        _tell(f"warning: {warning}")
+    options = RunOptions(
+        auth=auth,
+        policy=policy.pull_policy,
+        platform=platform,
+        runtime=runtime,
+        bundle_root=bundle_root,
+        pause_bundle=pause_bundle,
+        keep=keep,
+        told=_tell if time else None,
+    )
+    _run(context, container, options)
+
+
+def _run(context: typer.Context, container: Container, options: RunOptions) -> NoReturn:
+    from guestpull_client.client import Client
+
+    with Client(str(context.obj)) as client:
+        raise typer.Exit(run_container(client, container, options))
+
+
+def _variables(given: Iterable[str]) -> Iterator[str]:
+    for variable in given:
+        if "=" in variable:
+            yield variable
+        elif variable in os.environ:
+            yield f"{variable}={os.environ[variable]}"
+
+
+def _read(request: str) -> bytes:
+    if request == "-":
+        return sys.stdin.buffer.read()
+    try:
+        with open(request, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InvalidArgument(
+            f"{request} cannot be read: {error.strerror}. It should be a CreateContainerRequest as JSON."
+        ) from None
+
+
+def _tell(what: str) -> None:
+    typer.echo(f"guestpull-agent: {one_line(what)}", err=True)
+
+
+def main() -> NoReturn:
+    """Run `guestpull-agent`."""
+    run_app(app, "guestpull-agent")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+r"""A CreateContainerRequest -> the container that it asks for (Kata's agent.proto, image_pull_handler.rs).
+
+{"container_id": "c1",
+ "storages": [{"driver": "image_guest_pull", "source": "quay.io/org/img:1.0", "fstype": "overlay",
+               "driver_options": ["image_guest_pull={\"metadata\": {}}"],
+               "mount_point": "/run/kata-containers/c1/rootfs"}],
+ "OCI": {"Process": {"Args": ["serve"], "Cwd": "/"}, "Annotations": {}}}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+from guestpull_client.agent.container import Container
+from guestpull_client.agent.spec import Json, JsonObject, normalised, part, text, texts
+from guestpull_client.errors import InvalidArgument
+
+GUEST_PULL: Final = "image_guest_pull"
+
+_CONTAINER_ID: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_MAX_ID_LETTERS: Final = 200  # it becomes a directory's name, and part of a cgroup's
+
+
+def check_container_id(container_id: str) -> str:
+    """A container id that can be a directory's name, by the rule of Kata's verify_id.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    if len(container_id) > _MAX_ID_LETTERS or not _CONTAINER_ID.fullmatch(container_id):
+        raise InvalidArgument(
+            f"{container_id[:_MAX_ID_LETTERS]!r} is no container id. "
+            "Use two letters or more of a-z, A-Z, 0-9, '_', '.', '-', the first a letter or digit.",
+            "INVALID_CONTAINER_ID",
+        )
+    return container_id
+
+
+def container_of_request(request: str | bytes) -> tuple[Container, tuple[str, ...]]:
+    """The container that a request asks for, and a warning for each storage that is left out.
+
+    Raises:
+        InvalidArgument: it is no such request.
+    """
+    try:
+        document: Json = json.loads(request)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(f"it is no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise _wrong("it is no JSON object")
+    message = normalised(document)
+    storages = message.get("storages")
+    pulls: list[JsonObject] = []
+    warnings: list[str] = []
+    for storage in storages if isinstance(storages, list) else []:
+        if not isinstance(storage, dict):
+            raise _wrong("a storage is no JSON object")
+        if text(storage, "driver") == GUEST_PULL:
+            pulls.append(storage)
+        else:
+            warnings.append(
+                f"storage {text(storage, 'mountPoint')!r} of driver {text(storage, 'driver')!r} is left out"
+            )
+    if len(pulls) != 1:
+        raise _wrong(f"it has {len(pulls)} storages of driver {GUEST_PULL}, and needs one")
+    if not text(pulls[0], "source"):
+        raise _wrong(f"the storage of driver {GUEST_PULL} has no source, which is the image")
+    container = Container(
+        container_id=check_container_id(text(message, "containerId")),
+        image=text(pulls[0], "source"),
+        specification=part(message, "oci"),
+        metadata=_metadata(pulls[0]),
+    )
+    return container, tuple(warnings)
+
+
+def _metadata(storage: JsonObject) -> dict[str, str]:
+    """What the shim says of the image: `{"metadata": {...}}` after the driver option's `=`."""
+    for option in texts(storage, "driverOptions"):
+        name, _, value = option.partition("=")
+        if name != GUEST_PULL:
+            continue
+        try:
+            volume: Json = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise _wrong(f"driver option {GUEST_PULL} is no JSON: {error}") from None
+        if isinstance(volume, dict):
+            metadata = part(volume, "metadata")
+            return {key: entry for key, entry in metadata.items() if isinstance(entry, str)}
+    raise _wrong(f'the storage has no driver option {GUEST_PULL}={{"metadata": {{}}}}')
+
+
+def _wrong(problem: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"the request cannot be used: {problem}. Write a CreateContainerRequest of Kata's agent.proto as JSON.",
+        "INVALID_CONTAINER_REQUEST",
+        {"problem": problem},
+    )
