@@ -1,0 +1,343 @@
+"""The daemon as a program: where it listens, who may call, how it starts and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from guestpull_client import Client
+from guestpull_client.errors import (
+    AlreadyExists,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    GuestpullError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from support.daemon import Daemon
+from support.faults import Corrupt, Stall, Status
+from support.images import RawTar, file, files, image, layer, symlink
+from support.peers import PATIENCE, GrpcError, grpcurl, grpcurl_list, run
+from support.samples import runnable
+from support.simulator import Basic, RegistrySimulator
+
+SERVICE = "guestpull.v1.ImageService"
+
+
+def serve(*options: str) -> subprocess.CompletedProcess[str]:
+    """Run `guestpulld serve` in the expectation that it ends by itself."""
+    return run(sys.executable, "-m", "guestpull_server.cli", "serve", *options, check=False)
+
+
+# -- listening -------------------------------------------------------------------------------------------------
+
+
+def test_reflection_and_health_are_always_on(daemon: Daemon) -> None:
+    services = grpcurl_list(daemon.socket, "-unix")
+
+    assert SERVICE in services
+    assert "grpc.health.v1.Health" in services
+    for name in ("", SERVICE):
+        assert grpcurl(daemon.socket, "grpc.health.v1.Health/Check", {"service": name}) == [
+            {"status": "SERVING"}
+        ]
+
+
+def test_the_socket_is_the_owners_alone(daemon: Daemon) -> None:
+    assert stat.S_IMODE(os.stat(daemon.socket).st_mode) == 0o600
+
+
+def test_a_stale_socket_is_replaced(disk: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(disk / "work.sock"))
+
+    with Daemon(disk) as daemon:
+        assert daemon.client.is_healthy()
+
+
+def test_a_socket_at_which_another_daemon_listens_is_refused_in_one_line(daemon: Daemon, disk: Path) -> None:
+    ended = serve("--work-dir", str(disk / "other"), "--listen", f"unix://{daemon.socket}")
+
+    assert ended.returncode == 1
+    assert "listens there" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert daemon.client.is_healthy()
+
+
+def test_a_work_directory_has_one_daemon(daemon: Daemon, disk: Path) -> None:
+    ended = serve("--work-dir", str(daemon.work_dir), "--listen", f"unix://{disk}/second.sock")
+
+    assert ended.returncode == 1
+    assert f"in use by process {daemon.pid}" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_loopback_port_will_do_as_well(disk: Path) -> None:
+    with Daemon(disk, options=("--listen", "127.0.0.1:0")) as daemon:
+        address = re.search(r"127\.0\.0\.1:\d+", daemon.log.read_text())
+        assert address is not None
+
+        assert SERVICE in grpcurl_list(address[0])
+        with Client(address[0]) as client:
+            assert client.images() == ()
+
+
+def test_other_addresses_need_tls(disk: Path) -> None:
+    ended = serve("--work-dir", str(disk / "work"), "--listen", "0.0.0.0:0")
+
+    assert ended.returncode == 1
+    assert "TLS with client certificates" in ended.stderr
+
+
+def test_a_user_who_may_not_call_is_told_so(disk: Path) -> None:
+    os.chmod(disk, 0o755)
+    for above in disk.parents:
+        if os.stat(above).st_mode & 0o005 != 0o005:
+            os.chmod(above, os.stat(above).st_mode | 0o011)
+    program = (
+        "import os, sys\n"
+        "from guestpull_client.client import Client\n"
+        "from guestpull_client.errors import GuestpullError\n"
+        "os.setgroups([]); os.setgid(4242); os.setuid(int(sys.argv[2]))\n"
+        "try:\n    print(Client('unix://' + sys.argv[1]).images())\n"
+        "except GuestpullError as error:\n    print(error.code, error.reason)\n"
+    )
+    with Daemon(disk, configuration={"allowed_uids": [4242]}) as daemon:
+        answers = [run(sys.executable, "-c", program, daemon.socket, uid).stdout for uid in ("4242", "4243")]
+
+    assert answers == ["()\n", "PERMISSION_DENIED CALLER_NOT_ALLOWED\n"]
+
+
+# -- ending ----------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_ends_it_and_it_says_so(disk: Path) -> None:
+    with Daemon(disk) as daemon:
+        assert daemon.stop() == 0
+
+        log = daemon.log.read_text()
+        assert "ending pulls_under_way=0" in log
+        assert "ended pulls_finished=0 pulls_cancelled=0" in log
+        assert not os.path.exists(daemon.socket)
+
+
+def test_sigterm_lets_a_pull_finish_within_the_grace_time(disk: Path, registry: RegistrySimulator) -> None:
+    content = runnable()
+    reference = registry.push("slow:1", image(content))
+    registry.fault(content, Stall(after=0.5), times=1)
+    configuration = {"limits": {"read_timeout": 1.0}}
+    with Daemon(disk, configuration=configuration, options=("--grace", "20")) as daemon:
+        pulled: list[str] = []
+        client = daemon.client
+        puller = threading.Thread(
+            target=lambda: pulled.append(client.pull(reference, str(daemon.bundle("one"))).rootfs_path)
+        )
+        puller.start()
+        registry.await_request(content)
+        os.kill(daemon.pid, signal.SIGTERM)
+        puller.join(PATIENCE)
+        assert daemon.stop() == 0
+
+        assert pulled == [str(daemon.bundle("one") / "rootfs")]
+        assert "pulls_finished=1 pulls_cancelled=0" in daemon.log.read_text()
+        daemon.start()
+
+
+def test_sigterm_cancels_what_does_not_finish_in_time(disk: Path, registry: RegistrySimulator) -> None:
+    content = runnable()
+    reference = registry.push("stuck:1", image(content))
+    registry.fault(content, Stall(after=0.5))
+    with Daemon(disk, options=("--grace", "0.3")) as daemon:
+        failures: list[GuestpullError] = []
+        client = daemon.client
+
+        def pull() -> None:
+            try:
+                client.pull(reference, str(daemon.bundle("one")))
+            except GuestpullError as error:
+                failures.append(error)
+
+        puller = threading.Thread(target=pull)
+        puller.start()
+        registry.await_request(content)
+        assert daemon.stop() == 0
+        puller.join(PATIENCE)
+
+        assert len(failures) == 1
+        assert "pulls_finished=0 pulls_cancelled=1" in daemon.log.read_text()
+        assert daemon.staged() == []
+        assert not daemon.bundle("one").exists()
+
+
+# -- errors ----------------------------------------------------------------------------------------------------
+
+
+def test_every_error_has_its_code_its_reason_and_says_what_to_do(
+    daemon: Daemon, registry: RegistrySimulator
+) -> None:
+    corrupt = layer(*files("a", count=3))
+    unreadable = layer(RawTar(b"\xff" * 1024))
+    artifact = image(config_media_type="application/vnd.example.chart+json")
+    registry.push("good:1", image(runnable()))
+    registry.push("corrupt:1", image(corrupt))
+    registry.push("unreadable:1", image(unreadable))
+    registry.push("artifact:1", artifact)
+    registry.push("windows:1", image(config={"os": "windows"}))
+    registry.push("forbidden:1", image())
+    registry.push("traitor:1", image(layer(symlink("evil", "/"), file("evil/../../x", b""), file(".", b""))))
+    registry.fault(corrupt, Corrupt(at=0.5))
+    registry.fault("forbidden/manifests/1", Status(403))
+    host = registry.host
+    taken = daemon.bundle("taken")
+    daemon.client.pull(f"{host}/good:1", str(taken))
+    file_in_the_way = daemon.disk / "file"
+    file_in_the_way.write_text("")
+
+    expected: list[tuple[str, str, type[GuestpullError], str]] = [
+        ("Not A Reference", "b", InvalidArgument, "INVALID_REFERENCE"),
+        (f"{host}/good@sha256:12", "b", InvalidArgument, "INVALID_REFERENCE"),
+        (f"{host}/none:1", "b", NotFound, "IMAGE_NOT_FOUND"),
+        (f"{host}/good:2", "b", NotFound, "IMAGE_NOT_FOUND"),
+        (f"{host}/good:1", "taken", AlreadyExists, "BUNDLE_EXISTS"),
+        (f"{host}/good:1", "../file/b", InvalidArgument, "INVALID_BUNDLE_PATH"),
+        (f"{host}/corrupt:1", "b", DataLoss, "DIGEST_MISMATCH"),
+        (f"{host}/unreadable:1", "b", DataLoss, "CORRUPT_LAYER"),
+        (f"{host}/traitor:1", "b", DataLoss, "CORRUPT_LAYER"),
+        (f"{host}/forbidden:1", "b", PermissionDenied, "ACCESS_DENIED"),
+        (f"{host}/artifact:1", "b", FailedPrecondition, "UNSUPPORTED_IMAGE"),
+        (f"{host}/windows:1", "b", FailedPrecondition, "UNSUPPORTED_IMAGE"),
+    ]
+    for reference, bundle, error_class, reason in expected:
+        path = str(daemon.disk / "file" / "b") if bundle.startswith("..") else str(daemon.bundle(bundle))
+        with pytest.raises(error_class) as caught:
+            daemon.client.pull(reference, path)
+        assert caught.value.reason == reason, caught.value.message
+        assert re.search(r"\. .+\. ?.*\[request [0-9a-f]{8}\]$", caught.value.message), caught.value.message
+        assert "Traceback" not in caught.value.message
+    assert os.listdir(daemon.bundle("taken").parent) == ["taken"]
+    assert daemon.staged() == []
+
+
+def test_a_registry_that_is_down_is_unavailable(disk: Path) -> None:
+    with Daemon(disk, configuration={"limits": {"max_attempts": 2}}) as daemon:
+        with pytest.raises(Unavailable) as caught:
+            daemon.client.pull("127.0.0.1:9/img", str(daemon.bundle("one")))
+
+        assert caught.value.reason == "REGISTRY_UNAVAILABLE"
+        assert not daemon.bundle("one").exists()
+
+
+def test_credentials_that_are_missing_or_wrong_are_told_apart_and_never_repeated(
+    disk: Path,
+) -> None:
+    with (
+        RegistrySimulator(authentication=Basic("ann", "open sesame")) as registry,
+        Daemon(disk) as daemon,
+    ):
+        reference = registry.push("private:1", image(runnable()))
+
+        for auth, said in (("", "wants credentials"), ("ann:s3cr3t-wrong", "refuses the credentials")):
+            with pytest.raises(Unauthenticated, match=said) as caught:
+                daemon.client.pull(reference, str(daemon.bundle("one")), auth=auth)
+            assert "s3cr3t" not in caught.value.message
+        with pytest.raises(InvalidArgument) as malformed:
+            daemon.client.pull(reference, str(daemon.bundle("one")), auth="s3cr3t-without-colon")
+        assert "s3cr3t" not in str(malformed.value) + str(malformed.value.facts)
+        daemon.client.pull(reference, str(daemon.bundle("one")), auth="ann:open sesame")
+
+        written = daemon.log.read_text() + json.dumps(daemon.meta_store())
+        assert "s3cr3t" not in written
+        assert "sesame" not in written
+
+
+def test_a_blocked_registry_is_denied(disk: Path) -> None:
+    blocked = {"registry_config": {"registry": [{"prefix": "blocked.example", "blocked": True}]}}
+    with Daemon(disk, configuration=blocked) as daemon, pytest.raises(PermissionDenied) as caught:
+        daemon.client.pull("blocked.example/img", str(daemon.bundle("one")))
+
+    assert caught.value.reason == "REGISTRY_BLOCKED"
+
+
+def test_a_limit_that_is_exceeded_is_named(disk: Path, registry: RegistrySimulator) -> None:
+    reference = registry.push("big:1", image(layer(*files("a", count=20, size=1000))))
+    with Daemon(disk, configuration={"limits": {"max_layer_bytes": 10_000}}) as daemon:
+        with pytest.raises(ResourceExhausted, match=r"limits\.max_layer_bytes") as caught:
+            daemon.client.pull(reference, str(daemon.bundle("one")))
+
+        assert caught.value.reason == "LIMIT_EXCEEDED"
+        assert daemon.staged() == []
+
+
+def test_a_deadline_that_passes_ends_the_pull(daemon: Daemon, registry: RegistrySimulator) -> None:
+    content = runnable()
+    reference = registry.push("late:1", image(content))
+    registry.fault(content, Stall(after=0.5))
+
+    with pytest.raises(DeadlineExceeded):
+        daemon.client.pull(reference, str(daemon.bundle("one")), timeout=0.5)
+
+    await_quiet(daemon)
+
+
+def test_a_caller_that_leaves_cancels_its_pull(daemon: Daemon, registry: RegistrySimulator) -> None:
+    content = runnable()
+    reference = registry.push("left:1", image(content))
+    registry.fault(content, Stall(after=0.5))
+    events = daemon.client.pull_with_progress(reference, str(daemon.bundle("one")))
+    next(events)
+    registry.await_request(content)
+
+    events.close()  # type: ignore[attr-defined]  # a generator, by its nature
+
+    await_quiet(daemon)
+
+
+def await_quiet(daemon: Daemon) -> None:
+    """Wait until nothing of a pull is left."""
+    for _ in range(1000):
+        if not daemon.staged() and not daemon.bundle("one").exists() and len(daemon.workers()) <= 1:
+            break
+        threading.Event().wait(0.01)
+    assert daemon.staged() == []
+    assert not daemon.bundle("one").exists()
+    assert len(daemon.workers()) <= 1  # the fork server
+    assert daemon.client.images() == ()
+
+
+def test_grpcurl_shows_an_error_with_its_info(daemon: Daemon) -> None:
+    with pytest.raises(GrpcError) as caught:
+        grpcurl(daemon.socket, f"{SERVICE}/ReleaseBundle", {"bundle_path": "/none"})
+
+    assert (caught.value.code, caught.value.reason) == ("NotFound", "BUNDLE_NOT_FOUND")
+
+
+def test_a_configuration_that_cannot_be_used_is_one_line(disk: Path) -> None:
+    work_dir = disk / "work"
+    work_dir.mkdir()
+    (work_dir / "config.json").write_text('{"limits": {"max_layers": "many"}}')
+
+    ended = serve("--work-dir", str(work_dir), "--listen", f"unix://{disk}/a.sock")
+
+    assert ended.returncode == 1
+    assert "limits.max_layers" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_an_unknown_key_of_the_configuration_is_a_warning(disk: Path) -> None:
+    with Daemon(disk, configuration={"from_the_future": 1}) as daemon:
+        assert "unknown key from_the_future is ignored" in daemon.log.read_text()
