@@ -83,11 +83,12 @@ __all__ = [
     "Unavailable",
 ]
 
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> object:
-    # gRPC takes a fifth of a second to load: who wants an exception's name, or --help, does not pay for it
-    if name in ("Client", "TlsFiles"):
-        from guestpull_client import client
+    def __getattr__(name: str) -> object:
+        # gRPC takes a fifth of a second to load: who wants an exception's name, or --help, does not pay for it
+        if name in ("Client", "TlsFiles"):
+            from guestpull_client import client
 
-        return getattr(client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return getattr(client, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
