@@ -22,6 +22,7 @@ from guestpull_server.models import (
 )
 from guestpull_server.registry.authentication import Authorization, Tokens
 from guestpull_server.registry.blobs import RegistryBlob
+from guestpull_server.registry.contents import RegistryContents
 from guestpull_server.registry.credentials import CredentialsFile
 from guestpull_server.registry.endpoints import Endpoints
 from guestpull_server.registry.reference import Reference
@@ -89,11 +90,11 @@ class _RegistryImage:
         *mirrors, registry = self._sessions
         for mirror in mirrors:
             try:
-                return Resolution(self._reference, mirror, platform, cancellation, stored, self._limits).run()
+                return self._resolve(mirror, platform, cancellation, stored)
             except GuestpullError:
                 # whatever ails a mirror, the registry has the last word; but not if nobody waits for it
                 cancellation.check()
-        return Resolution(self._reference, registry, platform, cancellation, stored, self._limits).run()
+        return self._resolve(registry, platform, cancellation, stored)
 
     def open_blob(self, blob: Descriptor, cancellation: Cancellation) -> BlobStream:
         *mirrors, registry = self._sessions
@@ -103,3 +104,12 @@ class _RegistryImage:
             self._distrusted.add((session.endpoint.name, blob.digest))
 
         return RegistryBlob((*trusted, registry), blob, cancellation, self._limits, distrust)
+
+    def _resolve(
+        self, session: Session, platform: Platform, cancellation: Cancellation, stored: Stored
+    ) -> ResolvedImage:
+        name = self.reference
+        contents = RegistryContents(name, session, self._limits, cancellation)
+        return Resolution(name, name, contents, platform, stored, self._limits).resolve(
+            self._reference.target
+        )

@@ -26,16 +26,14 @@ OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 ACCEPTED: Final = f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}, {DOCKER_LIST}"
 
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 _SCHEMA_1: Final = "application/vnd.docker.distribution.manifest.v1+"
-_LAYER_PREFIXES: Final = (
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar",
-)
+_LAYER_PREFIXES: Final = (OCI_LAYER, "application/vnd.docker.image.rootfs.diff.tar")
 _FOREIGN_LAYERS: Final = (
     "application/vnd.oci.image.layer.nondistributable.",
     "application/vnd.docker.image.rootfs.foreign.",
@@ -54,7 +52,7 @@ class _Descriptor(msgspec.Struct, frozen=True, rename="camel"):
     media_type: str = ""
     platform: _Platform | None = None
     artifact_type: str | None = None
-    urls: list[str] | None = None
+    annotations: dict[str, str] | None = None
 
 
 class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
@@ -85,10 +83,19 @@ class ImageManifest:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageIndex:
-    """An index: the images in it, each with the platform that it is for, if it says so."""
+class IndexEntry:
+    """An image in an index, with the platform that it is for, if it says so."""
 
-    manifests: tuple[tuple[Descriptor, Platform | None], ...]
+    descriptor: Descriptor
+    platform: Platform | None
+    annotations: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageIndex:
+    """An index: the images in it."""
+
+    entries: tuple[IndexEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,7 @@ def _kind(document: Document, parsed: _Manifest) -> Kind:
 
 
 def _index(document: Document, parsed: _Manifest) -> ImageIndex:
-    manifests: list[tuple[Descriptor, Platform | None]] = []
+    entries: list[IndexEntry] = []
     for entry in parsed.manifests or ():
         if entry.media_type and entry.media_type not in _INDEXES | _MANIFESTS:
             continue
@@ -159,8 +166,8 @@ def _index(document: Document, parsed: _Manifest) -> ImageIndex:
         platform = None
         if entry.platform is not None:
             platform = Platform(entry.platform.os, entry.platform.architecture, entry.platform.variant)
-        manifests.append((_descriptor(document, entry), platform))
-    return ImageIndex(tuple(manifests))
+        entries.append(IndexEntry(_descriptor(document, entry), platform, entry.annotations or {}))
+    return ImageIndex(tuple(entries))
 
 
 def _manifest(document: Document, parsed: _Manifest, max_layers: int) -> ImageManifest:
@@ -217,19 +224,17 @@ def candidates(reference: str, index: ImageIndex, wanted: Platform) -> tuple[Des
         NoMatchingPlatform: there is none; the error lists what there is.
     """
     best: tuple[int, Descriptor] | None = None
-    for descriptor, platform in index.manifests:
-        rank = None if platform is None else _rank(platform, wanted)
+    for entry in index.entries:
+        rank = None if entry.platform is None else _rank(entry.platform, wanted)
         if rank is not None and (best is None or rank < best[0]):
-            best = rank, descriptor
+            best = rank, entry.descriptor
     if best is not None:
         return (best[1],)
-    unsaid = tuple(descriptor for descriptor, platform in index.manifests if platform is None)
+    unsaid = tuple(entry.descriptor for entry in index.entries if entry.platform is None)
     if unsaid:
         return unsaid
-    available = {
-        str(platform): None for _, platform in index.manifests if platform and platform.os != "unknown"
-    }
-    raise NoMatchingPlatform(reference, str(wanted), ", ".join(available))
+    said = [entry.platform for entry in index.entries if entry.platform and entry.platform.os != "unknown"]
+    raise NoMatchingPlatform(reference, str(wanted), ", ".join(dict.fromkeys(map(str, said))))
 
 
 def check_platform(reference: str, built_for: Platform, wanted: Platform) -> None:

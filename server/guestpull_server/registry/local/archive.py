@@ -1,0 +1,202 @@
+"""A local image in a tar archive, read without unpacking anything.
+
+    with Archive.open("shop.tar.gz", name, limits, scratch, cancellation) as files:
+        with files.find("manifest.json") as part:
+            first = part.read_at(0, 4096)
+
+Nothing is ever written under a name that an archive gives: members are read where they lie, by their offset. A
+compressed archive is inflated once, to a file without a name that is gone when the archive is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+import zstandard
+from isal.igzip_lib import IsalError
+from isal.isal_zlib import _GzipReader
+
+from guestpull_server.config import Limits
+from guestpull_server.errors import (
+    InvalidManifest,
+    InvalidRequest,
+    LimitExceeded,
+    UnsupportedImage,
+    storage_errors,
+)
+from guestpull_server.models import Cancellation, MiB
+from guestpull_server.registry.local.files import Part, open_regular
+
+GZIP_MAGIC: Final = b"\x1f\x8b"
+ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_OTHER_COMPRESSIONS: Final = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+_MAX_MEMBERS: Final = 100_000  # an image of 500 layers has some 1,500
+_MAX_LINKS: Final = 8
+_PIECE_BYTES: Final = 1 * MiB
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A member of an archive; `link` is where else to look, and empty for what is neither link nor file."""
+
+    offset: int = 0
+    size: int = 0
+    is_file: bool = False
+    link: str = ""
+
+
+class Archive:
+    """A tree in a tar archive."""
+
+    def __init__(self, descriptor: int, members: dict[str, _Member]) -> None:
+        self._descriptor = descriptor
+        self._members = members
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, path: str, name: str, limits: Limits, scratch: str, cancellation: Cancellation
+    ) -> Iterator[Archive]:
+        """Read an archive: plain, or compressed by gzip or zstd.
+
+        Args:
+            path: the file.
+            name: what errors call the image.
+            limits: `max_layer_bytes` and `max_compression_ratio` bound what it may inflate to.
+            scratch: the directory on whose file system it is inflated.
+            cancellation: ends it.
+
+        Raises:
+            InvalidRequest: there is no such file.
+            InvalidManifest: it is no archive, or a damaged one.
+            UnsupportedImage: it is compressed in another way.
+            LimitExceeded: it inflates to more than allowed.
+            StorageFull: there is no room for what it inflates to.
+        """
+        try:
+            descriptor = open_regular(path)
+        except OSError as error:
+            problem = f"{path}: {error.strerror}"
+            raise InvalidRequest(name, problem, "Name a file that docker save or skopeo wrote.") from None
+        with ExitStack() as opened:
+            file: BinaryIO = opened.enter_context(open(descriptor, "rb"))
+            magic = os.pread(file.fileno(), 8, 0)
+            if magic.startswith((GZIP_MAGIC, ZSTD_MAGIC)):
+                with storage_errors(f"inflating {name}", scratch):
+                    inflated = opened.enter_context(tempfile.TemporaryFile(dir=scratch))
+                    for piece in _inflated(file, magic, name, limits, cancellation):
+                        inflated.write(piece)
+                    inflated.flush()
+                file = inflated
+            for start, compression in _OTHER_COMPRESSIONS.items():
+                if magic.startswith(start):
+                    raise UnsupportedImage(name, f"it is compressed by {compression}")
+            yield cls(file.fileno(), _members(file, name, limits, cancellation))
+
+    def find(self, path: str) -> Part | None:
+        """See Files. Links within the archive are followed."""
+        path = _normalised(path)
+        for _ in range(_MAX_LINKS):
+            member = self._members.get(path)
+            if member is None:
+                return None
+            if member.is_file:
+                return Part(self._descriptor, member.offset, member.size)
+            path = member.link
+        return None
+
+
+def _inflated(
+    file: BinaryIO, magic: bytes, name: str, limits: Limits, cancellation: Cancellation
+) -> Iterator[bytes]:
+    allowed, ratio = limits.max_layer_bytes, limits.max_compression_ratio
+    allowed_by_ratio = os.fstat(file.fileno()).st_size * ratio
+    read, broken = _decompressor(file, magic, limits)
+    size = 0
+    while True:
+        cancellation.check()
+        try:
+            piece = read(_PIECE_BYTES)
+        except broken as error:
+            raise InvalidManifest(name, "the archive", f"it does not decompress ({error})") from None
+        if not piece:
+            return
+        size += len(piece)
+        if size > allowed:
+            raise LimitExceeded(f"{name}: what the archive inflates to", "max_layer_bytes", allowed)
+        if size > allowed_by_ratio:
+            raise LimitExceeded(f"{name}: the archive's compression", "max_compression_ratio", ratio)
+        yield piece
+
+
+def _decompressor(
+    file: BinaryIO, magic: bytes, limits: Limits
+) -> tuple[Callable[[int], bytes], tuple[type[Exception], ...]]:
+    """How to read what is compressed, and what that raises where it is broken."""
+    if magic.startswith(GZIP_MAGIC):
+        broken: tuple[type[Exception], ...] = (OSError, EOFError, IsalError)  # type: ignore[assignment]
+        return _GzipReader(file, _PIECE_BYTES).read, broken
+    decompressor = zstandard.ZstdDecompressor(max_window_size=limits.max_zstd_window_bytes)
+    return decompressor.stream_reader(file, read_across_frames=True).read, (zstandard.ZstdError, OSError)
+
+
+class _BoundedReader:
+    """What tarfile reads an archive through: never more at once than a header may have."""
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self._file = file
+        self._limit = limit
+
+    def read(self, length: int) -> bytes:
+        if not 0 <= length <= self._limit:
+            raise tarfile.ReadError("a header is longer than limits.max_header_bytes")
+        return self._file.read(length)
+
+    def seek(self, position: int) -> int:
+        return self._file.seek(position)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _members(file: BinaryIO, name: str, limits: Limits, cancellation: Cancellation) -> dict[str, _Member]:
+    """What the archive has, by path. Of members of one name, the last counts, as for tar."""
+    members: dict[str, _Member] = {}
+    size = os.fstat(file.fileno()).st_size
+    at = -1
+    count = 0
+    try:
+        file.seek(0)
+        with closing(tarfile.TarFile(fileobj=_BoundedReader(file, limits.max_header_bytes))) as tar:  # type: ignore[arg-type]
+            while (header := tar.next()) is not None:
+                cancellation.check()
+                # a negative size would lead back to where it came from, for ever (CVE-2025-8194)
+                if header.offset <= at or not 0 <= header.size <= size - header.offset_data or header.sparse:
+                    raise tarfile.ReadError(f"the header at {header.offset} is wrong")
+                at = header.offset
+                count += 1
+                if count > _MAX_MEMBERS:
+                    raise tarfile.ReadError(f"it has more than {_MAX_MEMBERS} members")
+                members[_normalised(header.name)] = _member(header)
+    except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError, OSError) as error:
+        raise InvalidManifest(name, "the archive", f"it is no tar archive ({error})") from None
+    return members
+
+
+def _member(header: tarfile.TarInfo) -> _Member:
+    if header.issym():
+        return _Member(link=_normalised(posixpath.join(posixpath.dirname(header.name), header.linkname)))
+    if header.islnk():
+        return _Member(link=_normalised(header.linkname))
+    return _Member(header.offset_data, header.size, is_file=True) if header.isreg() else _Member()
+
+
+def _normalised(path: str) -> str:
+    return posixpath.normpath(path).lstrip("/")

@@ -1,0 +1,145 @@
+"""An OCI image layout, in a directory or an archive (OCI image-layout.md).
+
+`index.json` lists the images. One is chosen by its tag, the annotation `org.opencontainers.image.ref.name`, or by
+the full name that containerd and BuildKit write beside it. Entries of one name are one image for several
+platforms.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from guestpull_server.config import Limits
+from guestpull_server.errors import (
+    BlobNotFound,
+    ImageNotFound,
+    InvalidManifest,
+    InvalidReference,
+    InvalidRequest,
+    SizeMismatch,
+)
+from guestpull_server.models import Cancellation, Descriptor, Digest, Platform, ResolvedImage
+from guestpull_server.registry.contents import check_digest
+from guestpull_server.registry.local.blob import LocalBlob, read_document, read_if_there
+from guestpull_server.registry.local.files import Files
+from guestpull_server.registry.manifests import OCI_INDEX, Document, ImageIndex, IndexEntry, read
+from guestpull_server.registry.reference import Reference
+from guestpull_server.registry.resolution import Resolution
+from guestpull_server.registry.source import BlobStream, Stored
+
+_TAG: Final = "org.opencontainers.image.ref.name"
+_FULL_NAME: Final = "io.containerd.image.name"
+_INDEX: Final = "index.json"
+
+
+class LayoutImage:
+    """An ImageSource from an OCI image layout.
+
+    Args:
+        files: the layout.
+        name: what errors call the image: the text that named it.
+        tag: which image; empty if there is one alone.
+        limits: what it may cost.
+
+    Raises:
+        InvalidRequest: there are several images, and none was named.
+        ImageNotFound: there is none, or none of that name.
+        InvalidManifest: it is no image layout.
+    """
+
+    def __init__(self, files: Files, name: str, tag: str, limits: Limits) -> None:
+        self._files = files
+        self._name = name
+        self._limits = limits
+        content = read_document(name, files, _INDEX, limits.max_manifest_bytes, "max_manifest_bytes")
+        index = read(Document(name, Digest.of(content), content, OCI_INDEX), limits.max_layers)
+        if not isinstance(index, ImageIndex):
+            raise InvalidManifest(name, _INDEX, "it is no index")
+        self._index = ImageIndex(_chosen(name, index.entries, tag))
+        self.reference = _reference(self._index.entries)
+
+    def resolve(self, platform: Platform, cancellation: Cancellation, stored: Stored) -> ResolvedImage:
+        """See ImageSource."""
+        contents = _LayoutContents(self._files, self._name, self._limits, cancellation)
+        resolution = Resolution(self._name, self.reference, contents, platform, stored, self._limits)
+        return resolution.choose(_INDEX, self._index)
+
+    def open_blob(self, blob: Descriptor, cancellation: Cancellation) -> BlobStream:
+        """See ImageSource."""
+        part = self._files.find(_path(blob.digest))
+        if part is None:
+            raise BlobNotFound(self._name, blob.digest, "the layout")
+        return LocalBlob(self._name, part, blob, cancellation)
+
+
+class _LayoutContents:
+    """Contents of a layout."""
+
+    def __init__(self, files: Files, name: str, limits: Limits, cancellation: Cancellation) -> None:
+        self._files = files
+        self._name = name
+        self._limits = limits
+        self._cancellation = cancellation
+
+    def manifest(self, target: str) -> Document:
+        self._cancellation.check()
+        digest, limit = Digest(target), self._limits.max_manifest_bytes
+        content = self._read(digest, limit, "max_manifest_bytes")
+        if content is None:
+            raise ImageNotFound(self._name, "the layout", f"no {_path(digest)}")
+        check_digest(f"{self._name}: manifest", digest, content, "the layout")
+        return Document(self._name, digest, content, "")
+
+    def config(self, blob: Descriptor) -> bytes:
+        self._cancellation.check()
+        content = self._read(blob.digest, self._limits.max_config_bytes, "max_config_bytes")
+        if content is None:
+            raise BlobNotFound(self._name, blob.digest, "the layout")
+        if len(content) != blob.size:
+            raise SizeMismatch(f"{self._name}: image config", blob.size, len(content), "the layout")
+        check_digest(f"{self._name}: image config", blob.digest, content, "the layout")
+        return content
+
+    def _read(self, digest: Digest, limit: int, limit_name: str) -> bytes | None:
+        return read_if_there(self._name, self._files, _path(digest), limit, limit_name)
+
+
+def _path(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def _names(entry: IndexEntry) -> tuple[str, ...]:
+    return tuple(entry.annotations[key] for key in (_FULL_NAME, _TAG) if entry.annotations.get(key))
+
+
+def _chosen(name: str, entries: tuple[IndexEntry, ...], tag: str) -> tuple[IndexEntry, ...]:
+    """The entries of one image: those of a tag, or all where they have at most one name between them."""
+    if tag:
+        chosen = tuple(entry for entry in entries if any(_is(one, tag) for one in _names(entry)))
+    elif len({_names(entry) for entry in entries}) > 1:
+        tags = sorted({one for entry in entries for one in _names(entry)[-1:]})
+        raise InvalidRequest(name, f"there are several images: {', '.join(tags)}", "Add :TAG to name one.")
+    else:
+        chosen = entries
+    if not chosen:
+        raise ImageNotFound(name, "the layout", f"no tag {tag}" if tag else "it is empty")
+    return chosen
+
+
+def _is(found: str, wanted: str) -> bool:
+    """Whether two names mean the same, however short they are."""
+    return found == wanted or (bool(_full(found)) and _full(found) == _full(wanted))
+
+
+def _reference(entries: tuple[IndexEntry, ...]) -> str:
+    return next((full for one in _names(entries[0]) if (full := _full(one))), "")
+
+
+def _full(name: str) -> str:
+    """A name as a reference in full; empty where it is a tag alone, which says nothing of the repository."""
+    if "/" not in name and ":" not in name:
+        return ""
+    try:
+        return str(Reference.parse(name))
+    except InvalidReference:
+        return ""
