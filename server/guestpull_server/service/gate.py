@@ -81,6 +81,7 @@ class Gate:
         self._refusal = refusal
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
+        self._closed = False
         mode = 0o600 if self._allowed_uids == {0, os.geteuid()} else 0o666
         try:
             self._listener = _listen(path, mode)
@@ -91,6 +92,7 @@ class Gate:
 
     def close(self) -> None:
         """Let nobody in any more, and remove the socket if it is still ours."""
+        self._closed = True
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -110,7 +112,7 @@ class Gate:
             try:
                 caller, _ = self._listener.accept()
             except OSError as error:
-                if self._listener.fileno() < 0 or not _is_listening(self._listener):
+                if self._closed:
                     return
                 _log.error("accept failed: %s", error.strerror)
                 time.sleep(0.1)  # out of descriptors or memory: the next one may fare better
@@ -198,9 +200,3 @@ def _refuse_live(path: str) -> None:
         except BlockingIOError:
             pass
     raise AddressInUse(address, "a daemon listens there")
-
-
-def _is_listening(listener: socket.socket) -> bool:
-    with suppress(OSError):
-        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    return False
