@@ -44,13 +44,7 @@ def container_of_request(request: str | bytes) -> tuple[Container, tuple[str, ..
     Raises:
         InvalidArgument: it is no such request.
     """
-    try:
-        document: Json = json.loads(request)
-    except (ValueError, RecursionError) as error:
-        raise _wrong(f"it is no JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise _wrong("it is no JSON object")
-    message = normalised(document)
+    message = _message(request)
     storages = message.get("storages")
     pulls: list[JsonObject] = []
     warnings: list[str] = []
@@ -74,6 +68,16 @@ def container_of_request(request: str | bytes) -> tuple[Container, tuple[str, ..
         metadata=_metadata(pulls[0]),
     )
     return container, tuple(warnings)
+
+
+def _message(request: str | bytes) -> JsonObject:
+    try:
+        document: Json = json.loads(request)
+        if isinstance(document, dict):
+            return normalised(document)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(f"it is no JSON: {error}") from None
+    raise _wrong("it is no JSON object")
 
 
 def _metadata(storage: JsonObject) -> dict[str, str]:

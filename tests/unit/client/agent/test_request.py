@@ -64,6 +64,7 @@ def test_other_storages_are_left_out_with_a_warning() -> None:
     [
         ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
+        ('{"OCI":' + '{"a":' * 900 + "1" + "}" * 901, "no JSON"),
         ("[]", "no JSON object"),
         (request(storages=[]), "0 storages of driver image_guest_pull"),
         (request(storages=[STORAGE, STORAGE]), "2 storages of driver image_guest_pull"),
