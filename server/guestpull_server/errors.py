@@ -532,6 +532,21 @@ class ImageInUse(GuestpullError):
 
 
 @dataclass(eq=False)
+class LayerInUse(GuestpullError):
+    """A layer that is to be replaced is mounted, or a pull needs it."""
+
+    status, reason = Status.FAILED_PRECONDITION, "LAYER_IN_USE"
+    layer: str
+    bundles: tuple[str, ...]
+
+    def explain(self) -> str:
+        users = ", ".join(self.bundles) or "a pull that is under way"
+        return (
+            f"layer {self.layer} is used by {users}, and cannot be replaced now. Release it, then try again."
+        )
+
+
+@dataclass(eq=False)
 class ReadOnlyImage(GuestpullError):
     """The image lies in a read-only store."""
 

@@ -3,25 +3,35 @@
 In: layers that were unpacked into a staging directory, images that were resolved, bundles that are ready. Out:
 what of these is there, and may be believed.
 
-  store.py       the state of a work directory, and all that changes it
-  durability.py  what is made durable when, and in which order: read this before you change any order
-  workdir.py     the directories, the lock, staging
-  catalog.py     meta_store.json: image-rs's file
-  facts.py       layer_facts.jsonl: what meta_store.json has no place for
-  bundles.py     bundles: reserved, ready, released
-  deletion.py    how layers go
-  readonly.py    stores that are only read
+  store.py         the state of a work directory, and all that changes it
+  layers.py        how layers come and go
+  images.py        how images are recorded and named
+  ledger.py        what is written down of all this, read and kept true
+  durability.py    what is made durable when, and in which order: read this before you change any order
+  workdir.py       the directories, the lock, staging
+  catalog.py       meta_store.json: image-rs's file
+  names.py         how images are found
+  copies.py        images/: what is left of images when meta_store.json is damaged
+  facts.py         layer_facts.jsonl: what meta_store.json has no place for
+  paths.py         where layers are, for the guest and here
+  deletion.py      how layers go
+  bundles.py       bundles: reserved, ready, released
+  bundle_paths.py  where bundles may be, and what of their directories is ours
+  readonly.py      stores that are only read
+  outcomes.py      what the store answers with
 
 Nothing here knows registries, tars or system calls of mounting. Start with `store.Store`.
 """
 
 from guestpull_server.store.bundles import BundleReservation, Mounts, StoredBundle
-from guestpull_server.store.store import Deleted, LayerNames, Removal, Store, StoreUsage
+from guestpull_server.store.outcomes import Deleted, Garbage, LayerNames, Removal, StoreUsage
+from guestpull_server.store.store import Store
 from guestpull_server.store.workdir import StagedLayer
 
 __all__ = [
     "BundleReservation",
     "Deleted",
+    "Garbage",
     "LayerNames",
     "Mounts",
     "Removal",

@@ -2,8 +2,7 @@
 
 A bundle has a directory of ours, `<work_dir>/overlay/<id>/`, with its upper and work directories and a small
 file that says what it is: `bundle.json.preparing` while a pull makes it, `bundle.json` from then on. The
-directories outside of the work directory, the bundle and its rootfs, are the caller's; what we put into them
-we take out again.
+directories outside of the work directory, the bundle and its rootfs, are the caller's (bundle_paths.py).
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,16 +19,21 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
-from guestpull_server.errors import BundleExists, InvalidBundlePath, InvalidDigest, storage_errors
+from guestpull_server.errors import (
+    BundleExists,
+    BundleNotFound,
+    GuestpullError,
+    InvalidDigest,
+    storage_errors,
+)
 from guestpull_server.models import Digest, StoredImage
+from guestpull_server.store.bundle_paths import ROOTFS, BundlePaths, normal
 from guestpull_server.store.durability import Durability
 from guestpull_server.store.workdir import WorkDir
 
-_READY: Final = "bundle.json"
-_PREPARING: Final = "bundle.json.preparing"
-_MAX_PATH_BYTES: Final = 4000  # PATH_MAX, less room for what we put into the bundle
+READY: Final = "bundle.json"
+PREPARING: Final = "bundle.json.preparing"
 _ID: Final = re.compile(r"[0-9a-f]{16}")
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Mounts(Protocol):
@@ -48,7 +51,9 @@ class Mounts(Protocol):
         """
 
 
-class _BundleFile(msgspec.Struct, frozen=True):
+class BundleFile(msgspec.Struct, frozen=True):
+    """What bundle.json says; while a bundle is being prepared, its image is not known yet."""
+
     bundle_path: str
     made_directory: bool
     image_id: str = ""
@@ -71,7 +76,7 @@ class StoredBundle:
     @property
     def rootfs(self) -> str:
         """Where its file system is mounted."""
-        return os.path.join(self.bundle_path, "rootfs")
+        return os.path.join(self.bundle_path, ROOTFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class _Place:
 
     @property
     def rootfs(self) -> str:
-        return os.path.join(self.bundle_path, "rootfs")
+        return os.path.join(self.bundle_path, ROOTFS)
 
 
 class BundleReservation:
@@ -113,6 +118,8 @@ class BundleReservation:
     def commit(self, image: StoredImage) -> None:
         """Declare the bundle ready; from now on it is listed, and holds on to its layers, also after a crash.
 
+        An image that was removed since it was recorded is recorded again: the removal came first.
+
         Raises:
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
@@ -127,7 +134,7 @@ class BundleReservation:
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if not self._committed:
-            self._shelf.undo(self._place)
+            self._shelf.give_up(self._place)
 
 
 class BundleShelf:
@@ -137,8 +144,9 @@ class BundleShelf:
         work_dir: where their upper and work directories are.
         durability: of the work directory.
         mounts: how to ask for mounts, and undo them.
-        roots: directories that bundles must be in; none: any directory will do.
-        lock: guards `ready` and `paths`; whoever looks at these holds it.
+        paths: which paths bundles may have.
+        lock: guards `ready`; whoever looks at it holds it.
+        keep_image: called with the image of a bundle that becomes ready, under the lock.
     """
 
     def __init__(
@@ -146,38 +154,44 @@ class BundleShelf:
         work_dir: WorkDir,
         durability: Durability,
         mounts: Mounts,
-        roots: Sequence[str],
+        paths: BundlePaths,
         lock: threading.RLock,
+        keep_image: Callable[[StoredImage], None],
     ) -> None:
         self._work_dir = work_dir
-        self._directory = work_dir.overlay
         self._durability = durability
         self._mounts = mounts
-        self._roots = [os.path.normpath(root) for root in roots]
-        self._lock = lock
+        self._paths = paths
+        self._changed = threading.Condition(lock)
+        self._keep_image = keep_image
+        self._coming: set[str] = set()
+        self._leaving: set[str] = set()
         self.ready: dict[str, StoredBundle] = {}
-        self.paths: set[str] = set()
 
     def take_stock(self) -> list[str]:
         """Know the bundles that are ready, undo those that were in the making; returns what was strange."""
         strange: list[str] = []
         mounted = self._mounts.mounted()
-        for name in sorted(os.listdir(self._directory)):
-            overlay_directory = os.path.join(self._directory, name)
-            if not _ID.fullmatch(name):
-                strange.append(f"{overlay_directory} is none of ours and is left alone")
+        for name in sorted(os.listdir(self._work_dir.overlay)):
+            directory = os.path.join(self._work_dir.overlay, name)
+            if not is_bundle_directory(name):
+                strange.append(f"{directory} is none of ours and is left alone")
                 continue
-            kept = _read(os.path.join(overlay_directory, _READY))
+            kept, unfinished = read_bundle_file(directory, READY), read_bundle_file(directory, PREPARING)
             if kept is not None:
-                place = _Place(kept.bundle_path, overlay_directory, kept.made_directory)
-                with suppress(InvalidDigest):
-                    self._put(place, Digest(kept.image_id), kept, place.rootfs in mounted)
-                    continue
-            preparing = _read(os.path.join(overlay_directory, _PREPARING))
-            if preparing is not None:
-                self.undo(_Place(preparing.bundle_path, overlay_directory, preparing.made_directory))
+                place = _Place(kept.bundle_path, directory, kept.made_directory)
+                self._put(place, kept, place.rootfs in mounted)
+            elif os.path.lexists(os.path.join(directory, READY)):
+                strange.append(f"{directory} belongs to a bundle, but its {READY} cannot be read: left alone")
+            elif unfinished is not None:
+                place = _Place(unfinished.bundle_path, directory, unfinished.made_directory)
+                try:
+                    self._undo(place)
+                except GuestpullError as error:
+                    strange.append(f"a bundle that was being made cannot be undone yet: {error}")
             else:
-                self._work_dir.discard(overlay_directory)
+                with storage_errors("deleting leftovers", directory):
+                    self._work_dir.discard(directory)
         return strange
 
     def reserve(self, bundle_path: str) -> BundleReservation:
@@ -189,158 +203,142 @@ class BundleShelf:
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
         """
-        path = self.checked(bundle_path)
-        with self._lock:
+        path = self._paths.checked(bundle_path)
+        with self._changed:
             if path in self.ready:
                 raise BundleExists(path, "it is a bundle of this service already")
-            if path in self.paths:
+            if path in self._coming:
                 raise BundleExists(path, "another pull is making it")
-            return self._make(path)
+            self._coming.add(path)
+        try:
+            return BundleReservation(self, self._make(path))
+        except BaseException:
+            self._forget(path)
+            raise
 
-    def _make(self, path: str) -> BundleReservation:
-        overlay_directory = os.path.join(self._directory, secrets.token_hex(8))
+    def _make(self, path: str) -> _Place:
         with storage_errors(f"making bundle {path}", path):
-            self._refuse_used(path)
-            made_directory = not os.path.lexists(path)
-            os.mkdir(overlay_directory, 0o700)
-            place = _Place(path, overlay_directory, made_directory)
-            self.paths.add(path)
+            self._paths.refuse_used(path)
+            place = _Place(
+                path,
+                os.path.join(self._work_dir.overlay, secrets.token_hex(8)),
+                made_directory=not os.path.lexists(path),
+            )
+            os.mkdir(place.overlay_directory, 0o700)
             try:
-                self._write(_PREPARING, place, _BundleFile(path, made_directory))
-                self._make_directory(path)
-                with suppress(FileExistsError):
-                    os.mkdir(place.rootfs, 0o755)
+                self._write(PREPARING, place, BundleFile(path, place.made_directory))
+                self._paths.make(path)
             except BaseException:
-                self.undo(place)
+                self._undo(place)
                 raise
-        return BundleReservation(self, place)
+        return place
 
     def keep(self, place: _Place, image: StoredImage) -> None:
         """See BundleReservation.commit."""
         layers = [layer.compressed_digest for layer in image.layers]
-        reference = image.references[0] if image.references else ""
-        kept = _BundleFile(
-            place.bundle_path, place.made_directory, image.image_id, reference, list(dict.fromkeys(layers))
+        kept = BundleFile(
+            place.bundle_path,
+            place.made_directory,
+            image.image_id,
+            image.references[0] if image.references else "",
+            list(dict.fromkeys(layers)),
         )
-        with storage_errors(f"committing bundle {place.bundle_path}", place.overlay_directory):
-            self._write(_READY, place, kept)
+        with (
+            self._changed,
+            storage_errors(f"committing bundle {place.bundle_path}", place.overlay_directory),
+        ):
+            self._keep_image(image)
+            self._write(READY, place, kept)
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(place.overlay_directory, _PREPARING))
-        with self._lock:
-            self._put(place, image.image_id, kept, mounted=True)
+                os.unlink(os.path.join(place.overlay_directory, PREPARING))
+            self._put(place, kept, mounted=True)
+            self._coming.discard(place.bundle_path)
 
-    def undo(self, place: _Place | StoredBundle) -> None:
+    def give_up(self, place: _Place) -> None:
+        """Undo what was made of a bundle that was not committed."""
+        try:
+            self._undo(place)
+        finally:
+            self._forget(place.bundle_path)
+
+    def release(self, bundle_path: str) -> StoredBundle:
+        """Unmount a bundle, and delete what was written in it; then it still holds on to its layers.
+
+        Whoever comes while another releases it waits for the outcome.
+
+        Raises:
+            BundleNotFound: it is no bundle of ours.
+            BundleBusy: something uses its rootfs; it stays a bundle.
+            StorageFailed: the operating system refuses.
+        """
+        path = normal(bundle_path) if bundle_path.startswith("/") else ""
+        with self._changed:
+            self._changed.wait_for(lambda: path not in self._leaving)
+            bundle = self.ready.get(path)
+            if bundle is None:
+                raise BundleNotFound(bundle_path)
+            self._leaving.add(path)
+        try:
+            self._undo(bundle)
+        except BaseException:
+            self.released(bundle, ready=True)
+            raise
+        return bundle
+
+    def released(self, bundle: StoredBundle, *, ready: bool = False) -> None:
+        """End a release: the bundle lets go of its layers, unless it is still `ready`."""
+        with self._changed:
+            self._leaving.discard(bundle.bundle_path)
+            if not ready:
+                self.ready.pop(bundle.bundle_path, None)
+            self._changed.notify_all()
+
+    def _undo(self, place: _Place | StoredBundle) -> None:
         """Take a bundle away: unmount it, and remove what we made. Harmless to repeat.
 
         Raises:
             BundleBusy: something uses its rootfs; all is as it was.
             StorageFailed: the operating system refuses.
         """
-        self._mounts.unmount(place.rootfs)
+        if not self._paths.is_reached_by_links(place.bundle_path):
+            self._mounts.unmount(place.rootfs)
         with storage_errors(f"removing bundle {place.bundle_path}", place.bundle_path):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                os.unlink(os.path.join(place.bundle_path, "config.json"))
-            # what is not empty holds something that is not ours
-            with suppress(OSError):
-                os.rmdir(place.rootfs)
-            if place.made_directory:
-                with suppress(OSError):
-                    os.rmdir(place.bundle_path)
+            self._paths.leave(place.bundle_path, made_directory=place.made_directory)
             if os.path.lexists(place.overlay_directory):
                 self._work_dir.discard(place.overlay_directory)
-        with self._lock:
-            self.ready.pop(place.bundle_path, None)
-            self.paths.discard(place.bundle_path)
 
-    def checked(self, bundle_path: str) -> str:
-        """A bundle's path in its normal form.
+    def _forget(self, path: str) -> None:
+        with self._changed:
+            self._coming.discard(path)
 
-        Raises:
-            InvalidBundlePath: it is not absolute, too long, outside of the roots, or the root itself.
-        """
-        if not bundle_path.startswith("/"):
-            raise InvalidBundlePath(bundle_path, "it is not absolute")
-        if "\0" in bundle_path or len(os.fsencode(bundle_path)) > _MAX_PATH_BYTES:
-            raise InvalidBundlePath(bundle_path[:200], "no directory can have it")
-        if ".." in bundle_path.split("/"):
-            raise InvalidBundlePath(bundle_path, "it has a .. in it")
-        path = "/" + os.path.normpath(bundle_path).lstrip("/")
-        if path == "/":
-            raise InvalidBundlePath(bundle_path, "it is the root directory")
-        if self._roots and self._root_of(path) is None:
-            raise InvalidBundlePath(path, f"it is not below any of bundle_roots ({', '.join(self._roots)})")
-        return path
+    def _write(self, name: str, place: _Place, content: BundleFile) -> None:
+        path = os.path.join(place.overlay_directory, name)
+        self._durability.replace(path, msgspec.json.encode(content, enc_hook=str))
 
-    def _root_of(self, path: str) -> str | None:
-        return next((root for root in self._roots if path.startswith(f"{root.rstrip('/')}/")), None)
-
-    def _make_directory(self, path: str) -> None:
-        """Make the bundle's directory; below a configured root, no link is followed on the way."""
-        root = self._root_of(path)
-        if root is None:
-            try:
-                os.makedirs(path, mode=0o755, exist_ok=True)
-            except (FileExistsError, NotADirectoryError):
-                raise InvalidBundlePath(path, "a file is in its way") from None
-            return
-        here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for name in os.path.relpath(path, root).split("/"):
-                with suppress(FileExistsError):
-                    os.mkdir(name, 0o755, dir_fd=here)
-                try:
-                    below = os.open(name, _DIRECTORY, dir_fd=here)
-                except OSError:
-                    raise InvalidBundlePath(path, f"{name!r} in it is a link or a file") from None
-                os.close(here)
-                here = below
-        finally:
-            os.close(here)
-
-    @staticmethod
-    def _refuse_used(path: str) -> None:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(os.path.join(path, "config.json"))
-            raise BundleExists(path, "it holds a config.json")
-        rootfs = os.path.join(path, "rootfs")
-        try:
-            status = os.lstat(rootfs)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        if not stat.S_ISDIR(status.st_mode):
-            raise BundleExists(path, "its rootfs is a file or a link")
-        if os.path.ismount(rootfs):
-            raise BundleExists(path, "its rootfs is mounted")
-        if os.listdir(rootfs):
-            raise BundleExists(path, "its rootfs is not empty")
-
-    def _write(self, name: str, place: _Place, content: _BundleFile) -> None:
-        self._durability.replace(
-            os.path.join(place.overlay_directory, name), msgspec.json.encode(content, enc_hook=str)
-        )
-
-    def _put(self, place: _Place, image_id: Digest, kept: _BundleFile, mounted: bool) -> None:
-        layers: list[Digest] = []
-        for text in kept.layers:
-            with suppress(InvalidDigest):
-                layers.append(Digest(text))
+    def _put(self, place: _Place, kept: BundleFile, mounted: bool) -> None:
         self.ready[place.bundle_path] = StoredBundle(
             place.bundle_path,
-            image_id,
+            Digest(kept.image_id),
             kept.reference,
-            tuple(layers),
+            tuple(Digest(layer) for layer in kept.layers),
             mounted,
             place.overlay_directory,
             place.made_directory,
         )
-        self.paths.add(place.bundle_path)
 
 
-def _read(path: str) -> _BundleFile | None:
-    """A bundle's file; None where there is none, or none that can be read."""
+def is_bundle_directory(name: str) -> bool:
+    """Whether a directory in overlay/ is one of ours, by its name."""
+    return _ID.fullmatch(name) is not None
+
+
+def read_bundle_file(overlay_directory: str, name: str) -> BundleFile | None:
+    """A bundle's file; None where there is none, or none that can be used."""
     try:
-        with open(path, "rb") as file:
-            found = msgspec.json.decode(file.read(), type=_BundleFile)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        with open(os.path.join(overlay_directory, name), "rb") as file:
+            found = msgspec.json.decode(file.read(), type=BundleFile)
+        for digest in (found.image_id, *found.layers) if name == READY else ():
+            Digest(digest)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, InvalidDigest):
         return None
     return found if found.bundle_path.startswith("/") else None

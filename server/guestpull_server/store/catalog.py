@@ -8,23 +8,27 @@ its entries are sorted, so that the same content gives the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Final, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
 from guestpull_server.errors import InvalidDigest
-from guestpull_server.models import Decoder, Digest, ImageConfig, ResolvedImage, StoredLayer
+from guestpull_server.models import Decoder, Digest, ImageConfig, StoredLayer
 
 FILE_NAME: Final = "meta_store.json"
-_Entry = dict[str, msgspec.Raw]
+Entry: TypeAlias = dict[str, msgspec.Raw]
+"""An object of the file, its values as they are written."""
+
 _DATABASES: Final = ("image_db", "layer_db", "snapshot_db")
+_MAX_NESTING: Final = 100  # of an image config; image-rs's JSON reader gives the whole file up at 128
 
 
 class Unreadable(Exception):
-    """meta_store.json is damaged; the message says how."""
+    """meta_store.json, or an entry of it, cannot be used; the message says why."""
 
 
 class _LayerMeta(msgspec.Struct, frozen=True):
@@ -48,37 +52,35 @@ class _ImageMeta(msgspec.Struct, frozen=True):
     references: list[str] = []
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image as meta_store.json has it, with its layers named by their compressed digests."""
+    """An image as meta_store.json has it; `layers` as its own `layer_metas` say them."""
 
-    __slots__ = ("config", "image_id", "layers", "manifest_digest", "references")
-
-    def __init__(
-        self,
-        image_id: Digest,
-        manifest_digest: Digest,
-        references: tuple[str, ...],
-        config: bytes,
-        layers: tuple[StoredLayer, ...],
-    ) -> None:
-        self.image_id = image_id
-        self.manifest_digest = manifest_digest
-        self.references = references
-        self.config = config
-        self.layers = layers
+    image_id: Digest
+    manifest_digest: Digest
+    references: tuple[str, ...]
+    config: bytes
+    layers: tuple[StoredLayer, ...]
 
 
 class Catalog:
-    """The three databases. Not thread-safe; paths in it are the guest's, as they are written."""
+    """The three databases. Not thread-safe; paths in it are the guest's, as they are written.
+
+    Attributes:
+        images: the images that are believed.
+        layers: the layers that are believed.
+        unusable: the entries that are kept but not believed; a phrase each.
+        touched: the images that changed since whoever looks here cleared it.
+    """
 
     def __init__(self) -> None:
-        self._document: _Entry = {}
-        self._images: dict[str, _Entry] = {}
-        self._layers: dict[str, _Entry] = {}
+        self._document: Entry = {}
+        self._images: dict[str, Entry] = {}
+        self._layers: dict[str, Entry] = {}
         self.images: dict[Digest, ImageRecord] = {}
         self.layers: dict[Digest, StoredLayer] = {}
         self.unusable: list[str] = []
-        """Entries that are kept but not believed; a phrase each."""
+        self.touched: set[Digest] = set()
 
     @classmethod
     def decode(cls, content: bytes) -> Catalog:
@@ -89,18 +91,28 @@ class Catalog:
         """
         catalog = cls()
         try:
-            catalog._document = msgspec.json.decode(content, type=_Entry)
+            # reading a text as one value finds what reading around values does not: bytes that are no UTF-8
+            content.decode()
+            catalog._document = msgspec.json.decode(content, type=Entry)
             for name in ("image_db", "layer_db"):
                 if name not in catalog._document:
                     raise Unreadable(f"it has no {name}")
-            catalog._images = msgspec.json.decode(catalog._document.pop("image_db"), type=dict[str, _Entry])
-            catalog._layers = msgspec.json.decode(catalog._document.pop("layer_db"), type=dict[str, _Entry])
+            catalog._images = msgspec.json.decode(catalog._document.pop("image_db"), type=dict[str, Entry])
+            catalog._layers = msgspec.json.decode(catalog._document.pop("layer_db"), type=dict[str, Entry])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Unreadable(str(error)) from None
-        for key, entry in catalog._layers.items():
-            catalog._believe_layer(key, entry)
-        for key, entry in catalog._images.items():
-            catalog._believe_image(key, entry)
+        for key, layer_entry in catalog._layers.items():
+            try:
+                layer = _layer_of(key, layer_entry)
+                catalog.layers[layer.compressed_digest] = layer
+            except Unreadable as error:
+                catalog.unusable.append(f"layer_db entry {key[:100]!r} cannot be used: {error}")
+        for key, image_entry in catalog._images.items():
+            try:
+                image = image_of(key, image_entry)
+                catalog.images[image.image_id] = image
+            except Unreadable as error:
+                catalog.unusable.append(f"image_db entry {key[:100]!r} cannot be used: {error}")
         return catalog
 
     def encode(self) -> bytes:
@@ -116,10 +128,16 @@ class Catalog:
     # -- layers ---------------------------------------------------------------------------------------------
 
     def put_layer(self, layer: StoredLayer) -> None:
-        """Add a layer, or put its entry right; keys that we do not know stay."""
-        entry = self._layers.get(layer.compressed_digest, {})
-        self._layers[layer.compressed_digest] = entry | _layer_entry(layer)
-        self.layers[layer.compressed_digest] = layer
+        """Add a layer, or put its entry right, and what images say of it; keys that we do not know stay."""
+        digest = layer.compressed_digest
+        self._layers[digest] = self._layers.get(digest, {}) | _layer_entry(layer)
+        self.layers[digest] = layer
+        for image_id, record in list(self.images.items()):
+            if any(one.compressed_digest == digest and _differ(one, layer) for one in record.layers):
+                layers = tuple(layer if one.compressed_digest == digest else one for one in record.layers)
+                self._images[image_id] = self._images[image_id] | _metas(layers, self._images[image_id])
+                self.images[image_id] = dataclasses.replace(record, layers=layers)
+                self.touched.add(image_id)
 
     def drop_layer(self, digest: Digest) -> None:
         """Forget a layer."""
@@ -128,45 +146,51 @@ class Catalog:
 
     # -- images ---------------------------------------------------------------------------------------------
 
-    def put_image(
-        self, resolved: ResolvedImage, references: tuple[str, ...], layers: tuple[StoredLayer, ...]
-    ) -> None:
-        """Add an image, or put its entry right; keys that we do not know stay."""
-        record = ImageRecord(resolved.image_id, resolved.manifest_digest, references, resolved.config, layers)
-        unknown = dict(self._images.get(resolved.image_id, {}))
-        unknown.pop("references", None)
-        named = _encoded({"reference": references[0] if references else ""})
-        if len(references) > 1:
-            named |= _encoded({"references": references})
-        # a layer that occurs twice stands once, at its topmost place: image-rs hands this list to overlayfs
-        once = {layer.compressed_digest: layer for layer in reversed(layers)}
-        metas = [_layer_entry(layer) for layer in reversed(once.values())]
-        self._images[resolved.image_id] = (
-            unknown
-            | _encoded({"id": resolved.image_id, "digest": resolved.manifest_digest})
-            | named
-            | {"image_config": msgspec.Raw(resolved.config)}
-            | {"signed": unknown.get("signed", msgspec.Raw(b"false"))}
-            | _encoded({"layer_metas": metas})
+    def image_entry(self, image_id: Digest) -> Entry | None:
+        """An image's entry as it is written."""
+        return self._images.get(image_id)
+
+    def put_image(self, record: ImageRecord) -> None:
+        """Add an image, or put its entry right; keys that we do not know stay.
+
+        Raises:
+            Unreadable: its config would make the file one that nobody can read.
+        """
+        _check_config(record.config)
+        before = self._images.get(record.image_id, {})
+        self._images[record.image_id] = (
+            {key: value for key, value in before.items() if key != "references"}
+            | _encoded({"id": record.image_id, "digest": record.manifest_digest})
+            | _names(record.references)
+            | {"image_config": msgspec.Raw(record.config)}
+            | {"signed": before.get("signed", msgspec.Raw(b"false"))}
+            | _metas(record.layers, before)
         )
-        self.images[resolved.image_id] = record
+        self.images[record.image_id] = record
+        self.touched.add(record.image_id)
+
+    def take_in(self, image_id: str, entry: Entry) -> None:
+        """Add an image by the entry that it had.
+
+        Raises:
+            Unreadable: the entry cannot be used.
+        """
+        record = image_of(image_id, entry)
+        self._images[record.image_id] = entry
+        self.images[record.image_id] = record
 
     def rename_image(self, image_id: Digest, references: tuple[str, ...]) -> None:
         """Give an image other names."""
-        record = self.images[image_id]
-        entry = self._images[image_id] | _encoded({"reference": references[0] if references else ""})
-        entry.pop("references", None)
-        if len(references) > 1:
-            entry |= _encoded({"references": references})
-        self._images[image_id] = entry
-        self.images[image_id] = ImageRecord(
-            record.image_id, record.manifest_digest, references, record.config, record.layers
-        )
+        kept = {key: value for key, value in self._images[image_id].items() if key != "references"}
+        self._images[image_id] = kept | _names(references)
+        self.images[image_id] = dataclasses.replace(self.images[image_id], references=references)
+        self.touched.add(image_id)
 
     def drop_image(self, image_id: Digest) -> None:
         """Forget an image."""
         self._images.pop(image_id, None)
         self.images.pop(image_id, None)
+        self.touched.add(image_id)
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
@@ -178,44 +202,49 @@ class Catalog:
             self._images, self._layers, self.images, self.layers = before
             raise
 
-    # -- reading --------------------------------------------------------------------------------------------
 
-    def _believe_layer(self, key: str, entry: _Entry) -> None:
-        try:
-            layer = _stored(_convert(entry, _LayerMeta))
-            if layer.compressed_digest != key:
-                raise Unreadable("its key is another digest")
-            self.layers[layer.compressed_digest] = layer
-        except (msgspec.ValidationError, InvalidDigest, Unreadable) as error:
-            self.unusable.append(f"layer_db entry {key[:100]!r} cannot be used: {error}")
+# -- reading ------------------------------------------------------------------------------------------------
 
-    def _believe_image(self, key: str, entry: _Entry) -> None:
-        try:
-            meta = _convert(entry, _ImageMeta)
-            image_id = Digest(key)
-            if meta.id != key:
-                raise Unreadable("its key is another digest")
-            names = dict.fromkeys([*([meta.reference] if meta.reference else []), *meta.references])
-            metas = [_stored(layer) for layer in meta.layer_metas]
-            config = bytes(meta.image_config)
-            self.images[image_id] = ImageRecord(
-                image_id, Digest(meta.digest), tuple(names), config, _in_full(config, metas)
-            )
-        except (msgspec.DecodeError, InvalidDigest, Unreadable) as error:
-            self.unusable.append(f"image_db entry {key[:100]!r} cannot be used: {error}")
+
+def image_of(key: str, entry: Entry) -> ImageRecord:
+    """The image that an entry of image_db describes.
+
+    Raises:
+        Unreadable: it cannot be used, or contradicts itself.
+    """
+    try:
+        meta = _convert(entry, _ImageMeta)
+        if meta.id != key:
+            raise Unreadable("its key is another digest")
+        metas = [_stored(layer) for layer in meta.layer_metas]
+        config = bytes(meta.image_config)
+        layers = _in_full(config, metas)
+        names = dict.fromkeys(name for name in (meta.reference, *meta.references) if name)
+        return ImageRecord(Digest(key), Digest(meta.digest), tuple(names), config, layers)
+    except (msgspec.DecodeError, UnicodeDecodeError, InvalidDigest, RecursionError) as error:
+        raise Unreadable(str(error)) from None
+
+
+def _layer_of(key: str, entry: Entry) -> StoredLayer:
+    try:
+        layer = _stored(_convert(entry, _LayerMeta))
+    except (msgspec.DecodeError, UnicodeDecodeError, InvalidDigest) as error:
+        raise Unreadable(str(error)) from None
+    if layer.compressed_digest != key:
+        raise Unreadable("its key is another digest")
+    return layer
 
 
 def _in_full(config: bytes, metas: list[StoredLayer]) -> tuple[StoredLayer, ...]:
     """The layers as the manifest has them: where one occurs twice, layer_metas has it once."""
     rootfs = msgspec.json.decode(config, type=ImageConfig).rootfs
     diff_ids = (rootfs.diff_ids if rootfs else None) or []
-    if len(diff_ids) == len(metas):
+    if [layer.uncompressed_digest for layer in metas] == diff_ids:
         return tuple(metas)
-    by_diff_id = {layer.uncompressed_digest: layer for layer in metas}
-    try:
-        return tuple(by_diff_id[Digest(diff_id)] for diff_id in diff_ids)
-    except KeyError:
-        raise Unreadable("its layer_metas are not the config's diff_ids") from None
+    by_diff_id: dict[str, StoredLayer] = {layer.uncompressed_digest: layer for layer in metas}
+    if by_diff_id.keys() != set(diff_ids):
+        raise Unreadable("its layer_metas are not the layers that its image_config names")
+    return tuple(by_diff_id[diff_id] for diff_id in diff_ids)
 
 
 _Meta = TypeVar("_Meta", _LayerMeta, _ImageMeta)
@@ -237,7 +266,62 @@ def _stored(meta: _LayerMeta) -> StoredLayer:
     )
 
 
-def _layer_entry(layer: StoredLayer) -> _Entry:
+def _check_config(config: bytes) -> None:
+    """Refuse what would spoil the file that the config becomes a part of."""
+    try:
+        nested: list[object] = [msgspec.json.decode(config, type=dict[str, object])]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unreadable(str(error)) from None
+    for _ in range(_MAX_NESTING):
+        inner: list[object] = []
+        for one in nested:
+            inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        nested = inner
+        if not nested:
+            return
+    raise Unreadable(f"it nests values more than {_MAX_NESTING} deep")
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+def _differ(one: StoredLayer, other: StoredLayer) -> bool:
+    """Whether two layers have different entries."""
+    return (one.store_path, one.uncompressed_digest, one.decoder, one.encrypted) != (
+        other.store_path,
+        other.uncompressed_digest,
+        other.decoder,
+        other.encrypted,
+    )
+
+
+def _metas(layers: tuple[StoredLayer, ...], image: Entry) -> Entry:
+    """An image's `layer_metas`.
+
+    A layer that occurs twice stands once, at its topmost place: image-rs hands this list to overlayfs.
+    """
+    before: dict[str, Entry] = {}
+    with suppress(KeyError, msgspec.DecodeError):
+        for meta in msgspec.json.decode(image["layer_metas"], type=list[Entry]):
+            before[msgspec.json.decode(meta["compressed_digest"], type=str)] = meta
+    once = {layer.compressed_digest: layer for layer in reversed(layers)}
+    return _encoded(
+        {
+            "layer_metas": [
+                before.get(digest, {}) | _layer_entry(layer) for digest, layer in reversed(once.items())
+            ]
+        }
+    )
+
+
+def _names(references: tuple[str, ...]) -> Entry:
+    names: dict[str, object] = {"reference": references[0] if references else ""}
+    if len(references) > 1:
+        names["references"] = references
+    return _encoded(names)
+
+
+def _layer_entry(layer: StoredLayer) -> Entry:
     return _encoded(
         {
             "decoder": layer.decoder,
@@ -249,5 +333,5 @@ def _layer_entry(layer: StoredLayer) -> _Entry:
     )
 
 
-def _encoded(fields: Mapping[str, object]) -> _Entry:
+def _encoded(fields: Mapping[str, object]) -> Entry:
     return {key: msgspec.Raw(msgspec.json.encode(value, enc_hook=str)) for key, value in fields.items()}

@@ -6,14 +6,28 @@ nothing to lose that the power cut leaves, and nothing is synced.
 A layer is committed in this order; each step is durable before the next begins:
 
   1. the unpacked files in staging/                 syncfs(2): one call instead of one fsync a file
-  2. its line in layer_facts.jsonl                  write, fsync
-  3. rename of the directory into layers/           rename, fsync of layers/
-  4. meta_store.json names it                       temporary file, fsync, rename, fsync of the directory
+  2. what has its name in layers/ already goes      rename into staging/, fsync of layers/
+  3. its line in layer_facts.jsonl                  write, fsync
+  4. its record in records/                         rename, fsync of records/
+  5. its directory in layers/                       rename, fsync of layers/
+  6. meta_store.json names it                       temporary file, fsync, rename, fsync of the directory
 
-A crash before 3 leaves a directory in staging/, which the next start deletes, and perhaps a line of facts that
-means nothing. A crash before 4 leaves a whole layer, which the next start takes in by its facts. Nothing is
-deleted in place: a layer, or a bundle's upper directory, is first renamed into staging/, so that what is half
-deleted is never found under its name; meta_store.json forgets a layer before its directory goes.
+A crash before 5 leaves a directory in staging/, which the next start deletes, and perhaps a line of facts that
+means nothing, which it strikes out. A crash before 6 leaves a whole layer, which the next start takes in by its
+facts. Step 2 comes before step 3 because facts and a directory together are believed, and what lies there without
+an entry may be what another program left half unpacked.
+
+An image: its copy in images/ is written before meta_store.json is, and deleted after it.
+
+Nothing is deleted in place. To delete a layer:
+
+  1. meta_store.json forgets it                     as above
+  2. its directory, and its record                  rename into staging/, fsync of layers/
+  3. the files                                      unlink, one by one
+  4. its line of facts is struck out                write, fsync
+
+A crash after 1 leaves a whole layer, which the next start takes in as one that nobody uses (gc deletes it). A
+crash after 2 leaves a directory in staging/, and facts without a directory, which the next start deletes.
 
 A bundle: overlay/<id>/bundle.json.preparing is there before anything is made or mounted, and is renamed to
 bundle.json when all is ready. The next start undoes what is still being prepared, and knows all others.
@@ -22,8 +36,10 @@ bundle.json when all is ready. The next start undoes what is still being prepare
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -31,6 +47,9 @@ from typing import Final
 _TMPFS_MAGIC: Final = 0x01021994
 _RAMFS_MAGIC: Final = 0x858458F6
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+TEMPORARY: Final = ".new"
+"""What the name of a file that is being written ends with; without meaning after a crash."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,7 +59,8 @@ def is_volatile(path: str) -> bool:
     if _libc.statfs(os.fsencode(path), buffer) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
-    return int.from_bytes(buffer.raw[:8], "little") in (_TMPFS_MAGIC, _RAMFS_MAGIC)
+    kind = int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder)
+    return kind in (_TMPFS_MAGIC, _RAMFS_MAGIC)
 
 
 class Durability:
@@ -67,6 +87,7 @@ class Durability:
 
     def append(self, path: str, line: bytes) -> None:
         """Add a line to a file, whole or not at all as far as readers of whole lines can tell."""
+        new = not os.path.lexists(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             size = os.fstat(descriptor).st_size
@@ -74,15 +95,17 @@ class Durability:
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             content = b"\n" + line if torn else line
             if os.write(descriptor, content) != len(content):
-                raise OSError(28, os.strerror(28), path)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
             if not self._volatile:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if new:
+            self.sync_names(os.path.dirname(path))
 
     def replace(self, path: str, content: bytes, mode: int = 0o600) -> None:
         """Give a file new content; readers, and whoever comes after a crash, see all of it or the old one."""
-        temporary = f"{path}.new"
+        temporary = path + TEMPORARY
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

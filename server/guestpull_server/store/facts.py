@@ -1,16 +1,16 @@
 """layer_facts.jsonl: what we know of the layers that we unpacked, and meta_store.json has no place for.
 
-One line a layer, added before the layer gets its name in layers/. The last line of a layer counts; a line that
-a crash cut short counts as none. With a layer's directory and its line, its entry in `layer_db` can be made
-again: that is how the next start takes in what was committed just before a crash, and what is left when
-meta_store.json is damaged.
+One line a layer, added before the layer gets its name in layers/, and one that strikes it out when it is
+deleted. The last line of a layer counts; a line that a crash cut short counts as none. With a layer's directory
+and its line, its entry in `layer_db` can be made again: that is how the next start takes in what was committed
+just before a crash, and what is left when meta_store.json is damaged.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Self
 
 import msgspec
@@ -77,6 +77,12 @@ class LayerFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         return tuple(paths)
 
 
+class _Struck(msgspec.Struct, frozen=True):
+    """The line that strikes a layer out."""
+
+    gone: str
+
+
 class FactsFile:
     """The file of one work directory. Not thread-safe."""
 
@@ -87,6 +93,12 @@ class FactsFile:
     def add(self, facts: LayerFacts) -> None:
         """Add a layer's facts, durably."""
         self._durability.append(self._path, msgspec.json.encode(facts, enc_hook=str) + b"\n")
+
+    def strike_out(self, digests: Iterable[Digest]) -> None:
+        """Declare layers gone, durably."""
+        lines = [msgspec.json.encode(_Struck(digest), enc_hook=str) + b"\n" for digest in digests]
+        if lines:
+            self._durability.append(self._path, b"".join(lines))
 
     def rewrite(self, facts: Mapping[Digest, LayerFacts]) -> None:
         """Keep these facts and no others, in a fixed order."""
@@ -103,17 +115,21 @@ def read_facts(work_dir: str) -> tuple[dict[Digest, LayerFacts], int]:
         return {}, 0
     facts: dict[Digest, LayerFacts] = {}
     decoder = msgspec.json.Decoder(LayerFacts)
-    useful = 0
+    count = 0
     for line in lines:
-        if not line or len(line) > _MAX_LINE_BYTES:
+        if not line:
             continue
-        useful += 1
+        count += 1
         try:
-            one = decoder.decode(line)
-            facts[Digest(one.compressed_digest)] = one
+            if line.startswith(b'{"gone":'):
+                facts.pop(Digest(msgspec.json.decode(line, type=_Struck).gone), None)
+            elif len(line) <= _MAX_LINE_BYTES:
+                one = decoder.decode(line)
+                Digest(one.uncompressed_digest)
+                facts[Digest(one.compressed_digest)] = one
         except (msgspec.DecodeError, UnicodeDecodeError, InvalidDigest):
             continue
-    return facts, useful - len(facts)
+    return facts, count - len(facts)
 
 
 def with_facts(layer: StoredLayer, facts: LayerFacts | None) -> StoredLayer:

@@ -11,10 +11,12 @@ import dataclasses
 import os
 
 from guestpull_server.errors import InvalidStore
-from guestpull_server.models import StoredLayer
+from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store import catalog as catalogs
 from guestpull_server.store.catalog import Catalog, ImageRecord, Unreadable
 from guestpull_server.store.facts import read_facts, with_facts
+from guestpull_server.store.names import ImageNames
+from guestpull_server.store.paths import LayerPaths
 
 
 class ReadOnlyStore:
@@ -26,8 +28,8 @@ class ReadOnlyStore:
         Raises:
             InvalidStore: there is no meta_store.json, or none that can be read.
         """
-        self.work_dir = work_dir
-        path = os.path.join(work_dir, catalogs.FILE_NAME)
+        self.work_dir = os.path.normpath(work_dir)
+        path = os.path.join(self.work_dir, catalogs.FILE_NAME)
         try:
             with open(path, "rb") as file:
                 catalog = Catalog.decode(file.read())
@@ -35,24 +37,34 @@ class ReadOnlyStore:
             raise InvalidStore(path, error.strerror or str(error)) from None
         except Unreadable as error:
             raise InvalidStore(path, f"it cannot be read: {error}") from None
-        facts, _ = read_facts(work_dir)
+        facts, _ = read_facts(self.work_dir)
+        paths = LayerPaths(self.work_dir)
+        paths.find_moved(catalog.layers.values(), facts)
         self.layers = {
-            digest: with_facts(self._here(layer), facts.get(digest))
+            digest: with_facts(paths.localised(layer), facts.get(digest))
             for digest, layer in catalog.layers.items()
         }
         self.images = {
-            image_id: ImageRecord(
-                record.image_id,
-                record.manifest_digest,
-                record.references,
-                record.config,
-                tuple(self.layers.get(layer.compressed_digest, self._here(layer)) for layer in record.layers),
+            image_id: dataclasses.replace(
+                record, layers=tuple(self._as_known(paths.localised(layer)) for layer in record.layers)
             )
             for image_id, record in catalog.images.items()
         }
+        self.names = ImageNames(self.images)
 
-    def _here(self, layer: StoredLayer) -> StoredLayer:
-        if os.path.isdir(layer.store_path):
-            return layer
-        moved = os.path.join(self.work_dir, "layers", os.path.basename(layer.store_path))
-        return dataclasses.replace(layer, store_path=moved)
+    def layer(self, digest: Digest) -> StoredLayer | None:
+        """A layer that can be mounted: it has an entry, and its directory is there."""
+        found = self.layers.get(digest)
+        return found if found is not None and os.path.isdir(found.store_path) else None
+
+    def covers(self, image_id: Digest, manifest_digest: Digest, reference: str) -> ImageRecord | None:
+        """The image, if it is here under that name: then it need not be recorded elsewhere."""
+        record = self.images.get(image_id)
+        if record is None or record.manifest_digest != manifest_digest:
+            return None
+        named = reference in record.references or reference.partition("@")[2] == manifest_digest
+        return record if named else None
+
+    def _as_known(self, layer: StoredLayer) -> StoredLayer:
+        known = self.layers.get(layer.compressed_digest, layer)
+        return known if known.uncompressed_digest == layer.uncompressed_digest else layer

@@ -3,6 +3,7 @@
     <work_dir>/lock        held by the process that owns the work directory
     <work_dir>/layers/     unpacked layers
     <work_dir>/records/    what each layer's tar held besides file contents
+    <work_dir>/images/     copies of the images' entries in meta_store.json
     <work_dir>/overlay/    upper and work directories of bundles
     <work_dir>/staging/    what is not believed: layers in the making, and what is being deleted
 
@@ -20,9 +21,13 @@ from typing import Final, Self
 
 from guestpull_server.errors import WorkDirInUse, storage_errors
 from guestpull_server.models import Digest
-from guestpull_server.store.durability import remove_tree
+from guestpull_server.store import catalog, facts
+from guestpull_server.store.durability import TEMPORARY, remove_tree
 
-_ROOMS: Final = ("layers", "records", "overlay", "staging")
+LOCK: Final = "lock"
+ROOMS: Final = ("layers", "records", "images", "overlay", "staging")
+RECORD_SUFFIX: Final = ".record"
+_EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
 class WorkDir:
@@ -35,44 +40,56 @@ class WorkDir:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.layers, self.records, self.overlay, self.staging = (os.path.join(path, room) for room in _ROOMS)
+        self.layers, self.records, self.images, self.overlay, self.staging = (
+            os.path.join(path, room) for room in ROOMS
+        )
         with storage_errors("opening the work directory", path):
             os.makedirs(path, mode=0o755, exist_ok=True)
-            self._lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = _locked(path)
             try:
-                self._own()
-                for room in (self.layers, self.records, self.overlay, self.staging):
-                    os.makedirs(room, mode=0o700, exist_ok=True)
+                for room in ROOMS:
+                    os.makedirs(os.path.join(path, room), mode=0o700, exist_ok=True)
             except BaseException:
                 os.close(self._lock)
                 raise
-
-    def _own(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(self._lock, 20, 0).strip().decode(errors="replace")
-            raise WorkDirInUse(self.path, f"process {owner}" if owner else "another process") from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
 
     def close(self) -> None:
         """Give the work directory back."""
         os.close(self._lock)
 
-    def tidy(self) -> None:
-        """Remove what is of use to a running process only, where it is empty: a baked store holds nothing else."""
-        for room in (self.staging, self.overlay, self.records, self.layers):
-            with suppress(OSError):
-                os.rmdir(room)
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(self.path, "lock"))
+    def record_path(self, layer_directory: str) -> str:
+        """Where the record of a layer is; the layer is given by its directory, or by its name in layers/."""
+        return os.path.join(self.records, os.path.basename(layer_directory) + RECORD_SUFFIX)
 
-    def empty_staging(self) -> None:
-        """Delete what an earlier process left half-done."""
-        with storage_errors("deleting leftovers", self.staging):
-            for name in os.listdir(self.staging):
-                remove_tree(os.path.join(self.staging, name))
+    def tidy(self) -> None:
+        """Leave nothing but images and layers, and no time of now: the same layers give the same bytes.
+
+        Times are those of SOURCE_DATE_EPOCH (reproducible-builds.org), or 0; layers keep their own.
+        """
+        with storage_errors("tidying the work directory", self.path):
+            os.unlink(os.path.join(self.path, LOCK))
+            for room in (self.staging, self.overlay, self.records, self.images, self.layers):
+                with suppress(OSError):  # what is not empty stays
+                    os.rmdir(room)
+            epoch = os.environ.get(_EPOCH, "")
+            seconds = int(epoch) if epoch.isdecimal() else 0
+            for name in sorted(os.listdir(self.path)):
+                path = os.path.join(self.path, name)
+                if path in (self.records, self.images):
+                    for inner in os.listdir(path):
+                        os.utime(os.path.join(path, inner), (seconds, seconds), follow_symlinks=False)
+                if name in ROOMS or not os.path.isdir(path):
+                    os.utime(path, (seconds, seconds), follow_symlinks=False)
+            os.utime(self.path, (seconds, seconds))
+
+    def leftovers(self) -> list[str]:
+        """What an earlier process left half-done, or half-deleted."""
+        with storage_errors("looking for leftovers", self.path):
+            staged = [os.path.join(self.staging, name) for name in sorted(os.listdir(self.staging))]
+        unfinished = [
+            os.path.join(self.path, name + TEMPORARY) for name in (catalog.FILE_NAME, facts.FILE_NAME)
+        ]
+        return staged + [path for path in unfinished if os.path.lexists(path)]
 
     def set_aside(self, path: str) -> str:
         """Rename a file or directory into staging/, out of sight; returns where it is now."""
@@ -83,6 +100,54 @@ class WorkDir:
     def discard(self, path: str) -> None:
         """Delete a directory so that it is never found half-deleted."""
         remove_tree(self.set_aside(path))
+
+
+def owner_of(work_dir: str) -> str | None:
+    """The process that owns a work directory now; None if none does. Changes nothing there."""
+    try:
+        descriptor = os.open(os.path.join(work_dir, LOCK), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _said_owner(descriptor)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _locked(work_dir: str) -> int:
+    """Take the lock; returns its descriptor, which holds it until it is closed."""
+    path = os.path.join(work_dir, LOCK)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_still(path, descriptor):
+                os.close(descriptor)
+                continue
+        except BlockingIOError:
+            owner = _said_owner(descriptor)
+            os.close(descriptor)
+            raise WorkDirInUse(work_dir, owner) from None
+        with suppress(OSError):  # a full disk takes no process id, and must be emptied all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        return descriptor
+
+
+def _is_still(path: str, descriptor: int) -> bool:
+    """Whether the file that was locked is the one that others will try to lock: `tidy` deletes it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _said_owner(descriptor: int) -> str:
+    owner = os.pread(descriptor, 20, 0).strip().decode(errors="replace")
+    return f"process {owner}" if owner.isdecimal() else "another process"
 
 
 class StagedLayer:

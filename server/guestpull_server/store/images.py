@@ -1,0 +1,176 @@
+"""The images of a store: how they are found, recorded, and named."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+from guestpull_server.errors import InvalidManifest
+from guestpull_server.models import Digest, ImageConfig, Platform, ResolvedImage, StoredImage, StoredLayer
+from guestpull_server.store.catalog import ImageRecord, Unreadable
+from guestpull_server.store.ledger import Ledger
+from guestpull_server.store.names import find, fits, repository
+from guestpull_server.store.paths import LayerPaths
+from guestpull_server.store.readonly import ReadOnlyStore
+
+
+class ImageShelf:
+    """The images of one work directory, and of the read-only stores beside it. Thread-safe.
+
+    Args:
+        ledger: what is written down of them; guarded by `lock`.
+        paths: where layers are, for the guest and here.
+        read_only: other stores.
+        lock: the store's.
+    """
+
+    def __init__(
+        self, ledger: Ledger, paths: LayerPaths, read_only: Sequence[ReadOnlyStore], lock: threading.RLock
+    ) -> None:
+        self._ledger = ledger
+        self._paths = paths
+        self._read_only = read_only
+        self._lock = lock
+
+    def all(self) -> tuple[StoredImage, ...]:
+        """See Store.images."""
+        with self._lock:
+            images = {
+                record.image_id: self._stored(record) for record in self._ledger.catalog.images.values()
+            }
+        for store in self._read_only:
+            for image_id, record in store.images.items():
+                images.setdefault(image_id, _read_only_image(record, store))
+        return tuple(images.values())
+
+    def named(self, reference: str, platform: Platform) -> StoredImage | None:
+        """See Store.image_for."""
+        with self._lock:
+            for record in self._ledger.names.named(reference):
+                if fits(record.config, platform):
+                    return self._stored(record)
+        for store in self._read_only:
+            for record in store.names.named(reference):
+                if fits(record.config, platform):
+                    return _read_only_image(record, store)
+        return None
+
+    def with_manifest(self, digest: Digest) -> StoredImage | None:
+        """See Store.image_by_manifest."""
+        with self._lock:
+            record = self._ledger.names.with_manifest(digest)
+            if record is not None:
+                return self._stored(record)
+        for store in self._read_only:
+            record = store.names.with_manifest(digest)
+            if record is not None:
+                return _read_only_image(record, store)
+        return None
+
+    def find(self, text: str, normalised: str | None) -> StoredImage:
+        """See Store.find_image."""
+        with self._lock:
+            names = [self._ledger.names, *(store.names for store in self._read_only)]
+            record, number = find(names, text, normalised)
+            if number == 0:
+                return self._stored(record)
+        return _read_only_image(record, self._read_only[number - 1])
+
+    def record(self, resolved: ResolvedImage, layers: Sequence[StoredLayer]) -> StoredImage:
+        """See Store.record_image."""
+        with self._lock:
+            record = self._ledger.catalog.images.get(resolved.image_id)
+            if record is None:
+                for store in self._read_only:
+                    covered = store.covers(resolved.image_id, resolved.manifest_digest, resolved.reference)
+                    if covered is not None:
+                        return _read_only_image(covered, store)
+            names = record.references if record is not None else ()
+            unchanged = (
+                record is not None
+                and resolved.reference in names
+                and record.manifest_digest == resolved.manifest_digest
+                and [layer.compressed_digest for layer in record.layers]
+                == [layer.compressed_digest for layer in layers]
+                and all(self._has_entry(layer) for layer in layers)
+            )
+            if unchanged:
+                self._ledger.flush()
+            else:
+                references = tuple(dict.fromkeys(name for name in (*names, resolved.reference) if name))
+                self._ledger.change(lambda: self._put_image(resolved, references, layers))
+            return self._stored(self._ledger.catalog.images[resolved.image_id])
+
+    def _put_image(
+        self, resolved: ResolvedImage, references: tuple[str, ...], layers: Sequence[StoredLayer]
+    ) -> None:
+        self._take_name_away(resolved)
+        for layer in layers:
+            if not self._has_entry(layer):  # one of a read-only store gets an entry that leads there
+                self._ledger.catalog.put_layer(layer)
+        entries = tuple(self._ledger.catalog.layers[layer.compressed_digest] for layer in layers)
+        try:
+            self._ledger.catalog.put_image(
+                ImageRecord(resolved.image_id, resolved.manifest_digest, references, resolved.config, entries)
+            )
+        except Unreadable as error:
+            raise InvalidManifest(resolved.reference, resolved.image_id, str(error)) from None
+
+    def rename(self, image_id: Digest, references: tuple[str, ...]) -> None:
+        """Give an image other names.
+
+        Raises:
+            StorageFull: the file system has no room; meta_store.json is as it was.
+            StorageFailed: the operating system refuses; likewise.
+        """
+        self._ledger.change(lambda: self._ledger.catalog.rename_image(image_id, references))
+
+    def keep(self, image: StoredImage) -> None:
+        """Record an image again that was removed while a bundle of it was being made; under the lock."""
+        if image.read_only_store or image.image_id in self._ledger.catalog.images:
+            return
+        resolved = ResolvedImage(
+            "".join(image.references[:1]), image.manifest_digest, image.image_id, image.config, ()
+        )
+        self._ledger.change(lambda: self._put_image(resolved, image.references, image.layers))
+
+    def _has_entry(self, layer: StoredLayer) -> bool:
+        entry = self._ledger.catalog.layers.get(layer.compressed_digest)
+        return entry is not None and self._paths.local(entry.store_path) == layer.store_path
+
+    def _take_name_away(self, resolved: ResolvedImage) -> None:
+        platform = msgspec.json.decode(resolved.config, type=ImageConfig).platform
+        for record in self._ledger.names.named(resolved.reference):
+            if record.image_id == resolved.image_id or not fits(record.config, platform):
+                continue
+            left = tuple(name for name in record.references if name != resolved.reference)
+            if not left:
+                left = (f"{repository(resolved.reference)}@{record.manifest_digest}",)
+            self._ledger.catalog.rename_image(record.image_id, left)
+
+    def _stored(self, record: ImageRecord) -> StoredImage:
+        """An image with its layers as they are known now."""
+        return StoredImage(
+            record.image_id,
+            record.manifest_digest,
+            record.references,
+            record.config,
+            tuple(self._paths.localised(self._known(layer)) for layer in record.layers),
+        )
+
+    def _known(self, layer: StoredLayer) -> StoredLayer:
+        known = self._ledger.catalog.layers.get(layer.compressed_digest, layer)
+        return known if known.uncompressed_digest == layer.uncompressed_digest else layer
+
+
+def _read_only_image(record: ImageRecord, store: ReadOnlyStore) -> StoredImage:
+    return StoredImage(
+        record.image_id,
+        record.manifest_digest,
+        record.references,
+        record.config,
+        record.layers,
+        store.work_dir,
+    )

@@ -1,0 +1,196 @@
+"""layers/: how layers come into the store, who holds on to them, and how they go.
+
+A layer comes as a staged directory that is renamed into place, and goes by being renamed out of sight before
+it is deleted; the steps, and why they are in that order, are in durability.py. It stays as long as an image, a
+bundle, or a pull that is under way uses it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from guestpull_server.errors import StorageFull, storage_errors
+from guestpull_server.models import Digest, StoredLayer, UnpackedLayer
+from guestpull_server.store.deletion import Deletion
+from guestpull_server.store.durability import Durability
+from guestpull_server.store.facts import LayerFacts
+from guestpull_server.store.ledger import Ledger
+from guestpull_server.store.outcomes import Deleted, LayerNames
+from guestpull_server.store.paths import LayerPaths
+from guestpull_server.store.readonly import ReadOnlyStore
+from guestpull_server.store.workdir import StagedLayer, WorkDir
+
+
+class LayerShelf:
+    """The layers of one work directory, and of the read-only stores beside it. Thread-safe.
+
+    Args:
+        work_dir: where the layers are.
+        durability: of the work directory.
+        ledger: what is written down of them; guarded by `lock`.
+        paths: where they are, for the guest and here.
+        read_only: other stores.
+        naming: how new layers' directories are named.
+        lock: the store's.
+    """
+
+    def __init__(
+        self,
+        work_dir: WorkDir,
+        durability: Durability,
+        ledger: Ledger,
+        paths: LayerPaths,
+        read_only: Sequence[ReadOnlyStore],
+        naming: LayerNames,
+        lock: threading.RLock,
+    ) -> None:
+        self._work_dir = work_dir
+        self._durability = durability
+        self._ledger = ledger
+        self._paths = paths
+        self._read_only = read_only
+        self._naming = naming
+        self._lock = lock
+        self._numbers: dict[Digest, int] = {}
+        self.pinned: Counter[Digest] = Counter()
+        """How many pulls hold on to a layer, which may be yet to come; guarded by the lock."""
+
+    def get(self, digest: Digest) -> StoredLayer | None:
+        """See Store.layer."""
+        found = self._ledger.catalog.layers.get(digest)
+        if found is not None and self.is_present(found):
+            return self._paths.localised(found)
+        for store in self._read_only:
+            found = store.layer(digest)
+            if found is not None:
+                return found
+        return None
+
+    def all(self) -> tuple[StoredLayer, ...]:
+        """See Store.layers."""
+        with self._lock:
+            ours = self._ledger.catalog.layers
+            layers = {digest: self._paths.localised(layer) for digest, layer in ours.items()}
+        for store in self._read_only:
+            for digest, layer in store.layers.items():
+                layers.setdefault(digest, layer)
+        return tuple(layers.values())
+
+    def is_present(self, layer: StoredLayer) -> bool:
+        """See Store.is_present."""
+        return os.path.isdir(self._paths.local(layer.store_path))
+
+    def is_read_only(self, layer: StoredLayer) -> bool:
+        """See Store.is_read_only."""
+        return not self._paths.is_ours(layer.store_path)
+
+    def record_of(self, layer: StoredLayer) -> str | None:
+        """See Store.record_of."""
+        path = self._paths.local(layer.store_path)
+        store = os.path.dirname(os.path.dirname(path))
+        record = os.path.join(store, "records", os.path.basename(self._work_dir.record_path(path)))
+        return record if os.path.isfile(record) else None
+
+    # -- coming ---------------------------------------------------------------------------------------------
+
+    def commit(self, staged: StagedLayer, digest: Digest, unpacked: UnpackedLayer) -> StoredLayer:
+        """See Store.commit_layer."""
+        with storage_errors(f"committing layer {digest}", self._work_dir.path):
+            self._durability.sync_tree(staged.directory)
+            with self._lock:
+                present = self.get(digest)
+                if present is not None and present.uncompressed_digest == unpacked.diff_id:
+                    return present
+                facts = LayerFacts.of(digest, self._new_name(digest), unpacked)
+                self._put_in_place(staged, facts)
+                return self._paths.localised(self._ledger.put_layer(facts))
+
+    def _put_in_place(self, staged: StagedLayer, facts: LayerFacts) -> None:
+        directory = os.path.join(self._work_dir.layers, facts.directory)
+        if os.path.lexists(directory):  # without an entry, or with a wrong one
+            self._work_dir.discard(directory)
+            self._durability.sync_names(self._work_dir.layers)
+        self._ledger.announce(facts)
+        if os.path.lexists(staged.record_path):
+            os.rename(staged.record_path, self._work_dir.record_path(facts.directory))
+            self._durability.sync_names(self._work_dir.records)
+        os.rename(staged.directory, directory)
+        self._durability.sync_names(self._work_dir.layers)
+
+    def _new_name(self, digest: Digest) -> str:
+        match self._naming:
+            case LayerNames.DIGEST:
+                return digest.directory_name
+            case LayerNames.INDEX:
+                return str(self._number_of(digest))
+
+    def _number_of(self, digest: Digest) -> int:
+        """The running number of a layer: in the order in which layers were asked for, whichever comes first."""
+        if digest not in self._numbers:
+            taken = [int(name) for name in os.listdir(self._work_dir.layers) if name.isdecimal()]
+            self._numbers[digest] = max([*taken, *self._numbers.values()], default=-1) + 1
+        return self._numbers[digest]
+
+    @contextmanager
+    def pin(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """See Store.pin."""
+        pinned = tuple(digests)
+        with self._lock:
+            self.pinned.update(pinned)
+            if self._naming is LayerNames.INDEX:
+                for digest in pinned:
+                    if self.get(digest) is None:
+                        self._number_of(digest)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.pinned.subtract(pinned)
+                self.pinned = +self.pinned
+
+    # -- going ----------------------------------------------------------------------------------------------
+
+    def drop(self, digests: Iterable[Digest], image_id: Digest | None = None) -> Deletion:
+        """Forget layers, and an image with them, under the lock; `finish` deletes what is then out of sight.
+
+        Raises:
+            StorageFull: the file system has no room.
+            StorageFailed: the operating system refuses.
+        """
+        catalog = self._ledger.catalog
+        going = [catalog.layers[digest] for digest in digests if digest in catalog.layers]
+
+        def forget() -> None:
+            if image_id is not None:
+                catalog.drop_image(image_id)
+            for layer in going:
+                catalog.drop_layer(layer.compressed_digest)
+
+        deletion = Deletion(self._work_dir, self._durability, self._paths, going)
+        if image_id is not None or going:
+            try:
+                self._ledger.change(forget)
+            except StorageFull:
+                # a full disk takes no new meta_store.json: make room first. Should the power go now, entries
+                # lead to directories that are gone, which the next pull of that image puts right
+                deletion.set_aside()
+                deletion.delete()
+                self._ledger.change(forget)
+        deletion.set_aside()
+        self._ledger.forget_facts(layer.compressed_digest for layer in going)
+        return deletion
+
+    def finish(self, deletion: Deletion) -> Deleted:
+        """Delete what was dropped, without the lock.
+
+        Raises:
+            StorageFailed: the operating system refuses.
+        """
+        freed_bytes = deletion.delete()
+        with self._lock:
+            self._ledger.strike_out(deletion.layers)
+        return Deleted(deletion.layers, freed_bytes)

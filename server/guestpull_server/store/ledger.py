@@ -1,0 +1,201 @@
+"""What is written down of a store: meta_store.json, its images' copies, its layers' facts; read, and kept true.
+
+In memory and on disk the same is known, or the disk is behind by what the next start finds out by itself: a layer
+that was committed and is not in meta_store.json yet. A change that cannot be written has not happened.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from guestpull_server.errors import StorageFull, storage_errors
+from guestpull_server.models import Digest, StoredLayer
+from guestpull_server.store import catalog as catalogs
+from guestpull_server.store.catalog import Catalog, Unreadable
+from guestpull_server.store.copies import ImageCopies
+from guestpull_server.store.durability import Durability
+from guestpull_server.store.facts import FactsFile, LayerFacts, read_facts, with_facts
+from guestpull_server.store.names import ImageNames
+from guestpull_server.store.paths import LayerPaths
+from guestpull_server.store.workdir import WorkDir
+
+
+class Ledger:
+    """The written state of one work directory. Not thread-safe: whoever uses it holds the store's lock.
+
+    Attributes:
+        catalog: what meta_store.json says.
+        names: how its images are found.
+        damaged: meta_store.json was damaged when it was read.
+        warnings: what was found when it was read, and what was done about it; a sentence each.
+    """
+
+    def __init__(self, work_dir: WorkDir, durability: Durability, paths: LayerPaths) -> None:
+        self._work_dir = work_dir
+        self._durability = durability
+        self._paths = paths
+        self._copies = ImageCopies(work_dir, durability)
+        self._facts_file = FactsFile(work_dir.path, durability)
+        self._facts: dict[Digest, LayerFacts] = {}
+        self._foreign_facts: dict[str, dict[Digest, LayerFacts]] = {}
+        self._path = os.path.join(work_dir.path, catalogs.FILE_NAME)
+        self._dirty = False
+        self.catalog = Catalog()
+        self.names = ImageNames({})
+        self.damaged = False
+        self.warnings: list[str] = []
+
+    def read(self) -> None:
+        """Read what is written, and put right what a crash, or another program, left behind.
+
+        Raises:
+            StorageFailed: the operating system refuses.
+        """
+        self._facts, useless = read_facts(self._work_dir.path)
+        with storage_errors("reading the meta store", self._path):
+            self._read_catalog()
+            self.warnings += [f"{self._path}: {one}" for one in self.catalog.unusable]
+            self._take_layers_in()
+            if self.damaged:
+                self._copies.take_in(self.catalog)
+                self.warnings.append(
+                    f"{len(self.catalog.images)} images and {len(self.catalog.layers)} layers are certain and "
+                    "were taken in again; pull what is missing"
+                )
+            else:
+                self._copies.drop_strays(self.catalog)
+        self.names = ImageNames(self.catalog.images)
+        # what is written here can be written later, and must not keep a full disk from being emptied
+        with suppress(StorageFull):
+            if useless > len(self._facts):
+                self.rewrite_facts()
+            self.flush()
+
+    def _read_catalog(self) -> None:
+        """Read meta_store.json; a damaged one is set aside under another name, never lost."""
+        try:
+            with open(self._path, "rb") as file:
+                content = file.read()
+        except FileNotFoundError:
+            return
+        try:
+            self.catalog = Catalog.decode(content)
+        except Unreadable as error:
+            aside = f"{self._path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+            while os.path.lexists(aside):
+                aside += "+"
+            os.rename(self._path, aside)
+            self._durability.sync_names(self._work_dir.path)
+            self._dirty = True
+            self.damaged = True
+            self.warnings.append(f"{self._path} was damaged ({error}) and is now {aside}")
+
+    def _take_layers_in(self) -> None:
+        """Believe the layers that were committed just before a crash, or whose entry was lost."""
+        present = set(os.listdir(self._work_dir.layers))
+        gone = [digest for digest, facts in self._facts.items() if facts.directory not in present]
+        for digest in gone:
+            del self._facts[digest]
+        # a line without a directory must not vouch for a directory that another program makes later
+        self.strike_out(gone)
+        for digest, facts in self._facts.items():
+            if digest not in self.catalog.layers:
+                self.catalog.put_layer(facts.layer(self._paths.written(facts.directory)))
+                self._dirty = True
+        self._paths.find_moved(self.catalog.layers.values(), self._facts)
+        for digest, layer in self.catalog.layers.items():
+            self.catalog.layers[digest] = with_facts(layer, self._facts_of(layer))
+
+    def _facts_of(self, layer: StoredLayer) -> LayerFacts | None:
+        """What is known of a layer: here, or beside the foreign store that it lies in."""
+        known = self._facts.get(layer.compressed_digest)
+        if known is not None:
+            return known
+        path = self._paths.local(layer.store_path)
+        foreign = os.path.dirname(os.path.dirname(path))
+        if foreign == self._work_dir.path:
+            return None
+        if foreign not in self._foreign_facts:
+            self._foreign_facts[foreign] = read_facts(foreign)[0]
+        found = self._foreign_facts[foreign].get(layer.compressed_digest)
+        return found if found is not None and found.directory == os.path.basename(path) else None
+
+    # -- layers ---------------------------------------------------------------------------------------------
+
+    def announce(self, facts: LayerFacts) -> None:
+        """Write down the facts of a layer that is about to get its directory.
+
+        Raises:
+            OSError: the operating system refuses.
+        """
+        self._facts_file.add(facts)
+
+    def put_layer(self, facts: LayerFacts) -> StoredLayer:
+        """Know a layer that has its directory; meta_store.json names it from the next `flush` on."""
+        layer = facts.layer(self._paths.written(facts.directory))
+        self._facts[layer.compressed_digest] = facts
+        self.catalog.put_layer(layer)
+        self._dirty = True
+        return layer
+
+    def forget_facts(self, digests: Iterable[Digest]) -> None:
+        """Forget the facts of layers whose directories went; `strike_out` makes it last."""
+        for digest in digests:
+            self._facts.pop(digest, None)
+
+    def strike_out(self, digests: Iterable[Digest]) -> None:
+        """Write down that layers are gone, but for those that have come again.
+
+        On a full disk it is left to the next start.
+
+        Raises:
+            StorageFailed: the operating system refuses.
+        """
+        with suppress(StorageFull), storage_errors("writing down what is gone", self._work_dir.path):
+            self._facts_file.strike_out(digest for digest in digests if digest not in self._facts)
+
+    def rewrite_facts(self) -> None:
+        """Write down the facts of the layers that there are, and no more, in a fixed order.
+
+        Raises:
+            StorageFull: the file system has no room.
+            StorageFailed: the operating system refuses.
+        """
+        with storage_errors("writing the facts of layers", self._work_dir.path):
+            self._facts_file.rewrite(self._facts)
+
+    # -- meta_store.json ------------------------------------------------------------------------------------
+
+    def change(self, change: Callable[[], object]) -> None:
+        """Change the catalog, in memory and on disk or, if that fails, in neither.
+
+        Raises:
+            StorageFull: the file system has no room.
+            StorageFailed: the operating system refuses.
+        """
+        try:
+            with self.catalog.all_or_nothing():
+                change()
+                self._dirty = True
+                self.flush()
+        finally:
+            self.names = ImageNames(self.catalog.images)
+
+    def flush(self) -> None:
+        """Write meta_store.json, if it is not as it should be.
+
+        Raises:
+            StorageFull: the file system has no room; the file is as it was, and the next flush tries again.
+            StorageFailed: the operating system refuses; likewise.
+        """
+        if not self._dirty:
+            return
+        with storage_errors("writing the meta store", self._path):
+            self._copies.write(self.catalog, self.catalog.touched)
+            self._durability.replace(self._path, self.catalog.encode(), mode=0o644)
+        self._dirty = False
+        self._copies.drop(self.catalog, self.catalog.touched)
+        self.catalog.touched.clear()
