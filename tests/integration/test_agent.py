@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -327,6 +330,20 @@ def test_a_container_that_is_deaf_is_killed_by_the_third_signal(
     assert agent.leftovers() == []
 
 
+def test_a_container_that_is_deaf_to_sigterm_is_killed_when_its_time_is_over(
+    agent: Agent, shop: str, container_id: str
+) -> None:
+    options = ("--name", container_id, "--stop-timeout", "0.2")
+    container = agent.start("run", shop, *options, "--", "sh", "-c", DEAF)
+    assert container.stdout is not None
+    assert container.stdout.readline() == "ready\n"
+
+    container.send_signal(signal.SIGTERM)
+
+    assert ended(container)[0] == 128 + signal.SIGKILL
+    assert agent.leftovers() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_pull_cancels_it_and_leaves_nothing(
     agent: Agent, registry: RegistrySimulator, shop: str, number: signal.Signals
@@ -351,4 +368,81 @@ def test_a_runtime_that_is_killed_leaves_no_container(agent: Agent, shop: str, c
         os.kill(int(child), signal.SIGKILL)
 
     assert ended(container)[0] == 128 + signal.SIGKILL
+    assert agent.leftovers() == []
+
+
+# -- terminals ---------------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """The agent at a terminal of its own, where a person types."""
+
+    def __init__(self, agent: Agent, *arguments: str) -> None:
+        self._descriptor, other = pty.openpty()
+        program = [sys.executable, "-m", "guestpull_client.agent.cli"]
+        address = f"unix://{agent.daemon.socket}"
+        self._process = subprocess.Popen(
+            ["setsid", "--ctty", *program, "--address", address, *arguments],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+        )
+        os.close(other)
+        self._seen = b""
+
+    def shows(self, text: bytes) -> None:
+        """Wait until a text is there that was not there before."""
+        while text not in self._seen:
+            ready, _, _ = select.select([self._descriptor], [], [], PATIENCE)
+            assert ready, f"{text!r} is not shown, but {self._seen!r}"
+            self._seen += os.read(self._descriptor, 4096)
+        self._seen = self._seen.partition(text)[2]
+
+    def type(self, text: bytes) -> None:
+        os.write(self._descriptor, text)
+
+    def end(self) -> tuple[int, bytes]:
+        """Wait for the end; returns the status, and what else was shown."""
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while chunk := os.read(self._descriptor, 4096):
+                self._seen += chunk
+        os.close(self._descriptor)
+        return self._process.wait(PATIENCE), self._seen
+
+
+def test_a_pod_that_wants_a_terminal_gets_the_agent_s(
+    agent: Agent, shop: str, tmp_path: Path, container_id: str
+) -> None:
+    request = tmp_path / "request.json"
+    specification = {
+        "Process": {"Terminal": True, "Args": ["sh", "-c", "read x; test -t 0 && echo $x-$x; exit 4"]}
+    }
+    request.write_text(json.dumps(request_of(shop, container_id, specification)))
+
+    terminal = Terminal(agent, "create", "--bundle-root", str(agent.bundle_root), "--request", str(request))
+    terminal.type(b"typed\n")
+
+    terminal.shows(b"typed-typed")
+    assert terminal.end()[0] == 4
+    assert agent.leftovers() == []
+
+
+def test_ctrl_c_reaches_a_container_without_a_terminal_once(
+    agent: Agent, shop: str, container_id: str
+) -> None:
+    counts = (
+        "trap 'echo heard; n=1' INT; echo ready; while test -z $n; do sleep 0.05; done; sleep 0.3; exit 5"
+    )
+    terminal = Terminal(
+        agent,
+        *("run", "--bundle-root", str(agent.bundle_root), "--name", container_id),
+        *(shop, "--", "sh", "-c", counts),
+    )
+    terminal.shows(b"ready")
+
+    terminal.type(b"\x03")
+
+    terminal.shows(b"heard")
+    status, rest = terminal.end()
+    assert (status, b"heard" in rest) == (5, False)
     assert agent.leftovers() == []

@@ -40,6 +40,12 @@ RuntimeProgram = Annotated[
     str, typer.Option("--runtime", metavar="PROGRAM", help="The OCI runtime: runc, crun.")
 ]
 BundleRoot = Annotated[str, typer.Option(metavar="DIR", help="A container's bundle is DIR/<its id>.")]
+StopTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", min=0, help="What the container gets to end after SIGTERM; then SIGKILL."
+    ),
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the bundle, mounted, for `guestpull release`.")]
 Time = Annotated[bool, typer.Option("--time", help="Tell on standard error what took how long.")]
 
@@ -74,6 +80,7 @@ def run(
     auth_stdin: AuthStdin = False,
     runtime: RuntimeProgram = "runc",
     bundle_root: BundleRoot = CONTAINER_BASE,
+    stop_timeout: StopTimeout = 10.0,
     keep: Keep = False,
     time: Time = False,
 ) -> None:
@@ -89,6 +96,7 @@ def run(
         platform=platform,
         runtime=runtime,
         bundle_root=bundle_root,
+        stop_seconds=stop_timeout,
         keep=keep,
         told=_tell if time else None,
     )
@@ -109,6 +117,7 @@ def create(
     pause_bundle: Annotated[
         str, typer.Option(metavar="DIR", help="The pause image that a sandbox gets.")
     ] = PAUSE_BUNDLE,
+    stop_timeout: StopTimeout = 10.0,
     keep: Keep = False,
     time: Time = False,
 ) -> None:
@@ -123,6 +132,7 @@ def create(
         runtime=runtime,
         bundle_root=bundle_root,
         pause_bundle=pause_bundle,
+        stop_seconds=stop_timeout,
         keep=keep,
         told=_tell if time else None,
     )

@@ -54,6 +54,7 @@ class RunOptions:
     runtime: str = "runc"
     bundle_root: str = CONTAINER_BASE
     pause_bundle: str = PAUSE_BUNDLE
+    stop_seconds: float = 10.0
     keep: bool = False
     told: Callable[[str], None] | None = None
     """Called with what took how long, where that is wanted."""
@@ -80,7 +81,7 @@ def run_container(client: Client, container: Container, options: RunOptions) -> 
                 terminal = process.get("terminal") is True and sys.stdin.isatty()
                 process["terminal"] = terminal
                 write_specification(bundle, specification)
-                status = Runtime(options.runtime).run(
+                status = Runtime(options.runtime, options.stop_seconds).run(
                     container.container_id,
                     bundle,
                     signals,

@@ -14,17 +14,22 @@ from typing import Final
 from guestpull_client.agent.signals import Signals
 from guestpull_client.errors import FailedPrecondition
 
-_STOP_SECONDS: Final = 10.0  # between SIGTERM and SIGKILL, as docker stop
 _PATIENCE: Final = 3  # signals to end until the container is killed, as docker run
 _ENDINGS: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 _POLL_SECONDS: Final = 0.001
 
 
 class Runtime:
-    """A runtime's command line (runc's, which crun shares)."""
+    """A runtime's command line (runc's, which crun shares).
 
-    def __init__(self, program: str) -> None:
+    Args:
+        program: its name or path.
+        stop_seconds: between a SIGTERM and the SIGKILL for a container that did not end.
+    """
+
+    def __init__(self, program: str, stop_seconds: float) -> None:
         self._program = program
+        self._stop_seconds = stop_seconds
 
     def run(
         self,
@@ -54,9 +59,9 @@ class Runtime:
             pid_file = os.path.join(directory, "pid")
             command = [self._program, "run", "--bundle", bundle, "--pid-file", pid_file, container_id]
             try:
-                # a terminal's Ctrl-C goes to its foreground group: only without a terminal of its own must the
-                # runtime be kept from getting it twice, once from the terminal and once from us
-                process = subprocess.Popen(command, process_group=None if terminal else 0)
+                # Without a terminal of its own the container must not get a terminal's Ctrl-C twice, from it and
+                # from us: so the runtime has its own session. A process group does not do, runc spins in SIGTTOU.
+                process = subprocess.Popen(command, start_new_session=not terminal)
             except OSError as error:
                 raise FailedPrecondition(
                     f"{self._program} cannot be started: {error.strerror}. "
@@ -64,7 +69,7 @@ class Runtime:
                     "NO_RUNTIME",
                     {"runtime": self._program},
                 ) from None
-            relay = _Relay(process, lambda: self._command("kill", container_id, "KILL"))
+            relay = _Relay(process, self._stop_seconds, lambda: self._command("kill", container_id, "KILL"))
             with signals.sent_to(relay.pass_on):
                 if running is not None and _appears(pid_file, process):
                     running()
@@ -83,8 +88,11 @@ class Runtime:
 class _Relay:
     """Passes signals on to a runtime, which passes them on to its container; ends one that does not end."""
 
-    def __init__(self, process: subprocess.Popen[bytes], kill: Callable[[], None]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], stop_seconds: float, kill: Callable[[], None]
+    ) -> None:
         self._process = process
+        self._stop_seconds = stop_seconds
         self._kill = kill
         self._endings = 0
         self._clock: threading.Timer | None = None
@@ -97,7 +105,7 @@ class _Relay:
         if self._endings >= _PATIENCE:
             self._kill()
         elif number == signal.SIGTERM and self._clock is None:
-            self._clock = threading.Timer(_STOP_SECONDS, self._kill)
+            self._clock = threading.Timer(self._stop_seconds, self._kill)
             self._clock.daemon = True
             self._clock.start()
 
