@@ -187,7 +187,7 @@ class RegistrySimulator:
 
     Args:
         authentication: what it wants of whoever asks.
-        tls: speak HTTPS, with a certificate of `certificate_authority` for 127.0.0.1 and localhost.
+        tls: speak HTTPS, with a certificate of `certificate_authority` for its address and shop.example.
         address: where to listen; another address of the loopback network makes another host.
         port: where to listen; 0: at any that is free.
 
@@ -223,7 +223,7 @@ class RegistrySimulator:
         self.scheme: Final = "https" if tls else "http"
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            certificate_authority().issue_cert(address, "localhost").configure_cert(context)
+            certificate_authority().issue_cert(address, "shop.example").configure_cert(context)
             self._server.socket = context.wrap_socket(
                 self._server.socket, server_side=True, do_handshake_on_connect=False
             )

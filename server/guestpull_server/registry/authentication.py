@@ -20,6 +20,7 @@ from guestpull_server.errors import RegistryUnavailable, Unauthenticated
 from guestpull_server.models import Credentials
 from guestpull_server.registry.challenges import Challenge, parse_challenges
 from guestpull_server.registry.endpoints import Endpoint
+from guestpull_server.registry.urls import is_usable
 
 FetchToken: TypeAlias = Callable[[str, dict[str, str]], bytes]
 """GETs an URL with headers, by the retry rules; returns the body, or raises a GuestpullError."""
@@ -140,7 +141,7 @@ class Authorization:
         allowed = ("https",) if base_url.startswith("https:") else ("https", "http")
         try:
             realm = urlsplit(text)
-            usable = realm.scheme in allowed and bool(realm.hostname) and realm.username is None
+            usable = realm.scheme in allowed and is_usable(realm)
         except ValueError:
             usable = False
         if not usable:

@@ -8,7 +8,6 @@ Hub, as Docker has it, so that the same text is the same image on every machine.
 
 from __future__ import annotations
 
-import ipaddress
 import tomllib
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +18,7 @@ import msgspec
 from guestpull_server.config import Configuration, Mirror, Registry, RegistryConfig
 from guestpull_server.errors import InvalidConfiguration, InvalidReference, RegistryBlocked
 from guestpull_server.registry.reference import DOCKER_HUB, Reference
+from guestpull_server.registry.urls import is_loopback
 
 _DOCKER_HUB_API: Final = "registry-1.docker.io"
 
@@ -45,15 +45,6 @@ class Endpoint:
     def is_loopback(self) -> bool:
         """Whether it is on this machine."""
         return is_loopback(self.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host[:port]` is this machine: localhost, 127.0.0.0/8 or ::1."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 class Endpoints:

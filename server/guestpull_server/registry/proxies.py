@@ -12,7 +12,7 @@ from urllib.request import getproxies_environment
 
 from guestpull_server.config import Configuration
 from guestpull_server.errors import InvalidConfiguration
-from guestpull_server.registry.endpoints import is_loopback
+from guestpull_server.registry.urls import is_loopback
 
 
 class Proxies:

@@ -28,9 +28,10 @@ from guestpull_server.errors import (
 )
 from guestpull_server.models import Cancellation, KiB
 from guestpull_server.registry.authentication import Authorization
-from guestpull_server.registry.endpoints import Endpoint, is_loopback
+from guestpull_server.registry.endpoints import Endpoint
 from guestpull_server.registry.patience import Body, TooSlow, TransportError
 from guestpull_server.registry.transport import Transport
+from guestpull_server.registry.urls import is_loopback, is_usable, origin
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _WORTH_A_RETRY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -192,10 +193,9 @@ class Session:
         self, url: str, headers: Mapping[str, str], authorization: str | None, cancellation: Cancellation
     ) -> urllib3.BaseHTTPResponse | _Failure:
         """One request and its redirects. What authenticates us here is sent nowhere else."""
-        origin = urlsplit(url)
+        home = origin(url)
         for _ in range(self._limits.max_redirects + 1):
-            here = urlsplit(url)
-            own = (here.scheme, here.netloc) == (origin.scheme, origin.netloc)
+            own = origin(url) == home
             sent = dict(headers)
             if own and authorization is not None:
                 sent["Authorization"] = authorization
@@ -215,7 +215,7 @@ class Session:
     def _redirected(self, url: str, location: str) -> str:
         try:
             here, target = urlsplit(url), urlsplit(urljoin(url, location))
-            usable = target.scheme in ("http", "https") and bool(target.hostname) and target.username is None
+            usable = is_usable(target)
         except ValueError:
             usable = False
         if not usable:

@@ -206,7 +206,16 @@ def test_a_strange_lifetime_does_no_harm(
 
 
 @pytest.mark.parametrize(
-    "realm", ["", "token", "ftp://host/token", "http://[::/", "http://alice:pw@127.0.0.1/token", "https:///x"]
+    "realm",
+    [
+        "",
+        "token",
+        "ftp://host/token",
+        "http://[::/",
+        "http://alice:pw@127.0.0.1/token",
+        "https:///x",
+        "http://host:99999/token",
+    ],
 )
 def test_a_realm_that_cannot_be_asked_is_refused(
     registry: RegistrySimulator, shop: str, pull: Pull, realm: str

@@ -11,7 +11,7 @@ import pytest
 from guestpull_server.config import Configuration, RegistryConfig
 from guestpull_server.errors import InvalidConfiguration, InvalidReference, RegistryBlocked
 from guestpull_server.registry import Reference
-from guestpull_server.registry.endpoints import Endpoint, Endpoints, is_loopback
+from guestpull_server.registry.endpoints import Endpoint, Endpoints
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -172,21 +172,3 @@ def test_only_files_are_read(uri: str) -> None:
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(InvalidConfiguration, match="No such file"):
         Endpoints(Configuration(registry_configuration_uri="file:///nonexistent/registries.conf"))
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [
-        ("localhost", True),
-        ("localhost:5000", True),
-        ("127.0.0.1", True),
-        ("127.8.9.1:5000", True),
-        ("[::1]:5000", True),
-        ("128.0.0.1", False),
-        ("localhost.example.com", False),
-        ("127.0.0.1.example.com", False),
-        ("[::", False),
-    ],
-)
-def test_what_is_this_machine(host: str, loopback: bool) -> None:
-    assert is_loopback(host) is loopback

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from typing import Self
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from guestpull_server.config import ProxyConfig, RegistryConfig
 from guestpull_server.errors import (
     Cancelled,
     DeadlineExceeded,
+    ImageNotFound,
     InvalidConfiguration,
     RateLimited,
     RegistryUnavailable,
@@ -47,6 +49,55 @@ def insecure(host: str) -> RegistryConfig:
     return msgspec.convert({"registry": [{"location": host, "insecure": True}]}, type=RegistryConfig)
 
 
+class Relay:
+    """Takes connections at a port of 127.0.0.1, and hands them on to another address; a context manager.
+
+    Args:
+        target: where to.
+        port: where they come; 0: any.
+        connects: it is a proxy, and the target is whatever CONNECT names.
+    """
+
+    def __init__(self, target: str, *, port: int = 0, connects: bool = False) -> None:
+        self.heads: list[str] = []
+        self._target = target
+        self._connects = connects
+        self._listening = socket.create_server(("127.0.0.1", port))
+        self.host = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = self._listening.accept()
+                if self._connects:
+                    head = b""
+                    while b"\r\n\r\n" not in head:
+                        head += caller.recv(1)
+                    self.heads.append(head.decode())
+                    caller.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                address, _, port = self._target.partition(":")
+                callee = socket.create_connection((address, int(port)))
+                for source, sink in ((caller, callee), (callee, caller)):
+                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError), source:
+        while received := source.recv(65536):
+            sink.sendall(received)
+        sink.shutdown(socket.SHUT_WR)
+
+
 # -- http or https -----------------------------------------------------------------------------------------
 
 
@@ -64,48 +115,10 @@ def test_a_certificate_that_nobody_known_signed_is_not(secure: RegistrySimulator
 
 
 def test_a_certificate_for_another_host_is_not(client_of: ClientOf, certificate: str) -> None:
-    with RegistrySimulator(tls=True, address="127.0.0.3") as other:
+    with RegistrySimulator(tls=True, address="127.0.0.3") as other, Relay(other.host) as relay:
         other.push("shop:1.0", SHOP)
-        reference = f"localhost:{other.host.partition(':')[2]}/shop:1.0"
-        with forwarded(other.host), pytest.raises(RegistryUnavailable, match="certificate verify failed"):
-            Pull(client_of(extra_root_certificates=[certificate])).resolve(
-                reference.replace("localhost", "127.0.0.1")
-            )
-
-
-@contextlib.contextmanager
-def forwarded(host: str) -> Iterator[None]:
-    """Have 127.0.0.1 answer at the port of another address, as that one would."""
-    address, _, port = host.partition(":")
-    with socket.create_server(("127.0.0.1", int(port))) as listening:
-        listening.settimeout(5)
-        stop = threading.Event()
-
-        def forward() -> None:
-            while not stop.is_set():
-                try:
-                    caller, _ = listening.accept()
-                except OSError:
-                    return
-                callee = socket.create_connection((address, int(port)))
-                for source, sink in ((caller, callee), (callee, caller)):
-                    threading.Thread(target=pump, args=(source, sink), daemon=True).start()
-
-        thread = threading.Thread(target=forward, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            listening.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-
-def pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError), source:
-        while received := source.recv(65536):
-            sink.sendall(received)
-        sink.shutdown(socket.SHUT_WR)
+        with pytest.raises(RegistryUnavailable, match="certificate verify failed"):
+            Pull(client_of(extra_root_certificates=[certificate])).resolve(f"{relay.host}/shop:1.0")
 
 
 def test_an_insecure_registry_needs_no_certificate(secure: RegistrySimulator, client_of: ClientOf) -> None:
@@ -178,7 +191,7 @@ def test_all_kinds_of_redirects_are_followed(registry: RegistrySimulator, pull: 
 
 @pytest.mark.parametrize(
     "location",
-    ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://[::/x", "http://a:b@127.0.0.1/x"],
+    ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://[::/x", "http://a:b@127.0.0.1/x", "http://host:0/x"],
 )
 def test_a_redirect_to_what_is_no_address_is_refused(
     registry: RegistrySimulator, pull: Pull, location: str
@@ -189,6 +202,14 @@ def test_a_redirect_to_what_is_no_address_is_refused(
         pull.resolve(reference)
     assert "nothing to download from" in raised.value.problem
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", ["/v2/a b", "/v2/%zz", "/v2/\xe9", "/v2/\x7f", "/v2/\t\x01"])
+def test_a_redirect_to_a_strange_path_is_followed(registry: RegistrySimulator, pull: Pull, path: str) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", RedirectTo(path))
+    with pytest.raises(ImageNotFound):
+        pull.resolve(reference)
 
 
 def test_a_redirect_from_tls_to_plain_http_is_refused(
@@ -348,3 +369,23 @@ def test_a_plain_registry_is_reached_through_the_http_proxy(
     asked = registry.requests_for("manifests/1.0")[0]
     assert asked.path.startswith("http://shop.example")
     assert asked.headers["proxy-authorization"] == "Basic YWxpY2U6d29uZGVyQGxhbmQ="
+
+
+def test_a_tls_registry_is_reached_through_a_tunnel_of_the_https_proxy(
+    secure: RegistrySimulator, client_of: ClientOf, certificate: str
+) -> None:
+    with Relay(secure.host, connects=True) as proxy:
+        proxied = ProxyConfig(https_proxy=f"http://alice:secret@{proxy.host}")
+        pull = Pull(client_of(image_pull_proxy=proxied, extra_root_certificates=[certificate]))
+        assert pull.resolve("shop.example/shop:1.0").image_id == SHOP.image_id
+        assert pull.blob("shop.example/shop:1.0", LAYER) == LAYER.blob
+    assert proxy.heads[0].startswith("CONNECT shop.example:443 ")
+    assert "Basic YWxpY2U6c2VjcmV0" in proxy.heads[0]
+
+
+def test_a_proxy_that_is_gone_is_named(client_of: ClientOf, certificate: str) -> None:
+    with Relay("127.0.0.1:1") as gone:
+        proxied = ProxyConfig(https_proxy=f"http://alice:secret@{gone.host}")
+    with pytest.raises(RegistryUnavailable, match="proxy") as raised:
+        Pull(client_of(image_pull_proxy=proxied)).resolve("shop.example/shop:1.0")
+    assert "secret" not in str(raised.value)
