@@ -54,8 +54,10 @@ class WorkDir:
                 raise
 
     def close(self) -> None:
-        """Give the work directory back."""
-        os.close(self._lock)
+        """Give the work directory back. Harmless to repeat."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def record_path(self, layer_directory: str) -> str:
         """Where the record of a layer is; the layer is given by its directory, or by its name in layers/."""

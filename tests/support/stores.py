@@ -1,0 +1,124 @@
+"""Stores in a line, without registries, tars and mounts: what a pull does with the store room.
+
+store = open_store(tmp_path)
+shop = pulled(store, image(layer(file("a")), layer(file("b"))), "docker.io/library/shop:latest")
+bundle = bundled(store, shop, "/bundles/one")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from guestpull_server.errors import BundleBusy
+from guestpull_server.models import (
+    Decoder,
+    Descriptor,
+    Digest,
+    LayerDescriptor,
+    Platform,
+    ResolvedImage,
+    StoredImage,
+    StoredLayer,
+    UnpackedLayer,
+)
+from guestpull_server.store import LayerNames, Store
+from support.images import Image, Layer
+
+AMD64: Final = Platform("linux", "amd64")
+
+
+class MountsInMemory:
+    """A kernel that mounts nothing, and knows what it has mounted."""
+
+    def __init__(self) -> None:
+        self.places: set[str] = set()
+        self.busy: set[str] = set()
+
+    def mounted(self) -> frozenset[str]:
+        """Where something is mounted."""
+        return frozenset(self.places)
+
+    def unmount(self, rootfs: str) -> None:
+        """Unmount, unless it is busy."""
+        if rootfs in self.busy:
+            raise BundleBusy(os.path.dirname(rootfs))
+        self.places.discard(rootfs)
+
+
+def open_store(
+    work_dir: Path,
+    mounts: MountsInMemory | None = None,
+    *,
+    guest_work_dir: str | None = None,
+    additional_stores: Sequence[Path] = (),
+    bundle_roots: Sequence[Path] = (),
+    layer_names: LayerNames = LayerNames.DIGEST,
+) -> Store:
+    """Open a store; the caller closes it."""
+    return Store.open(
+        str(work_dir),
+        mounts or MountsInMemory(),
+        guest_work_dir=guest_work_dir,
+        additional_stores=[str(one) for one in additional_stores],
+        bundle_roots=[str(one) for one in bundle_roots],
+        layer_names=layer_names,
+    )
+
+
+def unpacked(layer: Layer) -> UnpackedLayer:
+    """What a layer worker would say of a layer."""
+    return UnpackedLayer(
+        diff_id=Digest(layer.diff_id),
+        decoder=Decoder.GZIP,
+        size_bytes=2 * len(layer.tar),
+        entries=2,
+        implied_directories=(b"usr", b"\xff\xfe"),
+        dropped_xattrs=0,
+    )
+
+
+def put_layer(store: Store, layer: Layer, record: bytes | None = None) -> StoredLayer:
+    """Have a layer in the store: two files that hold its tar, so that half of it can be told from the whole."""
+    with store.stage(Digest(layer.digest)) as staged:
+        for name in ("one", "two"):
+            Path(staged.directory, name).write_bytes(layer.tar)
+        if record is not None:
+            Path(staged.record_path).write_bytes(record)
+        return store.commit_layer(staged, Digest(layer.digest), unpacked(layer))
+
+
+def is_whole(directory: str, layer: Layer) -> bool:
+    """Whether a directory holds what `put_layer` put there."""
+    return sorted(os.listdir(directory)) == ["one", "two"] and all(
+        Path(directory, name).read_bytes() == layer.tar for name in ("one", "two")
+    )
+
+
+def resolved(image: Image, reference: str) -> ResolvedImage:
+    """The image as the registry room would have resolved it."""
+    layers = tuple(
+        LayerDescriptor(Descriptor(one.media_type, Digest(one.digest), one.size), Digest(one.diff_id))
+        for one in image.layers
+    )
+    return ResolvedImage(reference, Digest(image.digest), Digest(image.image_id), image.config, layers)
+
+
+def pulled(store: Store, image: Image, reference: str) -> StoredImage:
+    """Have an image in the store, as a pull does it: what is there is not put there again."""
+    with store.pin(Digest(one.digest) for one in image.layers):
+        layers = [store.layer(Digest(one.digest)) or put_layer(store, one) for one in image.layers]
+        return store.record_image(resolved(image, reference), layers)
+
+
+def bundled(store: Store, image: StoredImage, bundle_path: Path | str, mounts: MountsInMemory) -> str:
+    """Have a bundle of an image, mounted; returns its path."""
+    with store.reserve_bundle(str(bundle_path)) as bundle:
+        for name in ("upper", "work"):
+            os.mkdir(os.path.join(bundle.overlay_directory, name))
+        mounts.places.add(bundle.rootfs)
+        Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+        bundle.commit(image)
+        return bundle.bundle_path

@@ -1,0 +1,406 @@
+"""Bundles: where they may be, who has them, and that nothing of them stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestpull_server.errors import (
+    BundleBusy,
+    BundleExists,
+    BundleNotFound,
+    InvalidBundlePath,
+    StorageFailed,
+)
+from guestpull_server.models import StoredImage
+from guestpull_server.store import Store
+from guestpull_server.store.bundle_paths import BundlePaths
+from support.images import file, image, layer
+from support.stores import MountsInMemory, bundled, open_store, pulled
+
+SHOP = image(layer(file("a")))
+LATEST = "docker.io/library/shop:latest"
+
+
+@pytest.fixture
+def shop(store: Store) -> StoredImage:
+    return pulled(store, SHOP, LATEST)
+
+
+def overlays(work_dir: Path) -> list[str]:
+    return os.listdir(work_dir / "overlay")
+
+
+def test_a_bundle_is_listed_and_known_after_a_restart(
+    store: Store,
+    shop: StoredImage,
+    mounts: MountsInMemory,
+    tmp_path: Path,
+    reopened: Callable[[], Store],
+) -> None:
+    path = bundled(store, shop, tmp_path / "bundle", mounts)
+
+    (bundle,) = store.bundles()
+    assert (bundle.bundle_path, bundle.image_id, bundle.reference) == (path, SHOP.image_id, LATEST)
+    assert bundle.layers == (SHOP.layers[0].digest,)
+    assert bundle.mounted
+    assert reopened().bundles() == (bundle,)
+
+
+def test_a_bundle_that_is_not_mounted_any_more_is_known_and_can_be_released(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path, reopened: Callable[[], Store]
+) -> None:
+    path = bundled(store, shop, tmp_path / "bundle", mounts)
+    mounts.places.clear()
+
+    store = reopened()
+
+    assert [bundle.mounted for bundle in store.bundles()] == [False]
+    store.release_bundle(path)
+    assert store.bundles() == ()
+
+
+def test_a_reservation_has_its_directories_and_says_so_before_anything_is_mounted(
+    store: Store, work_dir: Path, tmp_path: Path
+) -> None:
+    with store.reserve_bundle(f"{tmp_path}//new/./bundle/") as bundle:
+        assert bundle.bundle_path == str(tmp_path / "new/bundle")
+        assert bundle.rootfs == str(tmp_path / "new/bundle/rootfs")
+        assert os.listdir(bundle.rootfs) == []
+        assert os.path.dirname(bundle.overlay_directory) == str(work_dir / "overlay")
+        assert os.listdir(bundle.overlay_directory) == ["bundle.json.preparing"]
+
+
+def test_a_reservation_that_is_not_committed_leaves_nothing(
+    store: Store, work_dir: Path, mounts: MountsInMemory, tmp_path: Path
+) -> None:
+    with store.reserve_bundle(str(tmp_path / "bundle")) as bundle:
+        mounts.places.add(bundle.rootfs)
+        os.mkdir(os.path.join(bundle.overlay_directory, "upper"))
+        Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+
+    assert not (tmp_path / "bundle").exists()
+    assert overlays(work_dir) == os.listdir(work_dir / "staging") == []
+    assert mounts.places == set()
+    assert store.bundles() == ()
+
+
+def test_what_was_in_the_directory_before_stays(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/theirs").write_bytes(b"x")
+
+    with store.reserve_bundle(str(tmp_path / "bundle")) as bundle:
+        Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+
+    assert os.listdir(tmp_path / "bundle") == ["theirs"]
+
+
+def test_a_reservation_that_a_crash_interrupted_is_undone_at_the_next_start(
+    store: Store, work_dir: Path, mounts: MountsInMemory, tmp_path: Path, reopened: Callable[[], Store]
+) -> None:
+    bundle = store.reserve_bundle(str(tmp_path / "bundle"))
+    mounts.places.add(bundle.rootfs)
+    Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+
+    store = reopened()
+
+    assert mounts.places == set()
+    assert not (tmp_path / "bundle").exists()
+    assert overlays(work_dir) == []
+    with store.reserve_bundle(str(tmp_path / "bundle")):
+        pass
+
+
+def test_a_start_goes_on_although_an_interrupted_bundle_is_busy(
+    store: Store, work_dir: Path, mounts: MountsInMemory, tmp_path: Path, reopened: Callable[[], Store]
+) -> None:
+    bundle = store.reserve_bundle(str(tmp_path / "bundle"))
+    mounts.places.add(bundle.rootfs)
+    mounts.busy.add(bundle.rootfs)
+
+    assert "cannot be undone yet" in reopened().warnings[0]
+
+    mounts.busy.clear()
+    assert reopened().warnings == ()
+    assert overlays(work_dir) == []
+
+
+def test_strange_things_in_overlay_are_reported_and_left_alone(
+    store: Store, work_dir: Path, reopened: Callable[[], Store]
+) -> None:
+    (work_dir / "overlay/12").mkdir()
+    broken = work_dir / "overlay" / ("ab" * 8)
+    broken.mkdir()
+    (broken / "bundle.json").write_text('{"bundle_path": "/b", "made_directory": true, "image_id": "x"}')
+
+    warnings = reopened().warnings
+
+    assert len(warnings) == 2
+    assert sorted(overlays(work_dir)) == ["12", "ab" * 8]
+
+
+def test_an_overlay_directory_without_a_word_is_deleted(
+    store: Store, work_dir: Path, reopened: Callable[[], Store]
+) -> None:
+    (work_dir / "overlay" / ("ab" * 8)).mkdir()
+
+    reopened()
+
+    assert overlays(work_dir) == []
+
+
+# -- one bundle, one pull -----------------------------------------------------------------------------------
+
+
+def test_a_second_pull_to_the_same_bundle_is_refused(store: Store, tmp_path: Path) -> None:
+    with (
+        store.reserve_bundle(str(tmp_path / "bundle")),
+        pytest.raises(BundleExists, match="another pull is making it"),
+    ):
+        store.reserve_bundle(f"{tmp_path}/bundle/")
+
+
+def test_a_bundle_is_not_made_twice(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path
+) -> None:
+    path = bundled(store, shop, tmp_path / "bundle", mounts)
+
+    with pytest.raises(BundleExists):
+        store.reserve_bundle(path)
+
+    assert os.listdir(path) == ["config.json", "rootfs"] or os.listdir(path) == ["rootfs", "config.json"]
+
+
+@pytest.mark.parametrize("theirs", ["config.json", "rootfs/etc", "rootfs -> /", "rootfs as a file"])
+def test_a_directory_in_use_is_refused_and_left_as_it_is(
+    store: Store, work_dir: Path, tmp_path: Path, theirs: str
+) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    match theirs:
+        case "config.json":
+            (bundle / "config.json").write_bytes(b"theirs")
+        case "rootfs/etc":
+            (bundle / "rootfs/etc").mkdir(parents=True)
+        case "rootfs -> /":
+            (bundle / "rootfs").symlink_to("/")
+        case _:
+            (bundle / "rootfs").write_bytes(b"theirs")
+    before = sorted(str(path) for path in bundle.rglob("*"))
+
+    with pytest.raises(BundleExists):
+        store.reserve_bundle(str(bundle))
+
+    assert sorted(str(path) for path in bundle.rglob("*")) == before
+    assert overlays(work_dir) == []
+
+
+def test_an_empty_rootfs_is_no_obstacle(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "bundle/rootfs").mkdir(parents=True)
+
+    with store.reserve_bundle(str(tmp_path / "bundle")) as bundle:
+        assert os.path.isdir(bundle.rootfs)
+
+
+# -- release ------------------------------------------------------------------------------------------------
+
+
+def test_release_leaves_nothing(
+    store: Store, shop: StoredImage, work_dir: Path, mounts: MountsInMemory, tmp_path: Path
+) -> None:
+    path = bundled(store, shop, tmp_path / "bundle", mounts)
+
+    assert store.release_bundle(f"{path}/").layers == ()
+
+    assert mounts.places == set()
+    assert not os.path.exists(path)
+    assert overlays(work_dir) == os.listdir(work_dir / "staging") == []
+    assert len(store.images()) == 1
+
+
+@pytest.mark.parametrize("path", ["", "relative", "/", "/nowhere", "/a\0b"])
+def test_what_is_no_bundle_is_not_released(store: Store, path: str) -> None:
+    with pytest.raises(BundleNotFound):
+        store.release_bundle(path)
+
+
+def test_a_busy_bundle_stays_a_bundle(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path
+) -> None:
+    path = bundled(store, shop, tmp_path / "bundle", mounts)
+    mounts.busy.add(f"{path}/rootfs")
+
+    with pytest.raises(BundleBusy):
+        store.release_bundle(path)
+
+    assert [bundle.mounted for bundle in store.bundles()] == [True]
+    assert os.path.exists(f"{path}/config.json")
+    mounts.busy.clear()
+    store.release_bundle(path)
+
+
+def test_a_bundle_whose_directory_its_owner_deleted_is_released(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path, work_dir: Path
+) -> None:
+    path = bundled(store, shop, tmp_path / "bundle", mounts)
+    os.unlink(f"{path}/config.json")
+    os.rmdir(f"{path}/rootfs")
+    os.rmdir(path)
+
+    store.release_bundle(path)
+
+    assert overlays(work_dir) == []
+
+
+def test_of_two_releases_at_once_one_finds_no_bundle(work_dir: Path, tmp_path: Path) -> None:
+    class SlowMounts(MountsInMemory):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unmounting = threading.Event()
+            self.go_on = threading.Event()
+
+        def unmount(self, rootfs: str) -> None:
+            self.unmounting.set()
+            self.go_on.wait()
+            super().unmount(rootfs)
+
+    mounts = SlowMounts()
+    store = open_store(work_dir, mounts)
+    path = bundled(store, pulled(store, SHOP, LATEST), tmp_path / "bundle", mounts)
+    outcomes: list[str] = []
+
+    def release() -> None:
+        try:
+            store.release_bundle(path)
+            outcomes.append("released")
+        except BundleNotFound:
+            outcomes.append("not found")
+
+    threads = [threading.Thread(target=release) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    mounts.unmounting.wait()
+    assert len(store.bundles()) == 1  # others are not kept waiting
+    mounts.go_on.set()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(outcomes) == ["not found", "released"]
+    store.close()
+
+
+def test_releasing_fails_by_name_where_the_system_refuses(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path
+) -> None:
+    path = bundled(store, shop, tmp_path / "bundle", mounts)
+    os.unlink(f"{path}/config.json")
+    os.mkdir(f"{path}/config.json")
+
+    with pytest.raises(StorageFailed):
+        store.release_bundle(path)
+
+    assert len(store.bundles()) == 1
+    os.rmdir(f"{path}/config.json")
+    store.release_bundle(path)
+
+
+# -- paths --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["", "bundle", "./bundle", "/", "//", "/a/../b", "/..", "/a\0b", "/" + "a" * 5000]
+)
+def test_paths_that_no_bundle_can_have_are_refused(store: Store, path: str, work_dir: Path) -> None:
+    with pytest.raises(InvalidBundlePath):
+        store.reserve_bundle(path)
+    assert overlays(work_dir) == []
+
+
+def test_a_file_in_the_way_is_refused(store: Store, tmp_path: Path, work_dir: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+
+    for path in (tmp_path / "file", tmp_path / "file/bundle"):
+        with pytest.raises(InvalidBundlePath):
+            store.reserve_bundle(str(path))
+
+    assert (tmp_path / "file").read_bytes() == b"x"
+    assert overlays(work_dir) == []
+
+
+@given(st.text(alphabet="/.a", max_size=12).map(lambda text: f"/{text}"))
+def test_a_checked_path_is_normal_and_below_a_root(path: str) -> None:
+    paths = BundlePaths(["/a", "/a.a/"])
+    try:
+        checked = paths.checked(path)
+    except InvalidBundlePath:
+        return
+    assert checked == os.path.normpath(checked)
+    assert checked.startswith(("/a/", "/a.a/"))
+    assert ".." not in checked.split("/")
+
+
+@pytest.fixture
+def rooted(work_dir: Path, tmp_path: Path, mounts: MountsInMemory, store: Store) -> Store:
+    """A store whose bundles must be below tmp_path/bundles."""
+    store.close()
+    (tmp_path / "bundles").mkdir()
+    return open_store(work_dir, mounts, bundle_roots=[tmp_path / "bundles"])
+
+
+@pytest.mark.parametrize("path", ["elsewhere", "bundles", "bundles-too/x", "bundles/../elsewhere"])
+def test_bundles_stay_below_their_roots(rooted: Store, tmp_path: Path, path: str) -> None:
+    with pytest.raises(InvalidBundlePath):
+        rooted.reserve_bundle(f"{tmp_path}/{path}")
+    rooted.close()
+
+
+def test_no_link_leads_out_of_the_roots(rooted: Store, tmp_path: Path, work_dir: Path) -> None:
+    (tmp_path / "outside/bundle").mkdir(parents=True)
+    (tmp_path / "bundles/link").symlink_to(tmp_path / "outside")
+
+    for path in ("bundles/link", "bundles/link/bundle", "bundles/link/new"):
+        with pytest.raises(InvalidBundlePath):
+            rooted.reserve_bundle(f"{tmp_path}/{path}")
+
+    assert sorted(str(path) for path in (tmp_path / "outside").rglob("*")) == [f"{tmp_path}/outside/bundle"]
+    assert overlays(work_dir) == []
+    rooted.close()
+
+
+def test_a_bundle_that_became_a_link_leads_release_to_nothing_outside(
+    rooted: Store, tmp_path: Path, mounts: MountsInMemory, work_dir: Path
+) -> None:
+    path = bundled(rooted, pulled(rooted, SHOP, LATEST), tmp_path / "bundles/one", mounts)
+    (tmp_path / "bundles/one").rename(tmp_path / "bundles/moved")
+    (tmp_path / "outside/rootfs").mkdir(parents=True)
+    (tmp_path / "outside/config.json").write_bytes(b"theirs")
+    (tmp_path / "bundles/one").symlink_to(tmp_path / "outside")
+
+    rooted.release_bundle(path)
+
+    assert sorted(os.listdir(tmp_path / "outside")) == ["config.json", "rootfs"]
+    assert mounts.places == {f"{path}/rootfs"}
+    rooted.close()
+
+
+def test_bundle_files_say_what_a_bundle_is(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path, work_dir: Path
+) -> None:
+    path = bundled(store, shop, tmp_path / "bundle", mounts)
+
+    (overlay,) = overlays(work_dir)
+
+    assert json.loads((work_dir / "overlay" / overlay / "bundle.json").read_bytes()) == {
+        "bundle_path": path,
+        "made_directory": True,
+        "image_id": SHOP.image_id,
+        "reference": LATEST,
+        "layers": [SHOP.layers[0].digest],
+    }
