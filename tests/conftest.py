@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# how fast a machine generates examples, or runs one, is no verdict on what is tested
+settings.register_profile("guestpull", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("guestpull")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
