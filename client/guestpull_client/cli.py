@@ -292,7 +292,7 @@ def layers(
         _print_json(found)
         return
     _print_table(
-        ("LAYER", "DIFF_ID", "DECODER", "SIZE", "IMAGES", "BUNDLES", "STATE", "PATH"),
+        ("LAYER", "DIFF_ID", "DECODER", "SIZE", "IMAGES", "BUNDLES", "STATE"),
         [
             (
                 short(layer.compressed_digest),
@@ -302,7 +302,6 @@ def layers(
                 str(len(layer.images)),
                 str(layer.bundles),
                 ("read-only" if layer.read_only else "present") if layer.present else "missing",
-                layer.store_path,
             )
             for layer in found
         ],

@@ -130,7 +130,8 @@ class Client:
             try:
                 return _pulled(call.result())
             except BaseException:
-                # whoever interrupts us does not want the pull: without this it would go on in the service
+                # whoever interrupts us does not want the pull: without this it would go on in the service until
+                # the channel is closed, as it does after an interrupt within `future` itself
                 call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it untyped
                 raise
 

@@ -44,7 +44,8 @@ def _print_folded(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None
     from rich.text import Text
 
     table = Table(
-        *(Column(column, overflow="fold") for column in columns),
+        Column(columns[0], overflow="fold"),  # names and paths, of any length
+        *(Column(column, no_wrap=True) for column in columns[1:]),
         box=None,
         pad_edge=False,
         header_style="bold",

@@ -67,7 +67,7 @@ class ScriptedService(pb_grpc.ImageServiceServicer):
 
     def wait_until_caller_leaves(self, context: grpc.ServicerContext) -> pb.PullImageResponse:
         """A pull that ends only when nobody waits for it any more."""
-        context.add_callback(self.caller_left.set)
+        self._watch(context)
         self.caller_left.wait(10)
         return pb.PullImageResponse()
 
@@ -80,7 +80,7 @@ class ScriptedService(pb_grpc.ImageServiceServicer):
         self, request: pb.PullImageRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.PullImageEvent]:
         self.requests.append(request)
-        context.add_callback(self.caller_left.set)
+        self._watch(context)
         script = self.answers.get("PullImageWithProgress", [])
         if isinstance(script, status_pb2.Status):
             context.abort_with_status(rpc_status.to_status(script))
@@ -110,6 +110,10 @@ class ScriptedService(pb_grpc.ImageServiceServicer):
         self, request: pb.ReleaseBundleRequest, context: grpc.ServicerContext
     ) -> pb.ReleaseBundleResponse:
         return cast("pb.ReleaseBundleResponse", self._answer("ReleaseBundle", request, context))
+
+    def _watch(self, context: grpc.ServicerContext) -> None:
+        if not context.add_callback(self.caller_left.set):
+            self.caller_left.set()
 
     def _answer(self, rpc: str, request: Message, context: grpc.ServicerContext) -> Message:
         self.requests.append(request)

@@ -231,7 +231,7 @@ def test_layers_say_what_state_they_are_in(service: ScriptedService, guestpull: 
     lines = guestpull("layers", "--image", "shop").out.splitlines()
 
     assert service.requests == [pb.ListLayersRequest(image="shop")]
-    assert [line.split()[-2] for line in lines] == ["STATE", "present", "missing", "read-only"]
+    assert [line.split()[-1] for line in lines] == ["STATE", "present", "missing", "read-only"]
     assert LAYER in lines[1]
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
+import time
+import traceback
 from pathlib import Path
 
 import grpc
@@ -120,10 +124,20 @@ def test_giving_up_the_events_cancels_the_pull(service: ScriptedService, client:
     assert service.caller_left.wait(10)
 
 
+def main_thread_waits_for_a_result() -> bool:
+    ident = threading.main_thread().ident
+    assert ident is not None
+    return any(
+        frame.f_code.co_name == "result" for frame, _ in traceback.walk_stack(sys._current_frames()[ident])
+    )
+
+
 def test_interrupting_a_pull_cancels_it_while_the_client_stays_open(
     service: ScriptedService, client: Client
 ) -> None:
     def interrupt(context: grpc.ServicerContext) -> pb.PullImageResponse:
+        while not main_thread_waits_for_a_result():
+            time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
         return service.wait_until_caller_leaves(context)
 
