@@ -28,8 +28,7 @@ KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
 
-_HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
-_DIGEST = re.compile(r"(sha256|sha384|sha512):([0-9a-f]+)")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
 
 class Digest(str):
@@ -46,8 +45,7 @@ class Digest(str):
 
     def __new__(cls, text: str) -> Self:
         """Check the text, and wrap it."""
-        match = _DIGEST.fullmatch(text)
-        if match is None or len(match[2]) != _HEX_LENGTH[match[1]]:
+        if _DIGEST.fullmatch(text) is None:
             raise InvalidDigest(text)
         return super().__new__(cls, text)
 
