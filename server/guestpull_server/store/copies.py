@@ -15,7 +15,7 @@ import msgspec
 
 from guestpull_server.errors import InvalidDigest
 from guestpull_server.models import Digest
-from guestpull_server.store.catalog import Catalog, Entry, ImageRecord, Unreadable, image_of
+from guestpull_server.store.catalog import Catalog, ImageRecord, Unreadable, image_of
 from guestpull_server.store.durability import TEMPORARY, Durability
 from guestpull_server.store.workdir import WorkDir
 
@@ -34,7 +34,7 @@ class ImageCopies:
         for image_id in sorted(image_ids):
             entry = catalog.image_entry(image_id)
             if entry is not None:
-                self._durability.replace(self._path(image_id), msgspec.json.encode(entry))
+                self._durability.replace(self._path(image_id), bytes(entry))
 
     def drop(self, catalog: Catalog, image_ids: Iterable[Digest]) -> None:
         """Delete the copies of images that there are no more; called after meta_store.json is written."""
@@ -61,13 +61,13 @@ class ImageCopies:
             if image_id is None:
                 continue
             with suppress(Unreadable, OSError):
-                entry, record = read_copy(os.path.join(self._directory, name), image_id)
+                record, entry = read_copy(os.path.join(self._directory, name), image_id)
                 known = [catalog.layers.get(layer.compressed_digest) for layer in record.layers]
                 if all(
                     one is not None and one.uncompressed_digest == layer.uncompressed_digest
                     for one, layer in zip(known, record.layers, strict=True)
                 ):
-                    catalog.take_in(image_id, entry)
+                    catalog.take_in(record, entry)
 
     def _path(self, image_id: Digest) -> str:
         return os.path.join(self._directory, image_id.directory_name + _SUFFIX)
@@ -83,8 +83,8 @@ def image_id_of(file_name: str) -> Digest | None:
         return None
 
 
-def read_copy(path: str, image_id: Digest) -> tuple[Entry, ImageRecord]:
-    """A copy, as it was written and as what it means.
+def read_copy(path: str, image_id: Digest) -> tuple[ImageRecord, msgspec.Raw]:
+    """A copy, as what it means and as it was written.
 
     Raises:
         Unreadable: it is none of that image.
@@ -92,12 +92,8 @@ def read_copy(path: str, image_id: Digest) -> tuple[Entry, ImageRecord]:
     """
     with open(path, "rb") as file:
         content = file.read()
-    try:
-        entry = msgspec.json.decode(content, type=Entry)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Unreadable(str(error)) from None
-    record = image_of(image_id, entry)
+    record = image_of(image_id, msgspec.Raw(content))
     # JSON has no place for the line end that some configs close with
     if not any(image_id.matches(record.config + end) for end in (b"", b"\n")):
         raise Unreadable("its image_config is not the one that its id names")
-    return entry, record
+    return record, msgspec.Raw(content)

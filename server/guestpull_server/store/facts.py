@@ -8,14 +8,12 @@ just before a crash, and what is left when meta_store.json is damaged.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from typing import Final, Self
 
 import msgspec
 
-from guestpull_server.errors import InvalidDigest
 from guestpull_server.models import Decoder, Digest, StoredLayer, UnpackedLayer
 from guestpull_server.store.durability import Durability
 
@@ -94,26 +92,29 @@ class FactsFile:
         """Add a layer's facts, durably."""
         self._durability.append(self._path, msgspec.json.encode(facts, enc_hook=str) + b"\n")
 
-    def strike_out(self, digests: Iterable[Digest]) -> None:
+    def strike_out(self, digests: Iterable[str]) -> None:
         """Declare layers gone, durably."""
         lines = [msgspec.json.encode(_Struck(digest), enc_hook=str) + b"\n" for digest in digests]
         if lines:
             self._durability.append(self._path, b"".join(lines))
 
-    def rewrite(self, facts: Mapping[Digest, LayerFacts]) -> None:
+    def rewrite(self, facts: Mapping[str, LayerFacts]) -> None:
         """Keep these facts and no others, in a fixed order."""
         lines = [msgspec.json.encode(facts[digest], enc_hook=str) + b"\n" for digest in sorted(facts)]
         self._durability.replace(self._path, b"".join(lines))
 
 
-def read_facts(work_dir: str) -> tuple[dict[Digest, LayerFacts], int]:
-    """The facts that a work directory has, and how many lines of its file are of no use any more."""
+def read_facts(work_dir: str) -> tuple[dict[str, LayerFacts], int]:
+    """The facts that a work directory has, and how many lines of its file are of no use any more.
+
+    They are by compressed digest, as it is written: of what there may be, most is asked for by digests only.
+    """
     try:
         with open(os.path.join(work_dir, FILE_NAME), "rb") as file:
             lines = file.read().split(b"\n")
     except OSError:
         return {}, 0
-    facts: dict[Digest, LayerFacts] = {}
+    facts: dict[str, LayerFacts] = {}
     decoder = msgspec.json.Decoder(LayerFacts)
     count = 0
     for line in lines:
@@ -122,12 +123,11 @@ def read_facts(work_dir: str) -> tuple[dict[Digest, LayerFacts], int]:
         count += 1
         try:
             if line.startswith(b'{"gone":'):
-                facts.pop(Digest(msgspec.json.decode(line, type=_Struck).gone), None)
+                facts.pop(msgspec.json.decode(line, type=_Struck).gone, None)
             elif len(line) <= _MAX_LINE_BYTES:
                 one = decoder.decode(line)
-                Digest(one.uncompressed_digest)
-                facts[Digest(one.compressed_digest)] = one
-        except (msgspec.DecodeError, UnicodeDecodeError, InvalidDigest):
+                facts[one.compressed_digest] = one
+        except (msgspec.DecodeError, UnicodeDecodeError):
             continue
     return facts, count - len(facts)
 
@@ -136,4 +136,12 @@ def with_facts(layer: StoredLayer, facts: LayerFacts | None) -> StoredLayer:
     """A layer with what its facts say, if they are of the same tar."""
     if facts is None or facts.uncompressed_digest != layer.uncompressed_digest:
         return layer
-    return dataclasses.replace(layer, size_bytes=facts.size_bytes, implied_directories=facts.implied_paths)
+    return StoredLayer(
+        layer.compressed_digest,
+        layer.uncompressed_digest,
+        layer.decoder,
+        layer.store_path,
+        layer.encrypted,
+        facts.size_bytes,
+        facts.implied_paths,
+    )

@@ -6,13 +6,14 @@ that was committed and is not in meta_store.json yet. A change that cannot be wr
 
 from __future__ import annotations
 
+import gc
 import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
-from guestpull_server.errors import StorageFull, storage_errors
-from guestpull_server.models import Digest, StoredLayer
+from guestpull_server.errors import InvalidDigest, StorageFull, storage_errors
+from guestpull_server.models import StoredLayer
 from guestpull_server.store import catalog as catalogs
 from guestpull_server.store.catalog import Catalog, Unreadable
 from guestpull_server.store.copies import ImageCopies
@@ -39,8 +40,8 @@ class Ledger:
         self._paths = paths
         self._copies = ImageCopies(work_dir, durability)
         self._facts_file = FactsFile(work_dir.path, durability)
-        self._facts: dict[Digest, LayerFacts] = {}
-        self._foreign_facts: dict[str, dict[Digest, LayerFacts]] = {}
+        self._facts: dict[str, LayerFacts] = {}
+        self._foreign_facts: dict[str, dict[str, LayerFacts]] = {}
         self._path = os.path.join(work_dir.path, catalogs.FILE_NAME)
         self._dirty = False
         self.catalog = Catalog()
@@ -55,7 +56,7 @@ class Ledger:
             StorageFailed: the operating system refuses.
         """
         self._facts, useless = read_facts(self._work_dir.path)
-        with storage_errors("reading the meta store", self._path):
+        with storage_errors("reading the meta store", self._path), _collector_paused():
             self._read_catalog()
             self.warnings += [f"{self._path}: {one}" for one in self.catalog.unusable]
             self._take_layers_in()
@@ -96,15 +97,17 @@ class Ledger:
     def _take_layers_in(self) -> None:
         """Believe the layers that were committed just before a crash, or whose entry was lost."""
         present = set(os.listdir(self._work_dir.layers))
+        known: Collection[str] = frozenset(self.catalog.layers)
         gone = [digest for digest, facts in self._facts.items() if facts.directory not in present]
         for digest in gone:
             del self._facts[digest]
         # a line without a directory must not vouch for a directory that another program makes later
         self.strike_out(gone)
-        for digest, facts in self._facts.items():
-            if digest not in self.catalog.layers:
-                self.catalog.put_layer(facts.layer(self._paths.written(facts.directory)))
-                self._dirty = True
+        for facts in self._facts.values():
+            if facts.compressed_digest not in known:
+                with suppress(InvalidDigest):
+                    self.catalog.put_layer(facts.layer(self._paths.written(facts.directory)))
+                    self._dirty = True
         self._paths.find_moved(self.catalog.layers.values(), self._facts)
         for digest, layer in self.catalog.layers.items():
             self.catalog.layers[digest] = with_facts(layer, self._facts_of(layer))
@@ -141,12 +144,12 @@ class Ledger:
         self._dirty = True
         return layer
 
-    def forget_facts(self, digests: Iterable[Digest]) -> None:
+    def forget_facts(self, digests: Iterable[str]) -> None:
         """Forget the facts of layers whose directories went; `strike_out` makes it last."""
         for digest in digests:
             self._facts.pop(digest, None)
 
-    def strike_out(self, digests: Iterable[Digest]) -> None:
+    def strike_out(self, digests: Iterable[str]) -> None:
         """Write down that layers are gone, but for those that have come again.
 
         On a full disk it is left to the next start.
@@ -199,3 +202,18 @@ class Ledger:
         self._dirty = False
         self._copies.drop(self.catalog, self.catalog.touched)
         self.catalog.touched.clear()
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from walking what is being read, again and again.
+
+    With 10,000 layers in 2,000 images it took 60 of 190 ms.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from guestpull_server.models import Digest, StoredLayer
+from guestpull_server.models import StoredLayer
 from guestpull_server.store.facts import LayerFacts
 
 
@@ -28,15 +28,19 @@ class LayerPaths:
         self._layers = os.path.join(work_dir, "layers")
         self._inside_here = f"{work_dir.rstrip('/')}/"
         self._inside_guest = f"{os.path.normpath(guest_work_dir or work_dir).rstrip('/')}/"
+        self._layers_of_guest = f"{self._inside_guest}layers"
         self._moved: dict[str, str] = {}
         self._ours: dict[str, bool] = {self._layers: True}
 
     def written(self, directory_name: str) -> str:
         """The store_path that is written for a directory in our layers/."""
-        return f"{self._inside_guest}layers/{directory_name}"
+        return f"{self._layers_of_guest}/{directory_name}"
 
     def local(self, store_path: str) -> str:
         """Where a store_path is on this machine."""
+        parent, _, name = store_path.rpartition("/")
+        if parent == self._layers_of_guest and name not in ("", ".", ".."):  # as nearly all are
+            return f"{self._layers}/{name}"
         found = self._moved.get(store_path)
         if found is not None:
             return found
@@ -47,7 +51,7 @@ class LayerPaths:
 
     def is_ours(self, store_path: str) -> bool:
         """Whether a layer lies in our layers/; all others are only read."""
-        parent = os.path.dirname(self.local(store_path))
+        parent = self.local(store_path).rpartition("/")[0]
         known = self._ours.get(parent)
         if known is None:
             # the work directory may be known by two names, one of them through a link
@@ -59,7 +63,7 @@ class LayerPaths:
         path = self.local(layer.store_path)
         return layer if path == layer.store_path else dataclasses.replace(layer, store_path=path)
 
-    def find_moved(self, layers: Iterable[StoredLayer], facts: Mapping[Digest, LayerFacts]) -> None:
+    def find_moved(self, layers: Iterable[StoredLayer], facts: Mapping[str, LayerFacts]) -> None:
         """Look in our layers/ for layers that are not where their entries say; the entries stay as they are.
 
         A directory is taken for a layer only where its name cannot mean another: running numbers of two stores

@@ -13,7 +13,7 @@ import pytest
 from guestpull_server.errors import LayerInUse, WorkDirInUse
 from guestpull_server.models import Decoder, Digest, UnpackedLayer
 from guestpull_server.store import LayerNames, Store
-from support.images import file, image, layer
+from support.images import Layer, file, image, layer
 from support.stores import (
     AMD64,
     MountsInMemory,
@@ -29,8 +29,8 @@ SHOP = image(BASE, TOP)
 LATEST = "docker.io/library/shop:latest"
 
 
-def digest_of(one: object) -> Digest:
-    return Digest(one.digest)  # type: ignore[attr-defined]
+def digest_of(one: Layer) -> Digest:
+    return Digest(one.digest)
 
 
 def test_a_committed_layer_is_there_with_all_that_is_known_of_it(store: Store, work_dir: Path) -> None:
@@ -251,7 +251,7 @@ def test_forgetting_an_image_deletes_nothing_of_another_store(
     removal = second.remove_image(second.find_image(SHOP.image_id, None), None, force=False)
 
     assert removal.deleted_layers == ()
-    assert second.layers() == second.images() == ()
+    assert (second.layers(), second.images()) == ((), ())
     assert all(is_whole(one.store_path, of) for one, of in zip(store.layers(), SHOP.layers, strict=False))
     second.close()
 
@@ -302,10 +302,8 @@ def test_store_paths_are_written_as_the_guest_sees_them_and_found_where_they_are
     store.close()
     meta = json.loads((tmp_path / "rootfs/image/meta_store.json").read_bytes())
     name = digest_of(BASE).directory_name
-    assert (
-        meta["layer_db"][BASE.digest]["store_path"] == f"/run/kata-containers/image/layers/{name}"
-        and stored.store_path == f"{tmp_path}/rootfs/image/layers/{name}"
-    )
+    assert meta["layer_db"][BASE.digest]["store_path"] == f"/run/kata-containers/image/layers/{name}"
+    assert stored.store_path == f"{tmp_path}/rootfs/image/layers/{name}"
     again = open_store(tmp_path / "rootfs/image", guest_work_dir="/run/kata-containers/image/")
     assert again.layer(digest_of(BASE)) == stored
     assert not again.is_read_only(stored)
