@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from typing import Final
 
@@ -41,7 +40,8 @@ class Extractor:
         self._parent = b""  # as entries write it; links on the way may lead elsewhere
         self._acl_inherited = False
         self.entries = 0
-        self.size_bytes = 0
+        self.size_bytes = 0  # of all files that were written
+        self.replaced_bytes = 0  # of those that an entry behind them replaced
         self.dropped_xattrs = 0
 
     @property
@@ -307,14 +307,16 @@ class Extractor:
         """
         if name in (b"", b".", b".."):
             raise TarError("an entry would replace the root of the layer")
-        if stat.S_ISDIR(os.lstat(name).st_mode):
-            shutil.rmtree(name)
+        status = os.lstat(name)
+        if stat.S_ISDIR(status.st_mode):
+            self.replaced_bytes += _remove_directory(name)
             gone = self._absolute(name)[1:]
             for path in [
                 path for path in self._directories.implied if path == gone or path.startswith(gone + b"/")
             ]:
                 del self._directories.implied[path]
         else:
+            self.replaced_bytes += _own_bytes(status)
             os.unlink(name)
         # a link that is gone may have been on the way to where we believe to be
         self._parent = b"\0"
@@ -346,6 +348,27 @@ def clean(path: bytes) -> bytes:
 def _write(file: int, content: memoryview) -> None:
     while content:
         content = content[os.write(file, content) :]
+
+
+def _remove_directory(name: bytes) -> int:
+    """Remove a directory with all that is in it; returns the bytes of the files that went."""
+    freed = 0
+    for _, directories, files, parent in os.fwalk(name, topdown=False):
+        for child in files:
+            freed += _own_bytes(os.lstat(child, dir_fd=parent))
+            os.unlink(child, dir_fd=parent)
+        for child in directories:
+            if stat.S_ISLNK(os.lstat(child, dir_fd=parent).st_mode):
+                os.unlink(child, dir_fd=parent)
+            else:
+                os.rmdir(child, dir_fd=parent)
+    os.rmdir(name)
+    return freed
+
+
+def _own_bytes(status: os.stat_result) -> int:
+    """A file's length, if this is its last link."""
+    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
 
 
 def _same_file(one: bytes, other: bytes) -> bool:

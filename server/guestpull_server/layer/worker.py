@@ -87,7 +87,7 @@ def unpack(request: UnpackRequest, pipe: int) -> tuple[Report, bytes]:
     return Unpacked(
         hexdigest=inflater.hexdigest,
         decoder=inflater.decoder.value,
-        size_bytes=extractor.size_bytes,
+        size_bytes=extractor.size_bytes - extractor.replaced_bytes,
         entries=extractor.entries,
         dropped_xattrs=extractor.dropped_xattrs,
         implied_bytes=len(implied),
