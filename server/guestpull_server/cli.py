@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from enum import Enum
 from typing import Annotated, NoReturn
 
+import msgspec
 import typer
 
 from guestpull_server import __version__
@@ -89,6 +92,132 @@ def serve(
         tls = TlsFiles(tls_certificate, tls_key, tls_client_authorities)
     configuration, warnings = _configuration(config, work_dir)
     serve(configuration, ServiceOptions(listen or [DEFAULT_ADDRESS], grace, tls), warnings)
+
+
+GuestWorkDir = Annotated[
+    str | None,
+    typer.Option("--guest-work-dir", metavar="DIR", help="Where the guest will see the work directory."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+
+
+class Names(Enum):
+    """How baked layers' directories are named."""
+
+    DIGEST = "digest"
+    INDEX = "index"
+
+
+@app.command()
+def bake(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="References, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF].",
+        ),
+    ] = None,
+    work_dir: WorkDir = None,
+    guest_work_dir: GuestWorkDir = None,
+    file: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="More sources: a line each, with a reference behind it or not."),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(metavar="NAME", help="What the one image will be asked for by.")
+    ] = "",
+    remove: Annotated[
+        list[str] | None, typer.Option(metavar="IMAGE", help="Take an image out first; may be repeated.")
+    ] = None,
+    platform: Annotated[
+        str, typer.Option(metavar="OS/ARCH[/VARIANT]", help="Of another machine than this one.")
+    ] = "",
+    layer_names: Annotated[
+        Names,
+        typer.Option(help="By digest; or by index, as today's image-rs needs in its own work directory."),
+    ] = Names.DIGEST,
+    auth: Annotated[
+        str, typer.Option(metavar="USER:PASSWORD", envvar="GUESTPULL_AUTH", help="For the registry.")
+    ] = "",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Put images into a work directory ahead of time, with no daemon: layers and meta_store.json."""
+    from guestpull_server.maintenance import bake_images, read_list
+
+    wanted = [(source, reference) for source in sources or ()] + (read_list(file) if file else [])
+    if not wanted and not remove:
+        raise typer.BadParameter("name at least one SOURCE, or --file, or --remove")
+    if reference and len(wanted) != 1:
+        raise typer.BadParameter("--reference names one image; a LIST may name each of its own")
+    configuration, warnings = _configuration(config, work_dir)
+    _warn(warnings)
+    baked = bake_images(
+        configuration,
+        wanted,
+        removed=remove or (),
+        guest_work_dir=guest_work_dir,
+        platform=platform,
+        index_names=layer_names is Names.INDEX,
+        auth=auth,
+    )
+    _print(baked.lines(), baked, as_json)
+
+
+@app.command()
+def verify(
+    work_dir: WorkDir = None,
+    guest_work_dir: GuestWorkDir = None,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Reassemble each layer's tar, and compare its digest with the image's."),
+    ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Download exactly the layers that need it, and put entries right."),
+    ] = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is missing, incomplete, changed or foreign in a work directory; status 1 if anything is."""
+    from guestpull_server.maintenance import verify_work_dir
+
+    configuration, warnings = _configuration(config, work_dir)
+    _warn(warnings)
+    found = verify_work_dir(configuration, guest_work_dir=guest_work_dir, deep=deep, repair=repair)
+    _print(found.lines(), found, as_json)
+    if not found.is_sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    work_dir: WorkDir = None,
+    guest_work_dir: GuestWorkDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Delete what no image and no bundle refers to; refuses beside a running daemon."""
+    from guestpull_server.maintenance import collect
+
+    configuration, warnings = _configuration(config, work_dir)
+    _warn(warnings)
+    collected = collect(configuration, guest_work_dir=guest_work_dir, dry_run=dry_run)
+    _print(collected.lines(), collected, as_json)
+
+
+def _print(lines: Iterable[str], document: object, as_json: bool) -> None:
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2).decode())
+        return
+    for line in lines:
+        typer.echo(line)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        typer.echo(f"guestpulld: {warning}", err=True)
 
 
 def _configuration(config: str | None, work_dir: str | None) -> tuple[Configuration, list[str]]:

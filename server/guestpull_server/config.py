@@ -107,6 +107,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     extra_root_certificates: list[str] = []
 
     additional_stores: list[str] = []
+    allow_local_images: bool = False  # PullImage of oci:, oci-archive:, docker-archive:, as bake takes them
     bundle_roots: list[str] = []
     allowed_uids: list[int] = []  # who may call over the unix socket, besides root and the daemon's own user
     limits: Limits = Limits()

@@ -2,6 +2,7 @@
 
     with Puller.open(configuration) as puller:
         pulled = puller.pull(PullRequest("busybox", "/run/bundles/one"))
+        baked = puller.bake(BakeRequest("oci-archive:app.tar", reference="registry.example/app:1"))
 
 This is the storage core's front door; a program can use it and never load gRPC. Each step is the work of a
 room: the registry resolves, flights download and unpack, the store remembers, the snapshot mounts, the bundle
@@ -10,8 +11,9 @@ is written. What is there already is not asked for.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from guestpull_server.errors import (
     DeadlineExceeded,
     DigestMismatch,
     ImageNotPresent,
+    InvalidRequest,
     LimitExceeded,
     TooManyPulls,
 )
@@ -46,9 +49,9 @@ from guestpull_server.models import (
     StoredImage,
     StoredLayer,
 )
-from guestpull_server.registry import ImageSource, Reference, RegistryClient
+from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
-from guestpull_server.store import Store
+from guestpull_server.store import LayerNames, Store
 from guestpull_server.turns import Turns
 
 
@@ -60,6 +63,20 @@ class PullRequest:
     bundle_path: str
     credentials: Credentials | None = None
     policy: PullPolicy = PullPolicy.UNSPECIFIED
+    platform: Platform | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BakeRequest:
+    """An image that is to be in the store, without a bundle.
+
+    `source` is a reference, or a local image (registry/local). `reference` is the name that the image will be
+    asked for by, where that is another than its source's.
+    """
+
+    source: str
+    reference: str = ""
+    credentials: Credentials | None = None
     platform: Platform | None = None
 
 
@@ -112,8 +129,19 @@ class Puller:
         self._pulls = 0
 
     @classmethod
-    def open(cls, configuration: Configuration) -> Puller:
+    def open(
+        cls,
+        configuration: Configuration,
+        *,
+        guest_work_dir: str | None = None,
+        layer_names: LayerNames = LayerNames.DIGEST,
+    ) -> Puller:
         """Start the layer workers' fork server and take the work directory over.
+
+        Args:
+            configuration: names the work directory, and all else.
+            guest_work_dir: where the guest will see the work directory, if that is elsewhere.
+            layer_names: how new layers' directories are named.
 
         Raises:
             WorkDirInUse: another process has it.
@@ -124,8 +152,10 @@ class Puller:
         store = Store.open(
             configuration.work_dir,
             OverlayMounts(),
+            guest_work_dir=guest_work_dir,
             additional_stores=configuration.additional_stores,
             bundle_roots=configuration.bundle_roots,
+            layer_names=layer_names,
         )
         try:
             return cls(configuration, store, registry, LayerWorkers(configuration.limits))
@@ -133,11 +163,15 @@ class Puller:
             store.close()
             raise
 
-    def close(self) -> None:
-        """End the layer workers and give the work directory back. Bundles stay mounted."""
+    def close(self, *, tidy: bool = False) -> None:
+        """End the layer workers and give the work directory back. Bundles stay mounted.
+
+        Args:
+            tidy: leave nothing in the work directory but images and layers, and no traces of time or order.
+        """
         self._workers.close()
         self._registry.close()
-        self.store.close()
+        self.store.close(tidy=tidy)
 
     def __enter__(self) -> Self:
         return self
@@ -168,30 +202,114 @@ class Puller:
         Raises:
             GuestpullError: the errors of the table in README.md.
         """
-        reference = Reference.parse(request.image)
+        reference = self._reference(request.image)
         observer = observer or Unobserved()
-        caller = cancellation or Cancellation(f"pull of {reference}")
-        with self._admitted(reference, caller) as cancellation:
-            source = self._registry.image(reference, request.credentials)
-            with (
-                self.store.reserve_bundle(request.bundle_path) as bundle,
-                self._resolved(reference, source, request, cancellation) as resolved,
-            ):
-                observer.resolved(resolved)
+        caller = cancellation or Cancellation("the pull")
+        with (
+            self._admitted(request.image, caller) as cancellation,
+            self._source(request.image, request.credentials, cancellation) as source,
+            self.store.reserve_bundle(request.bundle_path) as bundle,
+            self._resolved(reference, source, request, cancellation) as resolved,
+        ):
+            observer.resolved(resolved)
+            layers, pulled = self._fetch_layers(resolved, source, cancellation, observer)
+            mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs)
+            observer.mounted(bundle.rootfs)
+            write_runtime_config(bundle.bundle_path, bundle.rootfs, resolved.config)
+            cancellation.check()
+            bundle.commit(self.store.record_image(resolved, layers))
+        return _result(resolved, pulled, bundle.rootfs)
+
+    def bake(
+        self,
+        request: BakeRequest,
+        cancellation: Cancellation | None = None,
+        observer: PullObserver | None = None,
+    ) -> PulledImage:
+        """Have an image in the store, with no bundle; `rootfs_path` of the result is empty.
+
+        Raises:
+            InvalidRequest: a local image has no name, and none was given.
+            GuestpullError: as `pull`.
+        """
+        name = str(Reference.parse(request.reference)) if request.reference else ""
+        observer = observer or Unobserved()
+        caller = cancellation or Cancellation("the pull")
+        platform = request.platform or Platform.host()
+        with (
+            self._admitted(request.source, caller) as cancellation,
+            self._source(request.source, request.credentials, cancellation) as source,
+        ):
+            found = source.resolve(
+                platform, cancellation, lambda digest: self._known(digest, source.reference)
+            )
+            resolved = dataclasses.replace(found, reference=name or found.reference)
+            if not resolved.reference:
+                raise InvalidRequest(
+                    request.source, "the image has no name in there", "Give it one by --reference."
+                )
+            observer.resolved(resolved)
+            with self.store.pin(layer.blob.digest for layer in resolved.layers):
                 layers, pulled = self._fetch_layers(resolved, source, cancellation, observer)
-                mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs)
-                observer.mounted(bundle.rootfs)
-                write_runtime_config(bundle.bundle_path, bundle.rootfs, resolved.config)
-                cancellation.check()
-                bundle.commit(self.store.record_image(resolved, layers))
-        return PulledImage(
-            resolved.image_id, resolved.manifest_digest, resolved.reference, bundle.rootfs, pulled
-        )
+                self.store.record_image(resolved, layers)
+        return _result(resolved, pulled, "")
+
+    def repair(
+        self, image: StoredImage, damaged: Collection[Digest], cancellation: Cancellation | None = None
+    ) -> tuple[PulledLayer, ...]:
+        """Download exactly those layers of an image again that are not what they should be.
+
+        The image is asked for by its manifest's digest, so that nothing else can come in its place.
+
+        Raises:
+            InvalidReference: the image has no name of a registry: it was baked from a file, and must be again.
+            LayerInUse: a bundle or a pull uses such a layer.
+            GuestpullError: as `pull`.
+        """
+        name = Reference.parse(image.references[0] if image.references else "")
+        reference = dataclasses.replace(name, tag="", digest=image.manifest_digest)
+        platform = msgspec.json.decode(image.config, type=ImageConfig).platform
+        caller = cancellation or Cancellation("the repair")
+        with (
+            self._admitted(str(reference), caller) as cancellation,
+            self._source(str(reference), None, cancellation) as source,
+        ):
+            found = source.resolve(platform, cancellation, lambda _digest: None)
+            resolved = dataclasses.replace(found, reference=str(name))
+            for digest in damaged:
+                if self.store.layer(digest) is not None:
+                    self.store.discard_layer(digest)
+            with self.store.pin(layer.blob.digest for layer in resolved.layers):
+                layers, pulled = self._fetch_layers(resolved, source, cancellation, Unobserved())
+                self.store.record_image(resolved, layers)
+                self.store.flush()
+        return tuple(layer for layer in pulled if not layer.reused)
 
     # -- the steps ------------------------------------------------------------------------------------------
 
+    def _reference(self, image: str) -> Reference | None:
+        """What an image is called at its registry; None for a local one, where these are allowed."""
+        if not is_local(image):
+            return Reference.parse(image)
+        if not self._configuration.allow_local_images:
+            raise InvalidRequest(
+                "image_url",
+                f"{image} is a local image",
+                "The configuration must say allow_local_images: true.",
+            )
+        return None
+
     @contextmanager
-    def _admitted(self, reference: Reference, caller: Cancellation) -> Iterator[Cancellation]:
+    def _source(
+        self, image: str, credentials: Credentials | None, cancellation: Cancellation
+    ) -> Iterator[ImageSource]:
+        with open_source(
+            image, self._registry, credentials, self._limits, self.store.work_dir, cancellation
+        ) as source:
+            yield source
+
+    @contextmanager
+    def _admitted(self, image: str, caller: Cancellation) -> Iterator[Cancellation]:
         """Wait for a turn in the queue of pulls, and bound the pull's time."""
         with self._idle:
             if self._pulls >= self._limits.max_queued_pulls:
@@ -199,7 +317,7 @@ class Puller:
             self._pulls += 1
         try:
             with (
-                caller.nested(f"pull of {reference}", self._limits.max_pull_seconds) as cancellation,
+                caller.nested(f"pull of {image}", self._limits.max_pull_seconds) as cancellation,
                 self._turns.take(cancellation),
             ):
                 yield cancellation
@@ -207,7 +325,7 @@ class Puller:
             if caller.cancelled:
                 raise
             raise LimitExceeded(
-                f"pull of {reference}", "max_pull_seconds", self._limits.max_pull_seconds
+                f"pull of {image}", "max_pull_seconds", self._limits.max_pull_seconds
             ) from None
         finally:
             with self._idle:
@@ -216,7 +334,11 @@ class Puller:
 
     @contextmanager
     def _resolved(
-        self, reference: Reference, source: ImageSource, request: PullRequest, cancellation: Cancellation
+        self,
+        reference: Reference | None,
+        source: ImageSource,
+        request: PullRequest,
+        cancellation: Cancellation,
     ) -> Iterator[ResolvedImage]:
         """Resolve the reference, and keep its layers from being deleted."""
         resolved = self._resolve(reference, source, request, cancellation)
@@ -226,7 +348,7 @@ class Puller:
                 return
         # an image of the store was removed before its layers were pinned: it must come from the registry
         if request.policy is PullPolicy.NEVER:
-            raise ImageNotPresent(str(reference))
+            raise ImageNotPresent(request.image)
         platform = request.platform or Platform.host()
         resolved = source.resolve(platform, cancellation, lambda _digest: None)
         with self.store.pin(layer.blob.digest for layer in resolved.layers):
@@ -239,24 +361,34 @@ class Puller:
         )
 
     def _resolve(
-        self, reference: Reference, source: ImageSource, request: PullRequest, cancellation: Cancellation
+        self,
+        reference: Reference | None,
+        source: ImageSource,
+        request: PullRequest,
+        cancellation: Cancellation,
     ) -> ResolvedImage:
-        """What the reference stands for, by the policy: from the store, or from the registry."""
+        """What was asked for, by the policy: from the store, or from its source."""
         platform = request.platform or Platform.host()
-        match request.policy:
+        if reference is not None:
+            present = self._by_policy(reference, platform, request.policy)
+            if present is not None:
+                return _as_resolved(present, str(reference))
+        return source.resolve(platform, cancellation, lambda digest: self._known(digest, source.reference))
+
+    def _by_policy(self, reference: Reference, platform: Platform, policy: PullPolicy) -> StoredImage | None:
+        """The image of the store, where the policy lets it be used without asking the registry."""
+        match policy:
             case PullPolicy.ALWAYS:
-                present = None
+                return None
             case PullPolicy.UNSPECIFIED:
-                present = self._present(reference, platform) if reference.digest else None
+                return self._present(reference, platform) if reference.digest else None
             case PullPolicy.IF_NOT_PRESENT:
-                present = self._present(reference, platform)
+                return self._present(reference, platform)
             case PullPolicy.NEVER:
                 present = self._present(reference, platform)
                 if present is None:
                     raise ImageNotPresent(str(reference))
-        if present is not None:
-            return _as_resolved(present, str(reference))
-        return source.resolve(platform, cancellation, lambda digest: self._known(digest, str(reference)))
+                return present
 
     def _fetch_layers(
         self,
@@ -339,6 +471,10 @@ class Puller:
 
     def _is_whole(self, image: StoredImage) -> bool:
         return all(self.store.layer(layer.compressed_digest) is not None for layer in image.layers)
+
+
+def _result(resolved: ResolvedImage, pulled: tuple[PulledLayer, ...], rootfs: str) -> PulledImage:
+    return PulledImage(resolved.image_id, resolved.manifest_digest, resolved.reference, rootfs, pulled)
 
 
 def _as_resolved(image: StoredImage, reference: str) -> ResolvedImage:

@@ -1,0 +1,246 @@
+"""What is done to a work directory while no daemon serves it: baking, verifying, repairing, collecting.
+
+Each function is one command of `guestpulld` without its options and its printing; what it returns can say
+itself in lines for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from guestpull_server.config import Configuration
+from guestpull_server.errors import GuestpullError, InvalidRequest
+from guestpull_server.models import Credentials, Digest, Platform
+from guestpull_server.puller import BakeRequest, Puller
+from guestpull_server.registry import Reference
+from guestpull_server.snapshot import OverlayMounts
+from guestpull_server.store import Fault, Finding, Garbage, LayerNames, audit, collect_garbage
+
+# -- baking -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BakedImage:
+    """An image that is in the store now."""
+
+    reference: str
+    image_id: Digest
+    manifest_digest: Digest
+    layers: int
+    new_layers: int
+    downloaded_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    """What `bake` did."""
+
+    work_dir: str
+    images: tuple[BakedImage, ...]
+    removed: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        for name in self.removed:
+            yield f"removed {name}"
+        for image in self.images:
+            yield (
+                f"baked {image.reference}: image {image.image_id}, {image.layers} layers, {image.new_layers} new, "
+                f"{image.downloaded_bytes / 1e6:.1f} MB read"
+            )
+
+
+def read_list(path: str) -> list[tuple[str, str]]:
+    """The sources that a file lists: `SOURCE [REFERENCE]` in each line; `#` begins a comment.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or a line has more than that.
+    """
+    wanted: list[tuple[str, str]] = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            "--file", f"{path}: {error}", "Name a text file with a source in each line."
+        ) from None
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if len(words) > 2:
+            raise InvalidRequest(
+                f"{path}, line {number}", "it has more than a source and a reference", "Mend it."
+            )
+        if words:
+            wanted.append((words[0], words[1] if len(words) == 2 else ""))
+    return wanted
+
+
+def bake_images(
+    configuration: Configuration,
+    wanted: Iterable[tuple[str, str]],
+    *,
+    removed: Sequence[str],
+    guest_work_dir: str | None,
+    platform: str,
+    index_names: bool,
+    auth: str,
+) -> Baked:
+    """Have images in a work directory; the same input gives the same bytes, in whatever order and time.
+
+    Args:
+        configuration: names the work directory.
+        wanted: sources, each with the reference that it is to have, or an empty one.
+        removed: images that are taken out first, by id or reference.
+        guest_work_dir: where the guest will see the work directory.
+        platform: os/architecture[/variant]; empty: the host's.
+        index_names: name layers' directories by running numbers.
+        auth: user:password for registries; empty: none.
+
+    Raises:
+        GuestpullError: the first image that cannot be had; those before it are in the store.
+    """
+    user, colon, password = auth.partition(":")
+    if auth and not colon:
+        raise InvalidRequest("--auth", "it has no user and password", 'Write it as "user:password".')
+    credentials = Credentials(user, password) if auth else None
+    names = LayerNames.INDEX if index_names else LayerNames.DIGEST
+    for_platform = Platform.parse(platform) if platform else None
+    puller = Puller.open(configuration, guest_work_dir=guest_work_dir, layer_names=names)
+    try:
+        for text in removed:
+            _remove(puller, text)
+        images = tuple(
+            _bake(puller, BakeRequest(source, reference, credentials, for_platform))
+            for source, reference in wanted
+        )
+    finally:
+        puller.close(tidy=True)
+    return Baked(configuration.work_dir, images, tuple(removed))
+
+
+def _bake(puller: Puller, request: BakeRequest) -> BakedImage:
+    pulled = puller.bake(request)
+    new = {layer.compressed_digest for layer in pulled.layers if not layer.reused}
+    return BakedImage(
+        pulled.reference,
+        pulled.image_id,
+        pulled.manifest_digest,
+        len(pulled.layers),
+        len(new),
+        pulled.downloaded_bytes,
+    )
+
+
+def _remove(puller: Puller, text: str) -> None:
+    try:
+        name: str | None = str(Reference.parse(text))
+    except GuestpullError:
+        name = None
+    image = puller.store.find_image(text, name)
+    puller.store.remove_image(image, name if name in image.references else None, force=False)
+
+
+# -- verifying --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What `verify` found, and what it repaired of that."""
+
+    work_dir: str
+    findings: tuple[Finding, ...]
+    repaired: tuple[Digest, ...]
+    not_repaired: tuple[str, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong (any more)."""
+        return all(finding.fault is Fault.NOTE for finding in self.findings) and not self.not_repaired
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        for digest in self.repaired:
+            yield f"repaired: layer {digest} was downloaded again"
+        for failure in self.not_repaired:
+            yield f"not repaired: {failure}"
+        for finding in self.findings:
+            yield f"{finding.fault.value}: {finding.sentence} {finding.remedy}"
+        if self.is_sound:
+            yield f"{self.work_dir} is sound"
+
+
+def verify_work_dir(
+    configuration: Configuration, *, guest_work_dir: str | None, deep: bool, repair: bool
+) -> Verified:
+    """Look for what is wrong in a work directory; with `repair`, put right what can be, and look again.
+
+    Raises:
+        InvalidStore: there is no such directory.
+        WorkDirInUse: a daemon serves it, and it was to be repaired.
+        StorageFailed: the operating system refuses.
+    """
+    work_dir = configuration.work_dir
+    findings = audit(work_dir, guest_work_dir)
+    if not repair:
+        return Verified(work_dir, findings, (), ())
+    repaired, failures = _repair(configuration, findings, guest_work_dir)
+    return Verified(work_dir, audit(work_dir, guest_work_dir), repaired, failures)
+
+
+def _repair(
+    configuration: Configuration, findings: Sequence[Finding], guest_work_dir: str | None
+) -> tuple[tuple[Digest, ...], tuple[str, ...]]:
+    damaged: dict[Digest, set[Digest]] = {}
+    for finding in findings:
+        if finding.layer is not None:
+            for image_id in finding.images:
+                damaged.setdefault(image_id, set()).add(finding.layer)
+    repaired: dict[Digest, None] = {}
+    failures: list[str] = []
+    with Puller.open(configuration, guest_work_dir=guest_work_dir) as puller:
+        for image in puller.store.images():
+            layers = damaged.get(image.image_id, set()) - repaired.keys()
+            if not layers:
+                continue
+            try:
+                done = puller.repair(image, sorted(layers))
+            except GuestpullError as error:
+                failures.append(error.explain())
+            else:
+                repaired |= dict.fromkeys(layer.compressed_digest for layer in done)
+    return tuple(repaired), tuple(failures)
+
+
+# -- collecting -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What `gc` deleted, or would."""
+
+    work_dir: str
+    dry_run: bool
+    garbage: tuple[Garbage, ...]
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        done = "would delete" if self.dry_run else "deleted"
+        for one in self.garbage:
+            yield f"{done} {one.path}: {one.what} ({one.size_bytes / 1e6:.1f} MB)"
+        total = sum(one.size_bytes for one in self.garbage)
+        yield f"{done} {len(self.garbage)} things, {total / 1e6:.1f} MB"
+
+
+def collect(configuration: Configuration, *, guest_work_dir: str | None, dry_run: bool) -> Collected:
+    """Delete what nothing refers to.
+
+    Raises:
+        InvalidStore: there is no such directory.
+        WorkDirInUse: a daemon serves it.
+        StorageFailed: the operating system refuses.
+    """
+    garbage = collect_garbage(
+        configuration.work_dir, OverlayMounts(), guest_work_dir=guest_work_dir, dry_run=dry_run
+    )
+    return Collected(configuration.work_dir, dry_run, garbage)
