@@ -1,0 +1,218 @@
+"""The images that are measured: made once, and kept in a registry's directory.
+
+tree:gzip, tree:zstd, tree:plain   the same two layers in three forms; see tree.py
+one:gzip                           the lower of them alone: one big layer
+entries:1000 ... entries:1000000   one layer of so many small files
+layers:1 ... layers:480            so many layers of a few small files each
+small:0 ... small:31               images that share nothing, for callers at once
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import IO, Final, cast
+
+import msgspec
+
+from bench.layers import CODECS, MEDIA_TYPES, Blob, Codec, LayerWriter
+from bench.registry import MANIFEST, Registry
+from bench.tree import Layer, Node, Size, choose, merged, write_layer
+
+_FORM: Final = 1  # of what is made; another number makes all images anew
+_CATALOG: Final = "catalog.json"
+_FILES_IN_DIRECTORY: Final = 1000
+_FILE_BYTES: Final = 100
+_LAYER_FILES: Final = 20  # of an image of many layers
+_SMALL_FILES: Final = 500
+
+
+class LayerOf(msgspec.Struct, frozen=True):
+    """One layer of an image. Sizes are bytes."""
+
+    digest: str
+    diff_id: str
+    size: int
+    tar_size: int
+    codec: Codec
+
+
+class Image(msgspec.Struct, frozen=True):
+    """An image in the registry. `entries` counts what its tars hold."""
+
+    repository: str
+    tag: str
+    layers: tuple[LayerOf, ...]
+    entries: int
+
+    def reference(self, registry: Registry) -> str:
+        """What a pull asks for."""
+        return f"{registry.host}/{self.repository}:{self.tag}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of its blobs."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def tar_size(self) -> int:
+        """Bytes of its tars."""
+        return sum(layer.tar_size for layer in self.layers)
+
+
+class Images:
+    """Makes images, or finds those that were made before.
+
+    Args:
+        directory: where they are kept, in a subdirectory a size.
+        registry: where they are pushed; it stores in the same directory.
+        size: of the tree.
+        say: told what is being made.
+    """
+
+    def __init__(self, directory: Path, registry: Registry, size: Size, say: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._registry = registry
+        self._size = size
+        self._say = say
+        self._catalog: dict[str, Image] = {}
+        path = directory / _CATALOG
+        if path.exists():
+            self._catalog = msgspec.json.decode(path.read_bytes(), type=dict[str, Image])
+
+    def tree(self, codec: Codec) -> Image:
+        """The tree, in one of its forms."""
+        return self._found(f"tree:{codec}", self._make_tree)
+
+    def one_layer(self) -> Image:
+        """The lower layer of the tree alone."""
+        return self._found("one:gzip", self._make_tree)
+
+    def nodes(self) -> list[Node]:
+        """What must be found after a pull of the tree."""
+        self.tree("gzip")
+        return msgspec.json.decode(self._nodes_path.read_bytes(), type=list[Node])
+
+    def entries(self, count: int) -> Image:
+        """One layer of so many files."""
+        return self._found(f"entries:{count}", lambda: self._make_small(f"entries:{count}", [(0, count)]))
+
+    def layers(self, count: int) -> Image:
+        """So many layers of a few files each."""
+        parts = [(number * _LAYER_FILES, _LAYER_FILES) for number in range(count)]
+        return self._found(f"layers:{count}", lambda: self._make_small(f"layers:{count}", parts))
+
+    def small(self, number: int) -> Image:
+        """One of many images that share nothing."""
+        parts = [((number + 1) * 10_000_000, _SMALL_FILES)]
+        return self._found(f"small:{number}", lambda: self._make_small(f"small:{number}", parts))
+
+    @property
+    def _nodes_path(self) -> Path:
+        return self._directory / "nodes.json"
+
+    def _found(self, name: str, make: Callable[[], None]) -> Image:
+        if f"{name} {_FORM}" not in self._catalog:
+            make()
+            content = msgspec.json.format(msgspec.json.encode(self._catalog))
+            (self._directory / _CATALOG).write_bytes(content)
+        return self._catalog[f"{name} {_FORM}"]
+
+    def _make_tree(self) -> None:
+        self._say(
+            f"making the image: {self._size.entries} entries, {self._size.content_bytes / 1e9:.1f} GB of "
+            "this machine's files, in gzip -6, zstd and plain (once; it is kept)"
+        )
+        lower, upper = choose(self._size)
+        with tempfile.TemporaryDirectory(dir=self._directory, prefix="making-") as scratch:
+            with ProcessPoolExecutor(2) as pool:
+                making = [
+                    pool.submit(_write, Path(scratch), name, layer)
+                    for name, layer in (("lower", lower), ("upper", upper))
+                ]
+                (below, lower_nodes), (above, upper_nodes) = (one.result() for one in making)
+            self._nodes_path.write_bytes(msgspec.json.encode(merged(lower_nodes, upper_nodes, upper)))
+            entries = len(lower_nodes) + len(upper_nodes) + len(upper.removed) + len(upper.opaque)
+            for codec in CODECS:
+                self._push(f"tree:{codec}", codec, (below, above), entries)
+            self._push("one:gzip", "gzip", (below,), len(lower_nodes))
+
+    def _make_small(self, name: str, parts: Iterable[tuple[int, int]]) -> None:
+        self._say(f"making the image {name} (once; it is kept)")
+        with tempfile.TemporaryDirectory(dir=self._directory, prefix="making-") as scratch:
+            writers: list[LayerWriter] = []
+            entries = 0
+            for first, count in parts:
+                with LayerWriter(Path(scratch), str(first), ("gzip",)) as writer:
+                    entries += _write_small_files(writer, first, count)
+                writers.append(writer)
+            self._push(name, "gzip", writers, entries)
+
+    def _push(self, name: str, codec: Codec, writers: Sequence[LayerWriter], entries: int) -> None:
+        repository, _, tag = name.partition(":")
+        blobs = [writer.blobs[codec] for writer in writers]
+        for blob in blobs:
+            self._registry.push_blob(repository, blob)
+        config = json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Cmd": ["/bin/true"]},
+                "rootfs": {"type": "layers", "diff_ids": [writer.diff_id for writer in writers]},
+            }
+        ).encode()
+        config_blob = _in_file(config, blobs[0].path.with_name("config"))
+        self._registry.push_blob(repository, config_blob)
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": _descriptor("application/vnd.oci.image.config.v1+json", config_blob),
+            "layers": [_descriptor(MEDIA_TYPES[codec], blob) for blob in blobs],
+        }
+        self._registry.push_manifest(repository, tag, json.dumps(manifest).encode())
+        layers = tuple(
+            LayerOf(blob.digest, writer.diff_id, blob.size, writer.tar_size, codec)
+            for blob, writer in zip(blobs, writers, strict=True)
+        )
+        self._catalog[f"{name} {_FORM}"] = Image(repository, tag, layers, entries)
+
+
+def _descriptor(media_type: str, blob: Blob) -> dict[str, str | int]:
+    return {"mediaType": media_type, "digest": blob.digest, "size": blob.size}
+
+
+def _in_file(content: bytes, path: Path) -> Blob:
+    from hashlib import sha256
+
+    path.write_bytes(content)
+    return Blob(path, f"sha256:{sha256(content).hexdigest()}", len(content))
+
+
+def _write(scratch: Path, name: str, layer: Layer) -> tuple[LayerWriter, list[Node]]:
+    with LayerWriter(scratch, name) as writer:
+        nodes = write_layer(layer, writer)
+    return writer, nodes
+
+
+def _write_small_files(writer: LayerWriter, first: int, count: int) -> int:
+    """Write a tar of so many small files; returns how many entries it has."""
+    entries = 0
+    with tarfile.open(fileobj=cast("IO[bytes]", writer), mode="w|", format=tarfile.USTAR_FORMAT) as tar:
+        for number in range(first, first + count):
+            directory = f"files/{number // _FILES_IN_DIRECTORY}"
+            if number % _FILES_IN_DIRECTORY == 0 or number == first:
+                header = tarfile.TarInfo(directory)
+                header.type, header.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(header)
+                entries += 1
+            content = f"{number}\n".encode().ljust(_FILE_BYTES, b".")
+            header = tarfile.TarInfo(f"{directory}/{number}")
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+            entries += 1
+    return entries
