@@ -14,16 +14,22 @@ what of these is there, and may be believed.
   copies.py        images/: what is left of images when meta_store.json is damaged
   facts.py         layer_facts.jsonl: what meta_store.json has no place for
   paths.py         where layers are, for the guest and here
+  trees.py         whole directories, deleted and measured
   deletion.py      how layers go
   bundles.py       bundles: reserved, ready, released
   bundle_paths.py  where bundles may be, and what of their directories is ours
   readonly.py      stores that are only read
+  inventory.py     what lies in a work directory, read without changing anything
+  audit.py         what is wrong there: `guestpulld verify`
+  garbage.py       what nothing refers to: `guestpulld gc`
   outcomes.py      what the store answers with
 
 Nothing here knows registries, tars or system calls of mounting. Start with `store.Store`.
 """
 
+from guestpull_server.store.audit import Fault, Finding, audit
 from guestpull_server.store.bundles import BundleReservation, Mounts, StoredBundle
+from guestpull_server.store.garbage import collect_garbage
 from guestpull_server.store.outcomes import Deleted, Garbage, LayerNames, Removal, StoreUsage
 from guestpull_server.store.store import Store
 from guestpull_server.store.workdir import StagedLayer
@@ -31,6 +37,8 @@ from guestpull_server.store.workdir import StagedLayer
 __all__ = [
     "BundleReservation",
     "Deleted",
+    "Fault",
+    "Finding",
     "Garbage",
     "LayerNames",
     "Mounts",
@@ -39,4 +47,6 @@ __all__ = [
     "Store",
     "StoreUsage",
     "StoredBundle",
+    "audit",
+    "collect_garbage",
 ]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from guestpull_server.errors import storage_errors
 from guestpull_server.models import Digest, StoredLayer
-from guestpull_server.store.durability import Durability, remove_tree
+from guestpull_server.store.durability import Durability
 from guestpull_server.store.paths import LayerPaths
+from guestpull_server.store.trees import remove_tree
 from guestpull_server.store.workdir import WorkDir
 
 

@@ -38,7 +38,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,7 +45,6 @@ from typing import Final
 
 _TMPFS_MAGIC: Final = 0x01021994
 _RAMFS_MAGIC: Final = 0x858458F6
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 TEMPORARY: Final = ".new"
 """What the name of a file that is being written ends with; without meaning after a crash."""
 
@@ -124,63 +122,6 @@ class Durability:
                 os.unlink(temporary)
             raise
         self.sync_names(os.path.dirname(path))
-
-
-def remove_tree(path: str) -> int:
-    """Delete a file or a directory with all that is in it; returns the bytes of its regular files.
-
-    Follows no links, and needs neither recursion nor more than two descriptors however deep a layer nests its
-    directories. Nobody else may move directories within. Harmless where nothing is there.
-    """
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return 0
-    if not stat.S_ISDIR(status.st_mode):
-        os.unlink(path)
-        return _file_bytes(status)
-    here = os.open(path, _DIRECTORY)
-    try:
-        freed, pending = _remove_files(here)
-        above: list[tuple[str, list[str]]] = []
-        while pending or above:
-            if pending:
-                name = pending.pop()
-                below = os.open(name, _DIRECTORY, dir_fd=here)
-                above.append((name, pending))
-                os.close(here)
-                here = below
-                bytes_here, pending = _remove_files(here)
-                freed += bytes_here
-            else:
-                name, pending = above.pop()
-                parent = os.open("..", _DIRECTORY, dir_fd=here)
-                os.close(here)
-                here = parent
-                os.rmdir(name, dir_fd=here)
-    finally:
-        os.close(here)
-    os.rmdir(path)
-    return freed
-
-
-def _remove_files(directory: int) -> tuple[int, list[str]]:
-    """Delete all but the directories in a directory; returns the bytes freed, and the directories' names."""
-    freed = 0
-    directories: list[str] = []
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                directories.append(entry.name)
-            else:
-                freed += _file_bytes(entry.stat(follow_symlinks=False))
-                os.unlink(entry.name, dir_fd=directory)
-    return freed, directories
-
-
-def _file_bytes(status: os.stat_result) -> int:
-    """A file's length, shared among its hard links: it is freed with the last of them."""
-    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
 
 
 @contextmanager

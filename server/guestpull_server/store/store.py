@@ -31,13 +31,14 @@ from guestpull_server.models import (
 )
 from guestpull_server.store.bundle_paths import BundlePaths
 from guestpull_server.store.bundles import BundleReservation, BundleShelf, Mounts, StoredBundle
-from guestpull_server.store.durability import Durability, remove_tree
+from guestpull_server.store.durability import Durability
 from guestpull_server.store.images import ImageShelf
 from guestpull_server.store.layers import LayerShelf
 from guestpull_server.store.ledger import Ledger
 from guestpull_server.store.outcomes import Deleted, LayerNames, Removal, StoreUsage
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.readonly import ReadOnlyStore
+from guestpull_server.store.trees import remove_tree
 from guestpull_server.store.workdir import StagedLayer, WorkDir
 
 
@@ -222,6 +223,17 @@ class Store:
         with self._lock:
             deletion = self._layers.drop(self._unused(digests))
         return self._layers.finish(deletion)
+
+    def delete_stray(self, path: str) -> int:
+        """Delete something in the work directory that belongs to nothing; returns the bytes of its files.
+
+        Raises:
+            StorageFailed: the operating system refuses.
+        """
+        with storage_errors("deleting what belongs to nothing", path):
+            with self._lock:
+                aside = self._work_dir.set_aside(path)
+            return remove_tree(aside)
 
     # -- images ---------------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ from typing import Final, Self
 from guestpull_server.errors import WorkDirInUse, storage_errors
 from guestpull_server.models import Digest
 from guestpull_server.store import catalog, facts
-from guestpull_server.store.durability import TEMPORARY, remove_tree
+from guestpull_server.store.durability import TEMPORARY
+from guestpull_server.store.trees import remove_tree
 
 LOCK: Final = "lock"
 ROOMS: Final = ("layers", "records", "images", "overlay", "staging")

@@ -1,0 +1,228 @@
+"""What is wrong with a work directory: `guestpulld verify`, short of reassembling layers (layer/proof.py).
+
+    for finding in audit("/run/kata-containers/image"):
+        print(finding.sentence, finding.remedy)
+
+It only reads, and may run beside a daemon; what that one is in the middle of is not found fault with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+from guestpull_server.errors import storage_errors
+from guestpull_server.models import Digest, ImageConfig, StoredLayer
+from guestpull_server.store.catalog import FILE_NAME, ImageRecord, Unreadable
+from guestpull_server.store.copies import image_id_of, read_copy
+from guestpull_server.store.inventory import Inventory, take_inventory
+from guestpull_server.store.trees import tree_bytes
+
+_START: Final = "Start guestpulld on this work directory, or run `guestpulld verify --repair`."
+_REPAIR: Final = "Pull the image again, or run `guestpulld verify --repair`."
+_COLLECT: Final = "Run `guestpulld gc`, which deletes it."
+_LOOK: Final = "Delete it if it is of no use to you."
+
+
+class Fault(Enum):
+    """What kind of thing is wrong."""
+
+    MISSING = "missing"
+    INCOMPLETE = "incomplete"
+    FOREIGN = "foreign"
+    CORRUPT = "corrupt"
+    NOTE = "note"
+    """Nothing is wrong; somebody may want to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes:
+        fault: what kind of thing it is.
+        path: what it is about.
+        sentence: what was found.
+        remedy: what to do about it.
+        layer: the layer that must be downloaded again, if that would put it right.
+        images: the images that need that layer.
+    """
+
+    fault: Fault
+    path: str
+    sentence: str
+    remedy: str
+    layer: Digest | None = None
+    images: tuple[Digest, ...] = ()
+
+
+def audit(work_dir: str, guest_work_dir: str | None = None) -> tuple[Finding, ...]:
+    """Look for what is missing, incomplete, foreign or corrupt.
+
+    Args:
+        work_dir: the work directory.
+        guest_work_dir: the same, as its guest sees it; None: as here.
+
+    Raises:
+        InvalidStore: there is no such directory.
+        StorageFailed: the operating system refuses.
+    """
+    inventory = take_inventory(work_dir, guest_work_dir)
+    return (
+        *_meta_store(inventory),
+        *_layers(inventory),
+        *_images(inventory),
+        *_bundles(inventory),
+        *_leftovers(inventory),
+        *_foreign(inventory),
+    )
+
+
+def _meta_store(inventory: Inventory) -> Iterator[Finding]:
+    path = inventory.path(FILE_NAME)
+    if inventory.damage:
+        sentence = f"{path} is damaged: {inventory.damage}."
+        yield Finding(
+            Fault.CORRUPT, path, sentence, f"{_START} It is set aside, and what is certain is kept."
+        )
+    for phrase in inventory.catalog.unusable:
+        yield Finding(Fault.CORRUPT, path, f"{path}: {phrase}.", "Mend the entry, or take it out.")
+    for name in inventory.set_aside:
+        aside = inventory.path(name)
+        yield Finding(Fault.NOTE, aside, f"{aside} was {FILE_NAME}, and was damaged.", _LOOK)
+
+
+def _layers(inventory: Inventory) -> Iterator[Finding]:
+    users: dict[Digest, list[Digest]] = {}
+    for record in inventory.catalog.images.values():
+        for layer in dict.fromkeys(record.layers):
+            users.setdefault(layer.compressed_digest, []).append(record.image_id)
+    for digest, layer in sorted(inventory.catalog.layers.items()):
+        yield from _layer(inventory, layer, tuple(users.get(digest, ())))
+    if inventory.damage or inventory.owner is not None:
+        return
+    present = frozenset(inventory.layer_directories)
+    known: frozenset[str] = frozenset(inventory.catalog.layers)
+    for digest_text, facts in sorted(inventory.facts.items()):
+        if digest_text not in known and facts.directory in present:
+            path = inventory.path("layers", facts.directory)
+            sentence = f"{path} is layer {digest_text}, which was committed but not written down."
+            yield Finding(Fault.INCOMPLETE, path, sentence, _START)
+
+
+def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...]) -> Iterator[Finding]:
+    digest = layer.compressed_digest
+    path = inventory.paths.local(layer.store_path)
+    if not os.path.isdir(path):
+        sentence = f"layer {digest} is not there: {path} is no directory."
+        yield Finding(Fault.MISSING, path, sentence, _REPAIR, digest, images)
+        return
+    facts = inventory.facts.get(digest)
+    if facts is None or facts.directory != inventory.directory_of(layer):
+        return
+    if facts.uncompressed_digest != layer.uncompressed_digest:
+        sentence = (
+            f"layer {digest} was unpacked from {facts.uncompressed_digest}, but its entry says "
+            f"{layer.uncompressed_digest}."
+        )
+        yield Finding(Fault.CORRUPT, path, sentence, _REPAIR, digest, images)
+        return
+    with storage_errors("measuring a layer", path):
+        size = tree_bytes(path)
+    if size != facts.size_bytes:
+        sentence = f"layer {digest}: {path} has {size} bytes in its files, of {facts.size_bytes}."
+        yield Finding(Fault.INCOMPLETE, path, sentence, _REPAIR, digest, images)
+
+
+def _images(inventory: Inventory) -> Iterator[Finding]:
+    path = inventory.path(FILE_NAME)
+    for image_id, record in sorted(inventory.catalog.images.items()):
+        for layer in dict.fromkeys(record.layers):
+            if layer.compressed_digest not in inventory.catalog.layers:
+                sentence = f"layer {layer.compressed_digest} of image {image_id} has no entry in layer_db."
+                yield Finding(Fault.MISSING, path, sentence, _REPAIR, layer.compressed_digest, (image_id,))
+        yield from _image(inventory, record)
+
+
+def _image(inventory: Inventory, record: ImageRecord) -> Iterator[Finding]:
+    """An image that we recorded has a copy, and its config to the letter."""
+    for name in inventory.images:
+        if image_id_of(name) == record.image_id:
+            path = inventory.path("images", name)
+            try:
+                kept, _ = read_copy(path, record.image_id)
+            except (Unreadable, OSError) as error:
+                sentence = f"{path}, the copy of image {record.image_id}, cannot be used: {error}."
+                yield Finding(Fault.CORRUPT, path, sentence, "Remove the image, and pull it again.")
+                continue
+            if _meaning(kept.config) != _meaning(record.config):
+                path = inventory.path(FILE_NAME)
+                sentence = f"the image_config of image {record.image_id} is not the one that its id names."
+                yield Finding(Fault.CORRUPT, path, sentence, "Remove the image, and pull it again.")
+
+
+def _meaning(config: bytes) -> tuple[object, ...]:
+    """What an image config says to us, however it is written: other programs write it anew in their own way."""
+    read = msgspec.json.decode(config, type=ImageConfig)
+    process = read.process
+    return (
+        read.platform,
+        read.rootfs.diff_ids if read.rootfs else None,
+        process.user,
+        process.env,
+        process.entrypoint,
+        process.cmd,
+        process.working_dir,
+        frozenset(process.volumes or ()),
+        frozenset(process.exposed_ports or ()),
+        process.labels,
+        process.stop_signal,
+    )
+
+
+def _bundles(inventory: Inventory) -> Iterator[Finding]:
+    for name, bundle in inventory.bundles.items():
+        for text in bundle.layers:
+            layer = inventory.catalog.layers.get(Digest(text))
+            if layer is None or not os.path.isdir(inventory.paths.local(layer.store_path)):
+                sentence = f"layer {text} of bundle {bundle.bundle_path} is not there."
+                yield Finding(Fault.MISSING, inventory.path("overlay", name), sentence, "Release the bundle.")
+    for name in inventory.unreadable:
+        path = inventory.path("overlay", name)
+        sentence = f"{path} belongs to a bundle, but its bundle.json cannot be read."
+        yield Finding(
+            Fault.CORRUPT, path, sentence, "Unmount the bundle that it is mounted at, and delete it."
+        )
+
+
+def _leftovers(inventory: Inventory) -> Iterator[Finding]:
+    if inventory.owner is not None:
+        return
+    for name in inventory.staging:
+        path = inventory.path("staging", name)
+        yield Finding(Fault.INCOMPLETE, path, f"{path} was left by a crash.", _COLLECT)
+    for name in inventory.half_written:
+        path = inventory.path(name)
+        yield Finding(Fault.INCOMPLETE, path, f"{path} is half written.", _COLLECT)
+    for name in inventory.unfinished:
+        path = inventory.path("overlay", name)
+        yield Finding(Fault.INCOMPLETE, path, f"{path} is of a bundle that was not finished.", _COLLECT)
+
+
+def _foreign(inventory: Inventory) -> Iterator[Finding]:
+    if inventory.owner is None:
+        for path in inventory.strays():
+            yield Finding(Fault.FOREIGN, path, f"{path} belongs to no layer.", _COLLECT)
+        for path in inventory.orphans():
+            yield Finding(Fault.FOREIGN, path, f"{path}: what it tells of is gone.", _COLLECT)
+    for name in inventory.strange:
+        path = inventory.path("overlay", name)
+        yield Finding(Fault.FOREIGN, path, f"{path} is none of ours.", _LOOK)
+    for name in inventory.unknown:
+        path = inventory.path(name)
+        yield Finding(Fault.NOTE, path, f"{path} is none of ours.", _LOOK)

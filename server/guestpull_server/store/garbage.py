@@ -1,0 +1,90 @@
+"""What nothing refers to, and its end: `guestpulld gc`.
+
+    staging/*          leftovers of pulls and deletions that a crash interrupted
+    overlay/<id>       of bundles that a pull was making when it was interrupted
+    layers/<name>      layers that no image and no bundle uses; directories that belong to no layer
+    records/*          of layers that are gone
+    images/*           of images that are gone
+
+What was set aside because it was damaged is not garbage: somebody may want to look at it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from guestpull_server.errors import WorkDirInUse, storage_errors
+from guestpull_server.models import StoredLayer
+from guestpull_server.store.bundles import Mounts
+from guestpull_server.store.inventory import Inventory, take_inventory
+from guestpull_server.store.outcomes import Garbage
+from guestpull_server.store.store import Store
+from guestpull_server.store.trees import tree_bytes
+
+
+def collect_garbage(
+    work_dir: str, mounts: Mounts, *, guest_work_dir: str | None = None, dry_run: bool = False
+) -> tuple[Garbage, ...]:
+    """Delete what nothing refers to; returns what was, or with `dry_run` would be, deleted.
+
+    Raises:
+        InvalidStore: there is no such directory.
+        WorkDirInUse: a process owns it.
+        StorageFailed: the operating system refuses.
+    """
+    inventory = take_inventory(work_dir, guest_work_dir)
+    if inventory.owner is not None:
+        raise WorkDirInUse(inventory.work_dir, inventory.owner)
+    leftovers = _leftovers(inventory)
+    if dry_run:
+        return leftovers + _unused(inventory)
+    store = Store.open(work_dir, mounts, guest_work_dir=guest_work_dir)  # deletes the leftovers
+    try:
+        inventory = take_inventory(work_dir, guest_work_dir)
+        unused = _unused(inventory)
+        store.delete_unused(layer.compressed_digest for layer in _unused_layers(inventory))
+        for path in (*inventory.strays(), *inventory.orphans()):
+            store.delete_stray(path)
+    finally:
+        store.close()
+    return leftovers + unused
+
+
+def _leftovers(inventory: Inventory) -> tuple[Garbage, ...]:
+    return (
+        *(_garbage(inventory.path("staging", name), "left by a crash") for name in inventory.staging),
+        *(_garbage(inventory.path(name), "half written") for name in inventory.half_written),
+        *(
+            _garbage(inventory.path("overlay", name), "of a bundle that was not finished")
+            for name in inventory.unfinished
+        ),
+    )
+
+
+def _unused(inventory: Inventory) -> tuple[Garbage, ...]:
+    return (
+        *(
+            _garbage(
+                inventory.paths.local(layer.store_path),
+                f"layer {layer.compressed_digest}, which no image and no bundle uses",
+            )
+            for layer in _unused_layers(inventory)
+        ),
+        *(_garbage(path, "belongs to no layer") for path in inventory.strays()),
+        *(_garbage(path, "what it tells of is gone") for path in inventory.orphans()),
+    )
+
+
+def _unused_layers(inventory: Inventory) -> list[StoredLayer]:
+    """Layers with an entry, in this work directory, that nobody uses."""
+    used = inventory.used_layers()
+    return [
+        layer
+        for digest, layer in sorted(inventory.catalog.layers.items())
+        if digest not in used and inventory.paths.is_ours(layer.store_path)
+    ]
+
+
+def _garbage(path: str, what: str) -> Garbage:
+    with storage_errors("measuring what nothing refers to", path):
+        return Garbage(path, what, tree_bytes(path) if os.path.lexists(path) else 0)

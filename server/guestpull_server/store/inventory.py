@@ -1,0 +1,206 @@
+"""What lies in a work directory, read without changing anything there: the ground for audits and for gc."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from guestpull_server.errors import InvalidStore, storage_errors
+from guestpull_server.models import Digest, StoredLayer
+from guestpull_server.store import catalog as catalogs
+from guestpull_server.store import facts as fact_files
+from guestpull_server.store.bundles import (
+    PREPARING,
+    READY,
+    BundleFile,
+    is_bundle_directory,
+    read_bundle_file,
+)
+from guestpull_server.store.catalog import Catalog, Unreadable
+from guestpull_server.store.copies import image_id_of
+from guestpull_server.store.durability import TEMPORARY
+from guestpull_server.store.facts import LayerFacts, read_facts
+from guestpull_server.store.paths import LayerPaths
+from guestpull_server.store.workdir import LOCK, RECORD_SUFFIX, ROOMS, owner_of
+
+_CONFIGURATION: Final = "config.json"
+_KNOWN_FILES: Final = frozenset(
+    {LOCK, catalogs.FILE_NAME, fact_files.FILE_NAME, _CONFIGURATION, "lost+found", *ROOMS}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """A work directory at one moment. Names are those in the directory that the field tells of.
+
+    Attributes:
+        work_dir: the work directory.
+        owner: the process that owns it now, which may change it meanwhile; None: nobody.
+        damage: why meta_store.json cannot be read; "" if it can, or is not there.
+        catalog: what it says; an empty one where it is damaged.
+        facts: the facts of layers, by compressed digest.
+        paths: where layers are.
+        layer_directories: what is in layers/.
+        records: what is in records/.
+        images: what is in images/.
+        staging: what is in staging/.
+        bundles: the bundles that are ready, by their directories' names in overlay/.
+        unfinished: directories in overlay/ of bundles that a pull was making.
+        unreadable: directories in overlay/ of bundles that do not say which.
+        strange: names in overlay/ that are none of ours, nor image-rs's.
+        set_aside: files of the work directory that were meta_store.json, and were damaged.
+        half_written: files that were being written.
+        unknown: other names in the work directory.
+    """
+
+    work_dir: str
+    owner: str | None
+    damage: str
+    catalog: Catalog
+    facts: dict[str, LayerFacts]
+    paths: LayerPaths
+    layer_directories: tuple[str, ...]
+    records: tuple[str, ...]
+    images: tuple[str, ...]
+    staging: tuple[str, ...]
+    bundles: dict[str, BundleFile]
+    unfinished: tuple[str, ...]
+    unreadable: tuple[str, ...]
+    strange: tuple[str, ...]
+    set_aside: tuple[str, ...]
+    half_written: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    def path(self, *names: str) -> str:
+        """The path of something in the work directory."""
+        return os.path.join(self.work_dir, *names)
+
+    def directory_of(self, layer: StoredLayer) -> str | None:
+        """A layer's name in layers/; None if it lies in another store."""
+        if not self.paths.is_ours(layer.store_path):
+            return None
+        return os.path.basename(self.paths.local(layer.store_path))
+
+    def claimed_directories(self) -> frozenset[str]:
+        """The names in layers/ that belong to a layer, by its entry or by its facts."""
+        named = {self.directory_of(layer) for layer in self.catalog.layers.values()}
+        named |= {facts.directory for facts in self.facts.values()}
+        return frozenset(name for name in named if name is not None)
+
+    def used_layers(self) -> frozenset[Digest]:
+        """The layers that images or bundles use."""
+        images = self.catalog.images.values()
+        used = {layer.compressed_digest for record in images for layer in record.layers}
+        used.update(Digest(layer) for bundle in self.bundles.values() for layer in bundle.layers)
+        return frozenset(used)
+
+    def strays(self) -> list[str]:
+        """What is in layers/ and belongs to no layer; its paths.
+
+        Where entries cannot be used, nobody knows what they stand for, and nothing counts as a stray.
+        """
+        if self.damage or self.catalog.unusable:
+            return []
+        claimed = self.claimed_directories()
+        return [self.path("layers", name) for name in self.layer_directories if name not in claimed]
+
+    def orphans(self) -> list[str]:
+        """Records without a layer, and copies without an image; their paths."""
+        directories = frozenset(self.layer_directories)
+        records = [
+            self.path("records", name)
+            for name in self.records
+            if name.endswith(RECORD_SUFFIX) and name.removesuffix(RECORD_SUFFIX) not in directories
+        ]
+        if self.damage:
+            return records
+        copies = [
+            self.path("images", name)
+            for name in self.images
+            if (image_id := image_id_of(name)) is not None and self.catalog.image_entry(image_id) is None
+        ]
+        return records + copies
+
+
+def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventory:
+    """See what lies in a work directory.
+
+    Args:
+        work_dir: the work directory.
+        guest_work_dir: the same, as its guest sees it; None: as here.
+
+    Raises:
+        InvalidStore: there is no such directory.
+        StorageFailed: the operating system refuses.
+    """
+    work_dir = os.path.abspath(work_dir)
+    if not os.path.isdir(work_dir):
+        raise InvalidStore(work_dir, "there is no such directory")
+    owner = owner_of(work_dir)
+    with storage_errors("looking into the work directory", work_dir):
+        # the catalog last: a layer that is committed meanwhile has its entry after its directory
+        rooms = {room: _names(os.path.join(work_dir, room)) for room in ROOMS}
+        facts, _ = read_facts(work_dir)
+        catalog, damage = _read_catalog(work_dir)
+    paths = LayerPaths(work_dir, guest_work_dir)
+    paths.find_moved(catalog.layers.values(), facts)
+    overlay = os.path.join(work_dir, "overlay")
+    ours = [name for name in rooms["overlay"] if is_bundle_directory(name)]
+    bundles = {
+        name: bundle for name in ours if (bundle := read_bundle_file(os.path.join(overlay, name), READY))
+    }
+    unreadable = [
+        name for name in ours if name not in bundles and os.path.lexists(os.path.join(overlay, name, READY))
+    ]
+    rest = [name for name in _names(work_dir) if name not in _KNOWN_FILES]
+    set_aside = [name for name in rest if name.startswith(f"{catalogs.FILE_NAME}.corrupt-")]
+    half_written = [name for name in rest if name.removesuffix(TEMPORARY) in _KNOWN_FILES]
+    return Inventory(
+        work_dir=work_dir,
+        owner=owner,
+        damage=damage,
+        catalog=catalog,
+        facts=facts,
+        paths=paths,
+        layer_directories=rooms["layers"],
+        records=rooms["records"],
+        images=rooms["images"],
+        staging=rooms["staging"],
+        bundles=bundles,
+        unfinished=_without(ours, bundles, unreadable),
+        unreadable=tuple(unreadable),
+        # image-rs gives its overlays running numbers
+        strange=tuple(name for name in rooms["overlay"] if name not in ours and not name.isdecimal()),
+        set_aside=tuple(set_aside),
+        half_written=tuple(half_written),
+        unknown=_without(rest, set_aside, half_written),
+    )
+
+
+def prepared_bundle(inventory: Inventory, name: str) -> BundleFile | None:
+    """The bundle that a pull was making, by its directory in overlay/."""
+    return read_bundle_file(inventory.path("overlay", name), PREPARING)
+
+
+def _read_catalog(work_dir: str) -> tuple[Catalog, str]:
+    try:
+        with open(os.path.join(work_dir, catalogs.FILE_NAME), "rb") as file:
+            return Catalog.decode(file.read()), ""
+    except FileNotFoundError:
+        return Catalog(), ""
+    except Unreadable as error:
+        return Catalog(), str(error)
+
+
+def _names(directory: str) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(os.listdir(directory)))
+    except FileNotFoundError:
+        return ()
+
+
+def _without(names: Iterable[str], *others: Iterable[str]) -> tuple[str, ...]:
+    left_out = {name for other in others for name in other}
+    return tuple(name for name in names if name not in left_out)
