@@ -33,6 +33,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_layer_entries: int = 10_000_000  # enough for any image, small enough to end a bomb
     max_compression_ratio: int = 2000  # deflate cannot exceed 1032; zstd of an all-zero disk can, and may
     max_implied_directories: int = 100_000  # each is remembered; real layers have few or none
+    max_implied_path_bytes: int = 8 * MiB  # their paths together
     max_path_bytes: int = 4096  # PATH_MAX
     max_path_depth: int = 256  # components; deep enough for node_modules, shallow enough to walk
     max_header_bytes: int = 1 * MiB  # one pax or GNU extension header; as Go's archive/tar
@@ -141,9 +142,68 @@ def load_configuration(path: str | None, work_dir: str | None) -> tuple[Configur
         raise InvalidConfiguration(source, place.strip("`"), problem) from None
     except msgspec.DecodeError as error:
         raise InvalidConfiguration(source, "", f"it is no JSON ({error})") from None
+    _refuse_what_is_not_done(configuration, source)
     if work_dir is not None:
         configuration = msgspec.structs.replace(configuration, work_dir=work_dir)
-    return configuration, [f"{source}: unknown key {key} is ignored" for key in unknown]
+    unused = _unused_keys(configuration)
+    return configuration, [
+        *(f"{source}: unknown key {key} is ignored" for key in unknown),
+        *(f"{source}: {key} is not used yet" for key in unused),
+    ]
+
+
+def _unused_keys(configuration: Configuration) -> list[str]:
+    """Keys that are known and set, but change nothing."""
+    unused = [key for key in ("sigstore_config", "sigstore_config_uri") if getattr(configuration, key)]
+    registries = configuration.registry_config
+    if registries is not None and set(registries.unqualified_search_registries) - {"docker.io"}:
+        unused.append("registry_config.unqualified-search-registries")  # short names are Docker Hub's
+    return unused
+
+
+class _Requirement(msgspec.Struct, frozen=True):
+    type: str
+
+
+class _Policy(msgspec.Struct, frozen=True):
+    """containers-policy.json(5), as far as it must be read to see what it demands."""
+
+    default: list[_Requirement]
+    transports: dict[str, dict[str, list[_Requirement]]] = {}
+
+
+def _refuse_what_is_not_done(configuration: Configuration, source: str) -> None:
+    """Fail closed: a policy that is configured, and not enforced, would be worse than none.
+
+    Raises:
+        InvalidConfiguration: signatures are demanded, or another snapshotter than overlay.
+    """
+    if configuration.default_snapshot != "overlay":
+        problem = f"there is no snapshotter {configuration.default_snapshot!r}, only overlay"
+        raise InvalidConfiguration(source, "default_snapshot", problem)
+    uri = configuration.image_security_policy_uri
+    policy = configuration.image_security_policy
+    if policy is None and uri:
+        if not uri.startswith("file:///"):
+            raise InvalidConfiguration(source, "image_security_policy_uri", f"{uri!r} is no file:///path")
+        try:
+            with open(uri.removeprefix("file://"), encoding="utf-8") as file:
+                policy = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidConfiguration(source, "image_security_policy_uri", str(error)) from None
+    if policy is None:
+        return
+    try:
+        demanded = msgspec.json.decode(policy, type=_Policy)
+    except msgspec.DecodeError as error:
+        raise InvalidConfiguration(
+            source, "image_security_policy", f"it is no policy.json ({error})"
+        ) from None
+    scopes = [scope for transport in demanded.transports.values() for scope in transport.values()]
+    types = {requirement.type for scope in (demanded.default, *scopes) for requirement in scope}
+    if types - {"insecureAcceptAnything"}:
+        problem = f"{', '.join(sorted(types - {'insecureAcceptAnything'}))} cannot be enforced yet"
+        raise InvalidConfiguration(source, "image_security_policy", problem)
 
 
 def _unknown_keys(value: Any, struct: type[msgspec.Struct], place: str) -> list[str]:
