@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from guestpull_server.errors import BundleBusy
+from guestpull_server.errors import BundleBusy, storage_errors
 from guestpull_server.models import (
     Decoder,
     Descriptor,
@@ -116,8 +116,9 @@ def pulled(store: Store, image: Image, reference: str) -> StoredImage:
 def bundled(store: Store, image: StoredImage, bundle_path: Path | str, mounts: MountsInMemory) -> str:
     """Have a bundle of an image, mounted; returns its path."""
     with store.reserve_bundle(str(bundle_path)) as bundle:
-        for name in ("upper", "work"):
-            os.mkdir(os.path.join(bundle.overlay_directory, name))
+        with storage_errors("preparing the mount", bundle.overlay_directory):
+            for name in ("upper", "work"):
+                os.mkdir(os.path.join(bundle.overlay_directory, name))
         mounts.places.add(bundle.rootfs)
         Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
         bundle.commit(image)

@@ -99,7 +99,9 @@ class ImageShelf:
             if unchanged:
                 self._ledger.flush()
             else:
-                references = tuple(dict.fromkeys(name for name in (*names, resolved.reference) if name))
+                all_names = dict.fromkeys(name for name in (*names, resolved.reference) if name)
+                # tags first: an image is known by what people call it
+                references = tuple(sorted(all_names, key=lambda name: "@" in name))
                 self._ledger.change(lambda: self._put_image(resolved, references, layers))
             return self._stored(self._ledger.catalog.images[resolved.image_id])
 

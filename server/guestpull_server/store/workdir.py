@@ -160,7 +160,11 @@ class StagedLayer:
         self._container = os.path.join(work_dir.staging, f"{digest.hex[:12]}-{secrets.token_hex(8)}")
         with storage_errors(f"staging layer {digest}", work_dir.staging):
             os.mkdir(self._container, 0o700)
-            os.mkdir(self.directory, 0o755)
+            try:
+                os.mkdir(self.directory, 0o755)
+            except BaseException:
+                os.rmdir(self._container)
+                raise
 
     @property
     def directory(self) -> str:

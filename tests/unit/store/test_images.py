@@ -120,6 +120,15 @@ def test_a_tag_that_moves_leaves_the_other_names(store: Store) -> None:
     assert names_of(store, SHOP) == (FIRST,)
 
 
+def test_a_tag_stands_before_a_digest(store: Store) -> None:
+    by_digest = f"docker.io/library/shop@{SHOP.digest}"
+    pulled(store, SHOP, by_digest)
+
+    pulled(store, SHOP, LATEST)
+
+    assert names_of(store, SHOP) == (LATEST, by_digest)
+
+
 def test_an_image_whose_entry_was_lost_in_the_layer_database_keeps_its_layers_name(
     work_dir: Path, store: Store, reopened: Callable[[], Store]
 ) -> None:
