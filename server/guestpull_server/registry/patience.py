@@ -20,6 +20,7 @@ from urllib3.exceptions import HTTPError
 
 from guestpull_server.config import Limits
 from guestpull_server.models import Cancellation
+from guestpull_server.registry.alarms import ALARMS
 
 TransportError = (HTTPError, OSError, ValueError)
 """What an exchange, or reading from its response, may raise where the network or the server fails."""
@@ -42,12 +43,10 @@ def _at_the_end_of(
     withdraw = cancellation.on_cancel(end)
     if not left:
         return withdraw
-    timer = threading.Timer(min(left), end)
-    timer.daemon = True
-    timer.start()
+    cancel = ALARMS.after(min(left), end)
 
     def withdraw_both() -> None:
-        timer.cancel()
+        cancel()
         withdraw()
 
     return withdraw_both

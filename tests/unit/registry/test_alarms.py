@@ -1,0 +1,43 @@
+"""Calls at a later time."""
+
+from __future__ import annotations
+
+import threading
+
+from guestpull_server.registry.alarms import Alarms
+
+PATIENCE = 10.0
+
+
+def test_alarms_ring_in_the_order_of_their_times_whatever_the_order_of_setting() -> None:
+    alarms = Alarms()
+    rung: list[str] = []
+    done = threading.Event()
+    alarms.after(0.06, done.set)
+    alarms.after(0.04, lambda: rung.append("second"))
+    alarms.after(0.02, lambda: rung.append("first"))
+
+    assert done.wait(PATIENCE)
+    assert rung == ["first", "second"]
+
+
+def test_an_alarm_that_is_cancelled_does_not_ring() -> None:
+    alarms = Alarms()
+    rung: list[str] = []
+    done = threading.Event()
+    cancels = [alarms.after(0.01, lambda: rung.append("cancelled")) for _ in range(500)]
+    alarms.after(0.03, done.set)
+    for cancel in cancels:
+        cancel()
+        cancel()
+
+    assert done.wait(PATIENCE)
+    assert rung == []
+
+
+def test_an_alarm_that_is_set_by_an_alarm_rings_too() -> None:
+    alarms = Alarms()
+    done = threading.Event()
+    alarms.after(0, lambda: alarms.after(0, done.set) and None)
+
+    assert done.wait(PATIENCE)
