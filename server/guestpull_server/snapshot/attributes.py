@@ -12,6 +12,7 @@ next one is looked at, and nothing changes layers once they are in the store.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -164,7 +165,17 @@ def _copy_attributes(source: bytes, target: bytes) -> None:
     status = os.lstat(source)
     os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
     os.chmod(target, stat.S_IMODE(status.st_mode))
-    for name in os.listxattr(source, follow_symlinks=False):
+    for name in _xattr_names(source):
         if not name.startswith(_OVERLAY_XATTRS):
             os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+
+
+def _xattr_names(path: bytes) -> list[str]:
+    """The extended attributes of a file; none where its file system has no such thing (squashfs without)."""
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return []
+        raise
