@@ -1,0 +1,147 @@
+"""The store with a real kernel: bundles that are mounted, and stores on read-only file systems."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from guestpull_server.errors import BundleBusy, BundleExists, LayerInUse
+from guestpull_server.models import Digest, StoredImage
+from guestpull_server.snapshot import OverlayMounts, mount_rootfs
+from guestpull_server.store import Store, audit, collect_garbage
+from support.images import file, image, layer
+from support.stores import pulled
+
+BASE, TOP = layer(file("a")), layer(file("b"))
+SHOP = image(BASE, TOP)
+LATEST = "docker.io/library/shop:latest"
+
+
+@contextmanager
+def opened(work_dir: Path, *, additional_stores: tuple[Path, ...] = ()) -> Iterator[Store]:
+    store = Store.open(
+        str(work_dir), OverlayMounts(), additional_stores=[str(one) for one in additional_stores]
+    )
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def mounted_bundle(store: Store, stored: StoredImage, path: Path) -> Path:
+    """A bundle that is mounted; returns its rootfs."""
+    with store.reserve_bundle(str(path)) as bundle:
+        mount_rootfs(stored.layers, bundle.overlay_directory, bundle.rootfs)
+        bundle.commit(stored)
+        return Path(bundle.rootfs)
+
+
+def test_a_bundle_stays_mounted_over_restarts_and_is_released(disk: Path) -> None:
+    with opened(disk / "work") as store:
+        rootfs = mounted_bundle(store, pulled(store, SHOP, LATEST), disk / "bundle")
+        (rootfs / "written").write_bytes(b"x")
+
+    with opened(disk / "work") as store:
+        assert [bundle.mounted for bundle in store.bundles()] == [True]
+        assert (rootfs / "one").read_bytes() == TOP.tar
+        assert (rootfs / "written").read_bytes() == b"x"
+        store.release_bundle(str(disk / "bundle"))
+
+    assert not (disk / "bundle").exists()
+    assert os.listdir(disk / "work/overlay") == []
+    assert not os.path.ismount(rootfs)
+
+
+def test_a_bundle_that_is_in_use_stays(disk: Path) -> None:
+    with opened(disk / "work") as store:
+        rootfs = mounted_bundle(store, pulled(store, SHOP, LATEST), disk / "bundle")
+        with (rootfs / "one").open("rb"), pytest.raises(BundleBusy):
+            store.release_bundle(str(disk / "bundle"))
+        assert [bundle.mounted for bundle in store.bundles()] == [True]
+
+        store.release_bundle(str(disk / "bundle"))
+
+
+def test_a_pull_that_was_killed_after_it_mounted_is_undone(disk: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            store = Store.open(str(disk / "work"), OverlayMounts())
+            stored = pulled(store, SHOP, LATEST)
+            bundle = store.reserve_bundle(str(disk / "bundle"))
+            mount_rootfs(stored.layers, bundle.overlay_directory, bundle.rootfs)
+            Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    assert os.path.ismount(disk / "bundle/rootfs")
+
+    with opened(disk / "work") as store:
+        assert store.bundles() == ()
+        assert not (disk / "bundle").exists()
+        assert len(store.images()) == 1
+        mounted_bundle(store, store.images()[0], disk / "bundle")
+        store.release_bundle(str(disk / "bundle"))
+
+
+def test_a_mounted_rootfs_of_somebody_else_is_refused_and_left_alone(disk: Path) -> None:
+    rootfs = disk / "bundle/rootfs"
+    rootfs.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "theirs", str(rootfs)], check=True)
+    try:
+        with opened(disk / "work") as store, pytest.raises(BundleExists, match="mounted"):
+            store.reserve_bundle(str(disk / "bundle"))
+        assert os.path.ismount(rootfs)
+    finally:
+        subprocess.run(["umount", str(rootfs)], check=True)
+
+
+def test_a_layer_below_a_mounted_bundle_is_neither_replaced_nor_collected(disk: Path) -> None:
+    with opened(disk / "work") as store:
+        stored = pulled(store, SHOP, LATEST)
+        rootfs = mounted_bundle(store, stored, disk / "bundle")
+        store.remove_image(stored, None, force=True)
+        with pytest.raises(LayerInUse):
+            store.discard_layer(Digest(BASE.digest))
+
+    assert collect_garbage(str(disk / "work"), OverlayMounts()) == ()
+    assert (rootfs / "one").read_bytes() == TOP.tar
+
+    with opened(disk / "work") as store:
+        assert len(store.release_bundle(str(disk / "bundle")).layers) == 2
+
+
+@pytest.mark.parametrize("kind", ["squashfs", "erofs"])
+def test_layers_of_a_read_only_file_system_are_mounted(disk: Path, kind: str) -> None:
+    baked = disk / "baked"
+    store = Store.open(str(baked), OverlayMounts(), guest_work_dir="/run/kata-containers/image")
+    pulled(store, SHOP, LATEST)
+    store.close(tidy=True)
+    made = disk / "made"
+    if kind == "squashfs":
+        command = ["mksquashfs", str(baked), str(made), "-quiet", "-no-progress"]
+    else:
+        command = ["mkfs.erofs", str(made), str(baked)]
+    subprocess.run(command, check=True, capture_output=True)
+    place = disk / "place"
+    place.mkdir()
+    subprocess.run(["mount", "-t", kind, "-o", "loop,ro", str(made), str(place)], check=True)
+    try:
+        with opened(disk / "work", additional_stores=(place,)) as store:
+            stored = pulled(store, SHOP, LATEST)
+            assert stored.read_only_store == str(place)
+            rootfs = mounted_bundle(store, stored, disk / "bundle")
+            assert (rootfs / "one").read_bytes() == TOP.tar
+            (rootfs / "one").write_bytes(b"changed")
+            store.release_bundle(str(disk / "bundle"))
+            assert os.listdir(disk / "work/layers") == []
+        assert audit(str(place), "/run/kata-containers/image") == ()
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
