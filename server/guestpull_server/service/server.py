@@ -6,8 +6,8 @@ that runs gRPC must not fork. The addresses come last: whoever can connect finds
 
 from __future__ import annotations
 
+import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,9 +71,10 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
         AddressInUse: an address cannot be listened at.
         GuestpullError: what `Puller.open` raises.
     """
-    end = threading.Event()
+    # no threading.Event: set() by a signal's handler waits for ever where the signal came in the midst of wait()
+    end = os.eventfd(0)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: end.set())
+        signal.signal(number, lambda *_: os.eventfd_write(end, 1))
     started = time.monotonic()
     addresses = [parse_address(address) for address in options.addresses]
     with Puller.open(configuration) as puller, ExitStack() as stack:
@@ -85,7 +86,7 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
         seconds = round(time.monotonic() - started, 3)
         told = facts(addresses=", ".join(listening.told), work_dir=configuration.work_dir, seconds=seconds)
         LIFE.info("ready", extra=told)
-        end.wait()
+        os.read(end, 8)
         _end(server, status, listening, puller, options.grace_seconds)
 
 
