@@ -90,6 +90,8 @@ def serving(directory: Path, cgroup: Cgroup) -> Iterator[Daemon]:
             yield daemon
         process.terminate()
         process.wait(_PATIENCE)
+    except (GuestpullError, subprocess.TimeoutExpired) as error:
+        raise Refusal(f"{error}\nguestpulld's log:\n{log.read_text()[-2000:]}") from error
     finally:
         process.kill()
         process.wait(_PATIENCE)
