@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
+from guestpull_server.config import Limits
 from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.whiteout import is_whiteout, make_opaque
 
-_IMPLIED_MODE = 0o755
+IMPLIED_MODE: Final = 0o755
+_ACLS: Final = ("system.posix_acl_access", "system.posix_acl_default")
 
 
 @dataclass(slots=True)
@@ -31,21 +35,20 @@ class _OpenDirectory:
 class Directories:
     """The stack of directories from the layer's root to the current one.
 
-    Args:
-        max_depth: how many components a path may have once its links are resolved.
-        max_implied: how many directories may be made that have no entry.
+    Until the root has an entry its times are 0, as those of all directories without one: the same layer makes
+    the same directory, whenever it is unpacked.
     """
 
-    def __init__(self, max_depth: int, max_implied: int) -> None:
-        self._max_depth = max_depth
-        self._max_implied = max_implied
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._stack: list[_OpenDirectory] = []
         self._push(b"/", os.lstat(b"/"))
-        self.set_times(
-            0, 0
-        )  # unless it has an entry; the same layer is the same directory, whenever it is made
+        self.set_times(0, 0)
+        self._implied_bytes = 0
         self.implied: dict[bytes, None] = {b"": None}
         """Directories made without an entry, in their order; the root is b""."""
+        self.inherits_acl = False
+        """Whether a directory has a default ACL, which the kernel gives to what is made in it."""
 
     @property
     def path(self) -> bytes:
@@ -127,18 +130,36 @@ class Directories:
             self.implied.pop(path[1:], None)
         elif not stat.S_ISDIR(status.st_mode):
             raise TarError(f"{path.decode(errors='backslashreplace')!r} is no directory, but has entries")
-        if len(self._stack) > self._max_depth:
-            raise LayerLimitExceeded("the depth of a path", "max_path_depth", self._max_depth)
+        limits = self._limits
+        if len(self._stack) > limits.max_path_depth:
+            raise LayerLimitExceeded("the depth of a path", "max_path_depth", limits.max_path_depth)
+        if len(path) > limits.max_path_bytes:
+            raise LayerLimitExceeded("the length of a path", "max_path_bytes", limits.max_path_bytes)
         os.chdir(name)
         self._push(path, status)
         return True
 
     def _make_implied(self, name: bytes, path: bytes) -> os.stat_result:
-        if len(self.implied) > self._max_implied:
+        limits = self._limits
+        self._implied_bytes += len(path)
+        if len(self.implied) > limits.max_implied_directories:
             raise LayerLimitExceeded(
-                "the number of directories without an entry", "max_implied_directories", self._max_implied
+                "the number of directories without an entry",
+                "max_implied_directories",
+                limits.max_implied_directories,
             )
-        os.mkdir(name, _IMPLIED_MODE)
+        if self._implied_bytes > limits.max_implied_path_bytes:
+            raise LayerLimitExceeded(
+                "the paths of directories without an entry",
+                "max_implied_path_bytes",
+                limits.max_implied_path_bytes,
+            )
+        os.mkdir(name, IMPLIED_MODE)
+        if self.inherits_acl:
+            drop_inherited_acls(name)
+        if self.inherits_group or self.inherits_acl:
+            os.chown(name, 0, 0)
+            os.chmod(name, IMPLIED_MODE)
         os.utime(name, ns=(0, 0))
         self.implied[path[1:]] = None
         return os.lstat(name)
@@ -150,3 +171,10 @@ class Directories:
     def _pop(self) -> None:
         left = self._stack.pop()
         os.utime(left.path, ns=(left.atime_ns, left.mtime_ns))
+
+
+def drop_inherited_acls(name: int | bytes) -> None:
+    """Take from what was just made the ACLs that it has of its parent; the tar says what it is to have."""
+    for acl in _ACLS:
+        with suppress(OSError):  # it has none, or the file system knows none
+            os.removexattr(name, acl)

@@ -16,7 +16,7 @@ from typing import Final
 
 from guestpull_server.config import Limits
 from guestpull_server.layer import tar_reader, whiteout
-from guestpull_server.layer.directories import Directories
+from guestpull_server.layer.directories import Directories, drop_inherited_acls
 from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.tar_reader import Entry, TarReader
@@ -36,9 +36,8 @@ class Extractor:
     def __init__(self, reader: TarReader, limits: Limits) -> None:
         self._reader = reader
         self._limits = limits
-        self._directories = Directories(limits.max_path_depth, limits.max_implied_directories)
+        self._directories = Directories(limits)
         self._parent = b""  # as entries write it; links on the way may lead elsewhere
-        self._acl_inherited = False
         self.entries = 0
         self.size_bytes = 0  # of all files that were written
         self.replaced_bytes = 0  # of those that an entry behind them replaced
@@ -77,6 +76,8 @@ class Extractor:
             raise LayerLimitExceeded("the length of a path", "max_path_bytes", self._limits.max_path_bytes)
         parent, _, name = clean(path).rpartition(b"/")
         if parent != self._parent:
+            if parent.startswith(whiteout.AUFS_PREFIX) or b"/" + whiteout.AUFS_PREFIX in parent:
+                return
             self._enter(parent)
         if name[:4] == whiteout.PREFIX:
             self._whiteout(name)
@@ -260,16 +261,20 @@ class Extractor:
     def _own(self, what: int | bytes, entry: Entry) -> None:
         """Owner and mode, as far as creation did not set them: root's files in plain directories are done."""
         uid, gid = entry.uid, entry.gid
-        inherited = self._directories.inherits_group or self._acl_inherited
+        directories = self._directories
+        inherited = directories.inherits_group or directories.inherits_acl
         if not uid and not gid and not inherited:
             return
         if not (0 <= uid < _NO_ID and 0 <= gid < _NO_ID):
             raise TarError(f"entry {_text(entry.path)} has an owner out of range")
-        if isinstance(what, int):
-            os.chown(what, uid, gid)
-        else:
+        if entry.type == tar_reader.SYMLINK:
+            assert isinstance(what, bytes)
             os.chown(what, uid, gid, follow_symlinks=False)
-        if entry.type != tar_reader.SYMLINK and (entry.mode & _SPECIAL_BITS or inherited):
+            return
+        if directories.inherits_acl:
+            drop_inherited_acls(what)
+        os.chown(what, uid, gid)
+        if entry.mode & _SPECIAL_BITS or inherited:
             os.chmod(what, entry.mode)
 
     def _set_xattrs(self, what: int | bytes, entry: Entry) -> None:
@@ -283,7 +288,7 @@ class Extractor:
             if not name or b"\0" in name:
                 raise TarError(f"entry {_text(entry.path)} has an extended attribute without a name")
             if name == _DEFAULT_ACL:
-                self._acl_inherited = True
+                self._directories.inherits_acl = True
             try:
                 if isinstance(what, int):
                     os.setxattr(what, name, value)
@@ -320,6 +325,21 @@ class Extractor:
             os.unlink(name)
         # a link that is gone may have been on the way to where we believe to be
         self._parent = b"\0"
+
+    def _remove_tree(self, name: bytes) -> None:
+        """Remove a directory that an earlier entry made, in an order that is always the same."""
+        left = [name]
+        while left:
+            with os.scandir(left[-1]) as found:
+                inside = sorted(found, key=lambda one: one.name)
+            directories = [one.path for one in inside if one.is_dir(follow_symlinks=False)]
+            for one in inside:
+                if not one.is_dir(follow_symlinks=False):
+                    os.unlink(one.path)
+            if directories:
+                left += reversed(directories)
+            else:
+                os.rmdir(left.pop())
 
     def _absolute(self, name: bytes) -> bytes:
         current = self._directories.path

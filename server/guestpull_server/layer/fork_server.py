@@ -15,11 +15,15 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from typing import Final
 
 import msgspec
 
 from guestpull_server.layer import worker
-from guestpull_server.layer.messages import MAX_REQUEST_BYTES, UnpackRequest
+from guestpull_server.layer.messages import MAX_REQUEST_BYTES, Refused, UnpackRequest
+
+_LEAST_DESCRIPTORS: Final = 2  # the layer's pipe, and the socket for the report
+_MOST_DESCRIPTORS: Final = 3  # and the file for the record
 
 
 def serve(requests: socket.socket) -> None:
@@ -34,23 +38,33 @@ def serve(requests: socket.socket) -> None:
     gc.collect()
     gc.freeze()  # a worker that collects garbage would copy these pages
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 2)
+        message, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, _MOST_DESCRIPTORS)
         if not message:
             return
-        pipe, report_descriptor = descriptors
+        if len(descriptors) < _LEAST_DESCRIPTORS:  # too many are open; the daemon sees its socket closed
+            for descriptor in descriptors:
+                os.close(descriptor)
+            continue
+        pipe, report_descriptor, *record = descriptors
         report_socket = socket.socket(fileno=report_descriptor)
-        child = os.fork()
-        if child == 0:
-            requests.close()
-            worker.run(msgspec.json.decode(message, type=UnpackRequest), pipe, report_socket, server)
-            return
-        os.close(pipe)
-        with report_socket, suppress(OSError):  # the worker is gone already, or the daemon is
-            pidfd = os.pidfd_open(child)
-            try:
+        try:
+            child = os.fork()
+        except OSError as error:
+            refused = Refused("start a layer worker", error.strerror or str(error), full=False)
+            with suppress(OSError):
+                report_socket.sendall(b"-" + msgspec.json.encode(refused) + b"\n")
+        else:
+            if child == 0:
+                requests.close()
+                pidfd = os.pidfd_open(os.getpid())
                 socket.send_fds(report_socket, [b"p"], [pidfd])
-            finally:
                 os.close(pidfd)
+                request = msgspec.json.decode(message, type=UnpackRequest)
+                worker.run(request, pipe, report_socket, record[0] if record else None, server)
+                return
+        report_socket.close()
+        for descriptor in (pipe, *record):
+            os.close(descriptor)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import BinaryIO, Final, Protocol, cast
 
 import zstandard
-from isal.igzip_lib import IsalError
+from isal import igzip_lib
 from isal.isal_zlib import _GzipReader
 
 from guestpull_server.config import Limits
@@ -30,10 +30,18 @@ _BUFFER_BYTES: Final = 512 * KiB
 _BUFFERS: Final = 6
 _COMPRESSED_BUFFER_BYTES: Final = 256 * KiB
 _RATIO_IS_CHECKED_ABOVE: Final = 64 * MiB  # small layers may be all zeros
+_HEAD_BYTES: Final = 512  # of the stream, to tell what it is; a tar's first header
+_TAR_OVERHEAD: Final = 4 * KiB  # an entry, in the bound of a tar: header, pax records, padding
+
+# the stubs declare the class to be an instance of Exception
+_IsalError = cast("type[Exception]", igzip_lib.IsalError)
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"  # behind a first byte of 0x50 to 0x5f
+_TAR_MAGIC: Final = b"ustar"
+_TAR_MAGIC_AT: Final = 257
+_ZSTD_WINDOW_TOO_LARGE: Final = "Frame requires too much memory"
 _REFUSED: Final = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip"}
 
 
@@ -51,7 +59,7 @@ class PipeReader:
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
         self._head = b""
-        while len(self._head) < 8 and (more := os.read(pipe, 8 - len(self._head))):
+        while len(self._head) < _HEAD_BYTES and (more := os.read(pipe, _HEAD_BYTES - len(self._head))):
             self._head += more
         self.received_bytes = len(self._head)
         self.head = self._head
@@ -69,8 +77,12 @@ class PipeReader:
 
     def read(self, length: int) -> bytes:
         """At most so many bytes; none at the end."""
-        buffer = bytearray(length)
-        return bytes(buffer[: self.readinto(memoryview(buffer))])
+        if self._head:
+            piece, self._head = self._head[:length], self._head[length:]
+            return piece
+        piece = os.read(self._pipe, length)
+        self.received_bytes += len(piece)
+        return piece
 
 
 def decoder_of(head: bytes) -> Decoder:
@@ -83,8 +95,9 @@ def decoder_of(head: bytes) -> Decoder:
         return Decoder.GZIP
     if head.startswith(_ZSTD_MAGIC) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] & 0xF0 == 0x50):
         return Decoder.ZSTD
+    is_tar = head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC
     for magic, name in _REFUSED.items():
-        if head.startswith(magic):
+        if head.startswith(magic) and not is_tar:
             raise TarError(f"it is compressed with {name}; gzip, zstd and plain tar are supported")
     return Decoder.UNCOMPRESSED
 
@@ -94,13 +107,21 @@ class Inflater:
 
     `next_chunk` is called by one thread, the tar reader's. After it gave None, `hexdigest` and `decoder` are
     those of the whole stream.
+
+    Args:
+        pipe: the file descriptor that the compressed bytes come from.
+        hash_algorithm: the algorithm of the diff_id.
+        limits: what the layer may cost.
+        hash_plain: whether a layer that is not compressed is hashed, too.
     """
 
-    def __init__(self, pipe: int, hash_algorithm: str, limits: Limits) -> None:
+    def __init__(self, pipe: int, hash_algorithm: str, limits: Limits, *, hash_plain: bool = True) -> None:
         self._source = PipeReader(pipe)
         self._limits = limits
-        self._hash = new_hash(hash_algorithm)
+        self._max_tar_bytes = limits.max_layer_bytes + _TAR_OVERHEAD * limits.max_layer_entries
         self.decoder = decoder_of(self._source.head)
+        self._hash = new_hash(hash_algorithm)
+        self.is_hashed = hash_plain or self.decoder is not Decoder.UNCOMPRESSED
         self._free: SimpleQueue[memoryview] = SimpleQueue()
         self._inflated: SimpleQueue[tuple[memoryview, int] | Exception] = SimpleQueue()
         self._hashed: SimpleQueue[tuple[memoryview, int] | Exception] = SimpleQueue()
@@ -108,15 +129,18 @@ class Inflater:
         for _ in range(_BUFFERS):
             self._free.put(memoryview(bytearray(_BUFFER_BYTES)))
         threading.Thread(target=self._inflate, name="inflate", daemon=True).start()
-        threading.Thread(target=self._hash_inflated, name="hash", daemon=True).start()
+        if self.is_hashed:
+            threading.Thread(target=self._hash_inflated, name="hash", daemon=True).start()
+        else:
+            self._hashed = self._inflated
 
     @property
     def hexdigest(self) -> str:
-        """Digest of the tar bytes so far."""
-        return self._hash.hexdigest()
+        """Digest of the tar bytes so far; empty where they are not hashed."""
+        return self._hash.hexdigest() if self.is_hashed else ""
 
     def next_chunk(self) -> memoryview | None:
-        """The next tar bytes, valid until the next call; None at the end.
+        """The next tar bytes, valid until the next call; None at the end, and not to be called again then.
 
         Raises:
             TarError: the stream cannot be decompressed.
@@ -142,11 +166,13 @@ class Inflater:
                 buffer = self._free.get()
                 length = _fill(reader, buffer)
                 inflated += length
-                self._check_ratio(inflated)
+                self._check_limits(inflated)
                 self._inflated.put((buffer, length))
-        except (IsalError, zstandard.ZstdError, EOFError, OSError) as error:
-            self._inflated.put(TarError(f"it cannot be decompressed ({error or 'it is cut short'})"))
-        except (MemoryError, LayerLimitExceeded) as error:
+        except (_IsalError, EOFError, OSError) as error:
+            self._inflated.put(TarError(f"it cannot be decompressed ({error})"))
+        except zstandard.ZstdError as error:
+            self._inflated.put(self._zstd_failure(error))
+        except Exception as error:  # noqa: BLE001 - the reader waits for whatever becomes of it
             self._inflated.put(error)
 
     def _hash_inflated(self) -> None:
@@ -160,6 +186,12 @@ class Inflater:
             self._hashed.put(item)
             if length == 0:
                 return
+
+    def _zstd_failure(self, error: zstandard.ZstdError) -> Exception:
+        if _ZSTD_WINDOW_TOO_LARGE in str(error):
+            allowed = self._limits.max_zstd_window_bytes
+            return LayerLimitExceeded("its zstd window", "max_zstd_window_bytes", allowed)
+        return TarError(f"it cannot be decompressed ({error})")
 
     def _reader(self) -> _Reader:
         match self.decoder:
@@ -176,10 +208,14 @@ class Inflater:
             case Decoder.UNCOMPRESSED:
                 return self._source
 
-    def _check_ratio(self, inflated: int) -> None:
+    def _check_limits(self, inflated: int) -> None:
+        if inflated <= _RATIO_IS_CHECKED_ABOVE and inflated <= self._max_tar_bytes:
+            return
         ratio = self._limits.max_compression_ratio
         if inflated > _RATIO_IS_CHECKED_ABOVE and inflated > ratio * self._source.received_bytes:
             raise LayerLimitExceeded("the compression ratio", "max_compression_ratio", ratio)
+        if inflated > self._max_tar_bytes:
+            raise LayerLimitExceeded("the unpacked layer", "max_layer_bytes", self._limits.max_layer_bytes)
 
 
 def _fill(reader: _Reader, buffer: memoryview) -> int:

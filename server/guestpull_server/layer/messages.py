@@ -2,10 +2,11 @@
 
 JSON by msgspec, over unix sockets that pass file descriptors along:
 
-    daemon -> fork server   a datagram: UnpackRequest, with the pipe that will carry the layer, and with the
-                            report socket
-    fork server -> daemon   over the report socket: a byte with a pidfd, by which the worker can be killed
-    worker -> daemon        over the report socket: one line, a report; then what `Unpacked` announces
+    daemon -> fork server   a datagram: UnpackRequest, with the pipe that will carry the layer, the report socket,
+                            and the file for the record, if there is to be one
+    worker -> daemon        over the report socket: a byte with a pidfd, by which the worker can be killed
+                            (from the fork server, and without one, where there could be no worker);
+                            then one line, a report; then what `Unpacked` announces
 """
 
 from __future__ import annotations
@@ -21,15 +22,22 @@ MAX_REPORT_BYTES: Final = 64 * 1024
 
 
 class UnpackRequest(msgspec.Struct, frozen=True):
-    """Unpack what the pipe brings into `directory`; `hash_algorithm` is the one of the wanted diff_id."""
+    """Unpack what the pipe brings into `directory`; `hash_algorithm` is the one of the wanted diff_id.
+
+    A layer that is not compressed is hashed only if `hash_plain` says so.
+    """
 
     directory: str
     hash_algorithm: str
+    hash_plain: bool
     limits: Limits
 
 
 class Unpacked(msgspec.Struct, frozen=True, tag=True):
-    """It is done. `implied_bytes` of paths follow, each ended by a NUL: the implied directories."""
+    """It is done. `implied_bytes` of paths follow, each ended by a NUL: the implied directories.
+
+    `hexdigest` is empty where the tar was not hashed.
+    """
 
     hexdigest: str
     decoder: str

@@ -2,7 +2,8 @@
 
 GNU tar writes sparse files in four forms: a type of entry of its own (`S`), and pax records in versions
 0.0, 0.1 and 1.0 (GNU tar manual, "Storing Sparse Files"). All of them come down to a list of segments and
-the file's real size; what is in no segment is a hole.
+the file's real size; what is in no segment is a hole. A map may not be larger than an extension header, in
+which two of the forms keep it anyway.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.tar_fields import TarError, decimal, number
 
-_MAX_SEGMENTS: Final = 1_000_000  # 16 MB of map; a disk image of a terabyte has some 100,000
+_BLOCK: Final = 512
+_SEGMENT_BYTES: Final = 24  # of the map in an old GNU header
+_LONGEST_NUMBER: Final = 20
 
 
 class SparseMap(NamedTuple):
@@ -46,12 +50,17 @@ def checked(numbers: list[int], real_size: int) -> SparseMap:
     return SparseMap(segments, real_size)
 
 
-def from_gnu_header(header: bytes, read_block: Callable[[], bytes]) -> SparseMap:
-    """The map of an old GNU entry (type `S`): in its header, and in the blocks behind it."""
+def from_gnu_header(header: bytes, read_block: Callable[[], bytes], max_bytes: int) -> SparseMap:
+    """The map of an old GNU entry (type `S`): in its header, and in the blocks behind it.
+
+    Raises:
+        TarError: the map is malformed.
+        LayerLimitExceeded: it is larger than `max_bytes`.
+    """
     numbers: list[int] = []
 
     def take(block: bytes, start: int, count: int) -> None:
-        for at in range(start, start + 24 * count, 24):
+        for at in range(start, start + _SEGMENT_BYTES * count, _SEGMENT_BYTES):
             if block[at] == 0 and block[at + 12] == 0:
                 return
             numbers.extend((number(block[at : at + 12]), number(block[at + 12 : at + 24])))
@@ -59,9 +68,9 @@ def from_gnu_header(header: bytes, read_block: Callable[[], bytes]) -> SparseMap
     take(header, 386, 4)
     real_size = number(header[483:495])
     more = header[482]
+    blocks = 0
     while more:
-        if len(numbers) > 2 * _MAX_SEGMENTS:
-            raise TarError("a sparse file's map has too many segments")
+        blocks = _counted(blocks, max_bytes)
         block = read_block()
         take(block, 0, 21)
         more = block[504]
@@ -89,25 +98,38 @@ def from_pax_records(records: dict[bytes, bytes], flat: list[bytes]) -> SparseMa
     return checked(numbers, decimal(size, "GNU.sparse.size"))
 
 
-def from_content(records: dict[bytes, bytes], read_block: Callable[[], bytes]) -> tuple[SparseMap, int]:
-    """The map of a pax entry of version 1.0, which opens its content; returns it with its length in bytes."""
+def from_content(
+    records: dict[bytes, bytes], read_block: Callable[[], bytes], max_bytes: int
+) -> tuple[SparseMap, int]:
+    """The map of a pax entry of version 1.0, which opens its content; returns it with its length in bytes.
+
+    It is a decimal number a line: how many segments, then offset and length of each, padded to a block.
+
+    Raises:
+        TarError: the map is malformed.
+        LayerLimitExceeded: it is larger than `max_bytes`.
+    """
     size = records.get(b"GNU.sparse.realsize")
     if size is None:
         raise TarError("a sparse file does not give its size")
-    text = b""
     blocks = 0
-    wanted = 1
+    wanted = 1  # numbers; how many they are, the first one tells
     numbers: list[int] = []
+    unfinished = b""
     while len(numbers) < wanted:
-        text += read_block()
-        blocks += 1
-        *lines, text = text.split(b"\n")
-        numbers += [decimal(line, "GNU.sparse map") for line in lines[: wanted - len(numbers)]]
-        if wanted == 1 and numbers:
-            if not 0 <= numbers[0] <= _MAX_SEGMENTS:
-                raise TarError("a sparse file's map has too many segments")
-            wanted += 2 * numbers[0]
-            numbers += [decimal(line, "GNU.sparse map") for line in lines[1:wanted]]
-        if len(text) > 512:
+        blocks = _counted(blocks, max_bytes)
+        *lines, unfinished = (unfinished + read_block()).split(b"\n")
+        for line in lines:
+            if len(numbers) == wanted:
+                break
+            numbers.append(decimal(line, "GNU sparse map"))
+            wanted = 1 + 2 * numbers[0]
+        if wanted < 1 or (len(numbers) < wanted and len(unfinished) > _LONGEST_NUMBER):
             raise TarError("a sparse file's map holds no numbers")
-    return checked(numbers[1:], decimal(size, "GNU.sparse.realsize")), 512 * blocks
+    return checked(numbers[1:], decimal(size, "GNU.sparse.realsize")), _BLOCK * blocks
+
+
+def _counted(blocks: int, max_bytes: int) -> int:
+    if (blocks + 1) * _BLOCK > max_bytes:
+        raise LayerLimitExceeded("the map of a sparse file", "max_header_bytes", max_bytes)
+    return blocks + 1

@@ -34,7 +34,9 @@ def number(field: bytes) -> int:
     if not digits:
         return 0
     if digits.translate(None, b"01234567"):
-        raise TarError(f"a header holds {field!r} where an octal number belongs")
+        digits = digits.partition(b"\0")[0]  # some writers leave what was there before
+        if digits.translate(None, b"01234567"):
+            raise TarError(f"a header holds {field!r} where an octal number belongs")
     return int(digits, 8)
 
 
@@ -69,9 +71,9 @@ def decimal(value: bytes, key: str) -> int:
         TarError: it is none, or does not fit 64 bits.
     """
     digits = value[1:] if value[:1] == b"-" else value
-    if not digits.isdigit() or len(digits) > 19:
+    if not digits.isdigit() or len(digits) > 19 or not -_INT64 <= (read := int(value)) < _INT64:
         raise TarError(f"pax record {key} is {value[:40]!r} where a number belongs")
-    return int(value)
+    return read
 
 
 def nanoseconds(value: bytes, key: str) -> int:

@@ -5,7 +5,9 @@ each member, and lets the caller take the member's content as slices of those sa
 taken is skipped. Nothing is copied but headers that straddle two buffers.
 
 Semantics follow Go's archive/tar, through which containerd, podman and umoci read the same layers:
-header-only types have no content, a global pax header says nothing of entries, two zero blocks are the end.
+header-only types have no content, a global pax header says nothing of entries, a second extended header
+replaces the first, GNU's long names win over pax's, the last block may lack its padding, and two zero blocks
+are the end.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ from guestpull_server.layer.tar_fields import (
 )
 
 BLOCK: Final = 512
-_HEADER: Final = Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
+# name, mode+uid+gid, size, mtime, checksum, type, link target, magic, prefix, its end
+_HEADER: Final = Struct("100s24s12s12s8sc100s8s80x155s12s")
+_ATTRIBUTES: Final = Struct("8s8s8s")
+_DEVICE: Final = Struct("329x8s8s167x")
 _ZEROS: Final = bytes(BLOCK)
 _ADLER_MODULUS: Final = 65521
-_CACHED_NUMBERS: Final = 4096
+_CACHED: Final = 4096
 _XATTR: Final = b"SCHILY.xattr."
 
 REGULAR: Final = b"0"
@@ -42,10 +47,17 @@ CHARACTER_DEVICE: Final = b"3"
 BLOCK_DEVICE: Final = b"4"
 DIRECTORY: Final = b"5"
 FIFO: Final = b"6"
+_OLD_REGULAR: Final = b"\0"
+_CONTIGUOUS: Final = b"7"
+_GNU_SPARSE: Final = b"S"
 _HEADER_ONLY: Final = frozenset((HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO))
+_NO_DEVICE: Final = (0, 0)
 
 NextChunk = Callable[[], "memoryview | None"]
 """Gives the next bytes of the tar, or None at the end. What it gave before is overwritten then."""
+
+Literal = Callable[[memoryview], object]
+"""Takes bytes of the tar that are no content of an entry; they are overwritten afterwards."""
 
 
 class Entry(NamedTuple):
@@ -65,22 +77,38 @@ class Entry(NamedTuple):
     sparse: SparseMap | None
 
 
+class _Extensions:
+    """What the headers in front of an entry say of it."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self.flat_sparse: list[bytes] = []  # GNU.sparse.offset and .numbytes, which repeat
+        self.long_name: bytes | None = None
+        self.long_link: bytes | None = None
+
+
 class TarReader:
     """Reads the entries of one tar, in order.
 
     Args:
         next_chunk: where the bytes come from.
-        max_header_bytes: bound of one pax or GNU extension header.
+        max_header_bytes: bound of one pax or GNU extension header, and of the map of a sparse file.
+        literal: is given all bytes that nobody takes as content, in order: headers, padding, content that is
+            skipped, and what follows the end of the archive.
     """
 
-    def __init__(self, next_chunk: NextChunk, max_header_bytes: int) -> None:
+    def __init__(self, next_chunk: NextChunk, max_header_bytes: int, literal: Literal | None = None) -> None:
         self._next_chunk = next_chunk
         self._max_header_bytes = max_header_bytes
+        self._literal = literal
+        self._literal_from = 0  # where in the chunk the bytes begin that `literal` has not been given yet
         self._chunk = memoryview(b"")
         self._position = 0
+        self._ended = False
         self._unread = 0  # content bytes of the current entry that nobody took yet
         self._padding = 0  # and the zeros that fill its last block
-        self._numbers: dict[bytes, int] = {}
+        self._attributes: dict[bytes, tuple[int, int, int]] = {}
+        self._times: dict[bytes, int] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield the entries up to the end of the archive, then take what the stream still has.
@@ -89,12 +117,10 @@ class TarReader:
             TarError: the tar is malformed or cut short.
             LayerLimitExceeded: an extension header is too large.
         """
-        records: dict[bytes, bytes] = {}
-        flat_sparse: list[bytes] = []
+        extensions: _Extensions | None = None
         while True:
             if self._unread or self._padding:
-                self._skip(self._unread + self._padding)
-                self._unread = self._padding = 0
+                self._skip_rest()
             chunk, position = self._chunk, self._position
             if len(chunk) - position >= BLOCK:
                 block = chunk[position : position + BLOCK]
@@ -105,22 +131,21 @@ class TarReader:
                     return
                 block = memoryview(straddling)
             fields = _HEADER.unpack(block)
-            if fields[0][0] == 0 and block == _ZEROS:
+            if not fields[0][0] and block == _ZEROS:
                 self._end_of_archive()
                 return
-            self._check_sum(block, fields[6])
-            kind: bytes = fields[7]
+            self._check_sum(block, fields[4])
+            kind: bytes = fields[5]
             if kind in b"xgLK":
-                self._extension(kind, self._number(fields[4]), records, flat_sparse)
+                extensions = self._extend(extensions, kind, number(fields[2]))
                 continue
-            if records:
-                yield self._extended_entry(block, fields, records, flat_sparse)
-                records = {}
-                flat_sparse = []
-            elif kind == b"S":
+            if extensions is not None:
+                yield self._extended_entry(block, fields, extensions)
+                extensions = None
+            elif kind == _GNU_SPARSE:
                 yield self._gnu_sparse_entry(block, fields)
             else:
-                yield self._entry(fields)
+                yield self._entry(block, fields, kind)
 
     def content(self) -> Iterator[memoryview]:
         """The current entry's stored bytes, piece by piece; each is valid until the next is asked for.
@@ -134,95 +159,93 @@ class TarReader:
                 self._refill()
                 continue
             length = min(available, self._unread)
-            piece = self._chunk[self._position : self._position + length]
-            self._position += length
             self._unread -= length
-            yield piece
+            yield self._take_content(self._position + length)
 
     def whole_content(self) -> memoryview | None:
         """All of the current entry's bytes, where they lie in one buffer; None where they do not.
 
         The fast way for the small files that most files are.
         """
-        position = self._position
-        end = position + self._unread
+        end = self._position + self._unread
         if end > len(self._chunk):
             return None
-        self._position = end
         self._unread = 0
-        return self._chunk[position:end]
+        return self._take_content(end)
+
+    def omit_content(self) -> int:
+        """Go on as if the current entry's bytes had been taken: they are not in this stream; their number."""
+        omitted, self._unread = self._unread, 0
+        if self._literal is not None:
+            self._flush_literal(self._position)
+            self._literal_from = self._position
+        return omitted
 
     # -- headers --------------------------------------------------------------------------------------------
 
-    def _entry(self, fields: tuple[bytes, ...]) -> Entry:
+    def _entry(self, block: memoryview, fields: tuple[bytes, ...], kind: bytes) -> Entry:
         """An entry that its header alone describes: nearly all of them."""
-        (name, mode, uid, gid, size, mtime, _, kind, link, magic, _, _, major, minor, prefix, trailer) = (
-            fields
-        )
+        name, attributes, size, mtime, _, _, link, magic, prefix, trailer = fields
         path = name.partition(b"\0")[0]
-        if magic[:6] == b"ustar\0" and prefix[0]:
+        if prefix[0] and magic[:6] == b"ustar\0":
             if trailer[8:] == b"tar\0":  # star's variant keeps times at the end of the prefix
                 prefix = prefix[:131]
             path = prefix.partition(b"\0")[0] + b"/" + path
-        if kind == b"0":
-            length = self._number(size)
-        else:
-            kind, length = self._kind(kind, path), self._number(size)
+        device = _NO_DEVICE
+        length = number(size)
+        if kind != REGULAR:
+            kind = self._kind(kind, path)
             if kind in _HEADER_ONLY:
                 length = 0
+                if kind in (CHARACTER_DEVICE, BLOCK_DEVICE):
+                    major, minor = _DEVICE.unpack(block)
+                    device = (number(major), number(minor))
         self._expect(length)
-        time = self._number(mtime) * NANOSECONDS
-        device = (number(major), number(minor)) if kind in b"34" else (0, 0)
-        return Entry(
-            path,
-            kind,
-            self._number(mode) & 0o7777,
-            self._number(uid),
-            self._number(gid),
-            length,
-            time,
-            time,
-            link.partition(b"\0")[0] if link[0] else b"",
-            device,
-            (),
-            None,
-        )
+        # modes, owners and times repeat from entry to entry: looking them up costs a tenth of reading them
+        owner = self._attributes.get(attributes)
+        if owner is None:
+            owner = self._read_attributes(attributes)
+        time = self._times.get(mtime)
+        if time is None:
+            time = self._read_time(mtime)
+        mode, uid, gid = owner
+        target = link.partition(b"\0")[0] if link[0] else b""
+        return Entry(path, kind, mode, uid, gid, length, time, time, target, device, (), None)
 
-    def _extended_entry(
-        self,
-        block: memoryview,
-        fields: tuple[bytes, ...],
-        records: dict[bytes, bytes],
-        flat_sparse: list[bytes],
-    ) -> Entry:
+    def _extended_entry(self, block: memoryview, fields: tuple[bytes, ...], extensions: _Extensions) -> Entry:
         """An entry with pax records or GNU long names in front of it."""
-        # an empty record means: as if there were no such record (Go does so; POSIX would clear the field)
-        records = {key: value for key, value in records.items() if value or key.startswith(_XATTR)}
-        plain = self._gnu_sparse_entry(block, fields) if fields[7] == b"S" else self._entry(fields)
-        path = records.get(b"GNU.sparse.name", records.get(b"path", plain.path))
-        kind = self._kind(fields[7], path) if plain.type in (REGULAR, DIRECTORY) else plain.type
-        if b"\0" in path or b"\0" in (link := records.get(b"linkpath", plain.link_target)):
+        records = extensions.records
+        if fields[5] == _GNU_SPARSE:
+            plain = self._gnu_sparse_entry(block, fields)
+        else:
+            plain = self._entry(block, fields, fields[5])
+        path = extensions.long_name or records.get(b"path") or plain.path
+        link = extensions.long_link or records.get(b"linkpath") or plain.link_target
+        kind, sparse_map = plain.type, plain.sparse
+        if fields[5] == _OLD_REGULAR:
+            kind = self._kind(_OLD_REGULAR, path)  # it is the whole name's last letter that tells
+        if kind in _HEADER_ONLY:
+            self._expect(0)
+        elif sparse_map is None:
+            if size := records.get(b"size"):
+                self._expect(decimal(size, "size"))
+            elif kind != plain.type:
+                self._expect(number(fields[2]))
+            sparse_map = self._pax_sparse_map(extensions)
+            if sparse_map is not None:
+                path = records.get(b"GNU.sparse.name") or path
+        if b"\0" in path or b"\0" in link:
             raise TarError("a path holds a NUL byte")
-        stored = plain.size if plain.sparse is None else plain.sparse.stored_size
-        if b"size" in records and plain.sparse is None:
-            stored = 0 if kind in _HEADER_ONLY else decimal(records[b"size"], "size")
-        elif kind != plain.type:
-            stored = 0
-        if stored != self._unread:
-            self._expect(stored)
-        sparse_map = plain.sparse
-        if kind == REGULAR and sparse_map is None:
-            sparse_map = self._pax_sparse_map(records, flat_sparse)
-        mtime = nanoseconds(records[b"mtime"], "mtime") if b"mtime" in records else plain.mtime_ns
+        mtime = nanoseconds(time, "mtime") if (time := records.get(b"mtime")) else plain.mtime_ns
         return Entry(
             path,
             kind,
             plain.mode,
-            decimal(records[b"uid"], "uid") if b"uid" in records else plain.uid,
-            decimal(records[b"gid"], "gid") if b"gid" in records else plain.gid,
-            stored if sparse_map is None else sparse_map.real_size,
+            decimal(uid, "uid") if (uid := records.get(b"uid")) else plain.uid,
+            decimal(gid, "gid") if (gid := records.get(b"gid")) else plain.gid,
+            self._unread if sparse_map is None else sparse_map.real_size,
             mtime,
-            nanoseconds(records[b"atime"], "atime") if b"atime" in records else mtime,
+            nanoseconds(time, "atime") if (time := records.get(b"atime")) else mtime,
             link,
             plain.device,
             tuple((key[len(_XATTR) :], value) for key, value in records.items() if key.startswith(_XATTR)),
@@ -231,24 +254,24 @@ class TarReader:
 
     def _gnu_sparse_entry(self, block: memoryview, fields: tuple[bytes, ...]) -> Entry:
         header = bytes(block)
-        sparse_map = sparse.from_gnu_header(header, self._block)
-        plain = self._entry((*fields[:7], REGULAR, *fields[8:]))
+        sparse_map = sparse.from_gnu_header(header, self._block, self._max_header_bytes)
+        plain = self._entry(block, fields, REGULAR)
         if plain.size != sparse_map.stored_size:
             raise TarError("a sparse file's map does not fit its content")
         return plain._replace(size=sparse_map.real_size, sparse=sparse_map)
 
-    def _pax_sparse_map(self, records: dict[bytes, bytes], flat: list[bytes]) -> SparseMap | None:
+    def _pax_sparse_map(self, extensions: _Extensions) -> SparseMap | None:
+        records = extensions.records
         if records.get(b"GNU.sparse.major") == b"1" and records.get(b"GNU.sparse.minor") == b"0":
-            stored, padding = self._unread, self._padding
-            sparse_map, map_size = sparse.from_content(records, self._block)
-            self._unread, self._padding = stored - map_size, padding
-            expected = stored - map_size
+            stored = self._unread
+            sparse_map, map_size = sparse.from_content(records, self._block, self._max_header_bytes)
+            self._unread = stored - map_size  # a multiple of a block: the padding stays as it is
         else:
-            found = sparse.from_pax_records(records, flat)
+            found = sparse.from_pax_records(records, extensions.flat_sparse)
             if found is None:
                 return None
-            sparse_map, expected = found, self._unread
-        if sparse_map.stored_size != expected:
+            sparse_map = found
+        if sparse_map.stored_size != self._unread:
             raise TarError("a sparse file's map does not fit its content")
         return sparse_map
 
@@ -258,40 +281,49 @@ class TarReader:
         Raises:
             TarError: a type that no container image has a use for; it is named.
         """
-        if kind in b"0\x007S":
+        if kind == _OLD_REGULAR:
             return DIRECTORY if path.endswith(b"/") else REGULAR
+        if kind in (REGULAR, _CONTIGUOUS):
+            return REGULAR
         if kind in _HEADER_ONLY:
             return kind
         name = path.decode(errors="backslashreplace")
         raise TarError(f"entry {name!r} is of type {kind.decode('latin-1')!r}, which is not supported")
 
-    def _extension(
-        self, kind: bytes, length: int, records: dict[bytes, bytes], flat_sparse: list[bytes]
-    ) -> None:
+    def _extend(self, extensions: _Extensions | None, kind: bytes, length: int) -> _Extensions | None:
         """Take in a header that describes the next one."""
-        if not 0 <= length <= self._max_header_bytes:
+        if length < 0:
+            raise TarError("an extension header has a negative size")
+        if length > self._max_header_bytes:
             raise LayerLimitExceeded("an extension header", "max_header_bytes", self._max_header_bytes)
-        padded = -(-length // BLOCK) * BLOCK
-        content = (self._take(padded) or b"")[:length]
+        content = (self._take(length + -length % BLOCK) or b"")[:length]
+        if kind == b"g":
+            return None
+        extensions = extensions or _Extensions()
         if kind == b"x":
-            for key, value in pax_records(content):
-                records[key] = value
-                if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
-                    flat_sparse.append(value)
+            records = pax_records(content)
+            extensions.records = dict(records)
+            extensions.flat_sparse = [
+                value for key, value in records if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+            ]
         elif kind == b"L":
-            records[b"path"] = content.partition(b"\0")[0]
-        elif kind == b"K":
-            records[b"linkpath"] = content.partition(b"\0")[0]
+            extensions.long_name = content.partition(b"\0")[0]
+        else:
+            extensions.long_link = content.partition(b"\0")[0]
+        return extensions
 
-    def _number(self, field: bytes) -> int:
-        """`number`, remembered: modes, owners and times repeat from entry to entry."""
-        value = self._numbers.get(field)
-        if value is None:
-            value = number(field)
-            if len(self._numbers) >= _CACHED_NUMBERS:
-                self._numbers.clear()
-            self._numbers[field] = value
-        return value
+    def _read_attributes(self, field: bytes) -> tuple[int, int, int]:
+        mode, uid, gid = _ATTRIBUTES.unpack(field)
+        if len(self._attributes) >= _CACHED:
+            self._attributes.clear()
+        attributes = self._attributes[field] = (number(mode) & 0o7777, number(uid), number(gid))
+        return attributes
+
+    def _read_time(self, field: bytes) -> int:
+        if len(self._times) >= _CACHED:
+            self._times.clear()
+        time = self._times[field] = number(field) * NANOSECONDS
+        return time
 
     @staticmethod
     def _check_sum(block: memoryview, field: bytes) -> None:
@@ -309,10 +341,8 @@ class TarReader:
         second = self._take(BLOCK, at_boundary=True)
         if second is not None and second != _ZEROS:
             raise TarError("a single zero block stands between entries")
-        self._chunk = memoryview(b"")
-        self._position = 0
-        while self._next_chunk() is not None:
-            pass
+        while self._next():
+            self._position = len(self._chunk)
 
     # -- bytes ----------------------------------------------------------------------------------------------
 
@@ -329,26 +359,61 @@ class TarReader:
         """Exactly so many bytes; None at the end of the stream where an entry may end (`at_boundary`)."""
         taken = bytearray()
         while len(taken) < length:
-            if self._position == len(self._chunk):
-                chunk = self._next_chunk()
-                if chunk is None:
-                    if at_boundary and not taken:
-                        return None
-                    raise TarError("the tar is cut short")
-                self._chunk, self._position = chunk, 0
+            if self._position == len(self._chunk) and not self._next():
+                if at_boundary and not taken:
+                    return None
+                raise TarError("the tar is cut short")
             piece = self._chunk[self._position : self._position + length - len(taken)]
             self._position += len(piece)
             taken += piece
         return bytes(taken)
 
-    def _refill(self) -> None:
-        chunk = self._next_chunk()
-        if chunk is None:
-            raise TarError("the tar is cut short")
-        self._chunk, self._position = chunk, 0
+    def _take_content(self, end: int) -> memoryview:
+        if self._literal is not None:
+            self._flush_literal(self._position)
+            self._literal_from = end
+        piece = self._chunk[self._position : end]
+        self._position = end
+        return piece
+
+    def _skip_rest(self) -> None:
+        """Skip what is left of the current entry. Its padding may be missing where the tar ends."""
+        end = self._position + self._unread + self._padding
+        if end <= len(self._chunk):
+            self._position = end
+        else:
+            self._skip(self._unread)
+            left = self._padding
+            while (available := len(self._chunk) - self._position) < left:
+                left -= available
+                if not self._next():
+                    self._padding = self._unread = 0
+                    return
+            self._position += left
+        self._unread = self._padding = 0
 
     def _skip(self, length: int) -> None:
         while (available := len(self._chunk) - self._position) < length:
             length -= available
             self._refill()
         self._position += length
+
+    def _refill(self) -> None:
+        if not self._next():
+            raise TarError("the tar is cut short")
+
+    def _next(self) -> bool:
+        """Go on to the next chunk; False at the end of the stream. What is left of this one is passed over."""
+        if self._ended:
+            return False
+        if self._literal is not None:
+            self._flush_literal(len(self._chunk))
+            self._literal_from = 0
+        chunk = self._next_chunk()
+        self._ended = chunk is None
+        self._chunk, self._position = chunk or memoryview(b""), 0
+        return not self._ended
+
+    def _flush_literal(self, end: int) -> None:
+        if self._literal is not None and end > self._literal_from:
+            self._literal(self._chunk[self._literal_from : end])

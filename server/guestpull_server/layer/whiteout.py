@@ -30,6 +30,7 @@ def is_whiteout(status: os.stat_result) -> bool:
 def make_whiteout(name: bytes) -> None:
     """Mark a name in the current directory as gone; FileExistsError if the layer has it."""
     os.mknod(name, stat.S_IFCHR, 0)
+    os.utime(name, ns=(0, 0))
 
 
 def make_opaque(directory: bytes) -> None:

@@ -48,8 +48,18 @@ _OF_THE_LAYER: Final = frozenset(
 """Refusals that the layer brings upon itself; all others are this machine's."""
 
 
-def run(request: UnpackRequest, pipe: int, report_socket: socket.socket, parent: int) -> None:
-    """Be a layer worker: confine this process, unpack, report. Returns; the process is to end then."""
+def run(
+    request: UnpackRequest, pipe: int, report_socket: socket.socket, record: int | None, parent: int
+) -> None:
+    """Be a layer worker: confine this process, unpack, report. Returns; the process is to end then.
+
+    Args:
+        request: what to do.
+        pipe: brings the compressed layer.
+        report_socket: takes the report.
+        record: file descriptor that the record goes to, or None.
+        parent: the process that must outlive this one.
+    """
     implied = b""
     report: Report
     try:
@@ -59,19 +69,19 @@ def run(request: UnpackRequest, pipe: int, report_socket: socket.socket, parent:
             "confine a layer worker to its staging directory", error.strerror or str(error), full=False
         )
     else:
-        report, implied = unpack(request, pipe)
+        report, implied = unpack(request, pipe, record)
     report_socket.sendall(msgspec.json.encode(report) + b"\n")
     report_socket.sendall(implied)
 
 
-def unpack(request: UnpackRequest, pipe: int) -> tuple[Report, bytes]:
+def unpack(request: UnpackRequest, pipe: int, record: int | None = None) -> tuple[Report, bytes]:
     """Unpack the layer that `pipe` carries into the root directory, which is empty.
 
     Returns the report and the implied directories, each ended by a NUL. No error leaves here: all become
     reports.
     """
     try:
-        inflater = Inflater(pipe, request.hash_algorithm, request.limits)
+        inflater = Inflater(pipe, request.hash_algorithm, request.limits, hash_plain=request.hash_plain)
         reader = TarReader(inflater.next_chunk, request.limits.max_header_bytes)
         extractor = Extractor(reader, request.limits)
         extractor.extract_all()

@@ -1,0 +1,108 @@
+"""Reading tars as the layer room does, without a worker: from memory, in pieces of any size."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from guestpull_server.config import Limits
+from guestpull_server.layer.inflate import Inflater
+from guestpull_server.layer.tar_reader import Entry, TarReader
+
+_F_SETPIPE_SZ = 1031
+
+
+@dataclass(frozen=True)
+class Member:
+    """An entry, and the bytes that the tar stores of its content."""
+
+    entry: Entry
+    stored: bytes
+
+
+def members(tar: bytes, *, piece: int = 1 << 20, max_header_bytes: int = 1 << 20) -> list[Member]:
+    """All members of a tar that arrives in pieces of `piece` bytes."""
+    return list(each_member(TarReader(pieces(tar, piece), max_header_bytes)))
+
+
+def each_member(reader: TarReader) -> Iterator[Member]:
+    """The members that a reader finds, their contents taken, whole where that goes."""
+    for entry in reader:
+        whole = reader.whole_content()
+        if whole is not None:
+            yield Member(entry, bytes(whole))
+        else:
+            yield Member(entry, b"".join(bytes(one) for one in reader.content()))
+
+
+class pieces:  # noqa: N801 - it is used as the function that it is
+    """A `NextChunk` that hands out one buffer again and again, as the inflater does."""
+
+    def __init__(self, tar: bytes, piece: int) -> None:
+        self._tar = tar
+        self._position = 0
+        self._buffer = bytearray(piece)
+        self._ended = False
+
+    def __call__(self) -> memoryview | None:
+        assert not self._ended, "the reader asked again after the end"
+        self._buffer[:] = b"\xee" * len(self._buffer)  # nobody may still look at what was there
+        length = min(len(self._buffer), len(self._tar) - self._position)
+        self._buffer[:length] = self._tar[self._position : self._position + length]
+        self._position += length
+        self._ended = length == 0
+        return None if self._ended else memoryview(self._buffer)[:length]
+
+
+def logical(member: Member) -> bytes:
+    """A member's content as a program reads it: holes are zeros."""
+    sparse_map = member.entry.sparse
+    if sparse_map is None:
+        return member.stored
+    content = bytearray(sparse_map.real_size)
+    position = 0
+    for offset, length in sparse_map.segments:
+        content[offset : offset + length] = member.stored[position : position + length]
+        position += length
+    return bytes(content)
+
+
+@contextmanager
+def inflating(
+    compressed: bytes | Sequence[bytes], limits: Limits | None = None, *, hash_plain: bool = True
+) -> Iterator[Inflater]:
+    """An inflater of some bytes, which a pipe brings."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, _F_SETPIPE_SZ, 1 << 20)
+    parts = [compressed] if isinstance(compressed, bytes) else compressed
+    feeder = threading.Thread(target=_feed, args=(writer, parts))
+    feeder.start()
+    try:
+        yield Inflater(reader, "sha256", limits or Limits(), hash_plain=hash_plain)
+    finally:
+        os.close(reader)
+        feeder.join()
+
+
+def _feed(writer: int, parts: Sequence[bytes]) -> None:
+    with suppress(BrokenPipeError):
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(writer, rest) :]
+    os.close(writer)
+
+
+def inflate(
+    compressed: bytes | Sequence[bytes], limits: Limits | None = None, *, hash_plain: bool = True
+) -> tuple[bytes, Inflater]:
+    """All bytes that an inflater makes of these."""
+    with inflating(compressed, limits, hash_plain=hash_plain) as inflater:
+        inflated = bytearray()
+        while (chunk := inflater.next_chunk()) is not None:
+            inflated += chunk
+        return bytes(inflated), inflater
