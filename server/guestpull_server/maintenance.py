@@ -170,9 +170,7 @@ class Verified:
             yield f"{self.work_dir} is sound"
 
 
-def verify_work_dir(
-    configuration: Configuration, *, guest_work_dir: str | None, deep: bool, repair: bool
-) -> Verified:
+def verify_work_dir(configuration: Configuration, *, guest_work_dir: str | None, repair: bool) -> Verified:
     """Look for what is wrong in a work directory; with `repair`, put right what can be, and look again.
 
     Raises:
