@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -164,10 +165,9 @@ def test_pulls_removals_and_releases_at_once_end_as_if_one_after_the_other(
             assert len(os.listdir(f"{bundle}/rootfs/base")) == 30
             assert len(os.listdir(f"{bundle}/rootfs/own{which}")) == 10
             if choices.random() < 0.5:
-                with_force = in_threads(
-                    lambda which=which: daemon.client.remove_image(references[which], force=True)
-                )
-                assert not isinstance(with_force[0], Exception) or isinstance(with_force[0], NotFound)
+                # another caller may have removed it already
+                with contextlib.suppress(NotFound):
+                    daemon.client.remove_image(references[which], force=True)
             daemon.client.release_bundle(bundle)
 
     failures = [one for one in in_threads(*(lambda n=n: caller(n) for n in range(6))) if one is not None]

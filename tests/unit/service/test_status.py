@@ -15,7 +15,9 @@ from guestpull_server.service.status import status_of
 
 def _details(status: grpc.Status) -> tuple[status_pb2.Status, error_details_pb2.ErrorInfo]:
     metadata = dict(status.trailing_metadata or ())
-    message = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
+    details = metadata["grpc-status-details-bin"]
+    assert isinstance(details, bytes)
+    message = status_pb2.Status.FromString(details)
     info = error_details_pb2.ErrorInfo()
     assert message.details[0].Unpack(info)
     return message, info
