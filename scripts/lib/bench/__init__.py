@@ -17,7 +17,7 @@ machine's /usr. Out: a table for people, and a file for machines (`--json`).
   context.py     what every row is handed
   rows/          what is measured of guestpulld alone
   report.py      figures, the tables, the file
-  profile.py     where a cold pull spends its time
+  profile.py     where a cold pull spends its time; sample.py, where a worker does
 
 Nothing here is imported by the project. Start with `__main__.measure`.
 """

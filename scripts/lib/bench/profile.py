@@ -1,10 +1,10 @@
-"""Where a cold pull spends its time: py-spy for Python's lines, perf for everything below them.
+"""Where a cold pull spends its time: py-spy and a sampler for Python's lines, perf for what is below them.
 
-    DIR/stacks.txt     stacks of the daemon and the layer workers, native frames too, with their samples
-    DIR/flame.svg      the same as a flame graph, for a browser
-    DIR/perf.txt       CPU time by program and function of the whole machine, the kernel's too
+    DIR/daemon.txt     stacks of the daemon, native frames too, with their samples; speedscope.app shows them
+    DIR/worker.txt     lines of a layer worker's main thread, with their samples; see sample.py
+    DIR/perf.txt       CPU time of the daemon and the workers by library and function, the kernel's too
 
-Each looks at a pull of its own; both make it slower.
+Each looks at a pull of its own, and makes it slower.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final
 
 from bench.context import Bench
 from bench.daemon import Daemon
-from bench.place import Refusal
+from bench.place import Refusal, run
 
 _RATE: Final = 250  # samples a second
 _PATIENCE: Final = 60.0  # seconds
@@ -38,31 +38,42 @@ def profile(bench: Bench, directory: Path) -> None:
     spy = Path(sys.executable).with_name("py-spy")
     if not spy.exists():
         raise Refusal(f"{spy} is missing; `pip install --group profile` installs it")
-    for form, name in (("raw", "stacks.txt"), ("flamegraph", "flame.svg")):
-        with bench.daemon() as (daemon, _):
-            command: list[str | Path] = [
-                spy,
-                "record",
-                "--subprocesses",
-                "--native",
-                "--threads",
-                "--rate",
-                str(_RATE),
-            ]
-            command += ["--format", form, "--output", directory / name, "--pid", str(daemon.pid)]
-            with _recorded(command):
-                _pull(bench, daemon)
-        bench.report.say(f"wrote {directory / name}")
+    _record_daemon(bench, spy, directory / "daemon.txt")
+    _sample_worker(bench, directory / "worker.txt")
     if shutil.which("perf") is None:
         bench.report.say("perf is not installed (package linux-perf): no perf.txt")
         return
+    _record_all(bench, directory)
+
+
+def _record_daemon(bench: Bench, spy: Path, file: Path) -> None:
     with bench.daemon() as (daemon, _):
-        raw = directory / "perf.data"
-        with _recorded(["perf", "record", "-q", "-a", "-e", "cpu-clock", "-F", "999", "-o", raw]):
+        command: list[str | Path] = [spy, "record", "--native", "--threads", "--rate", str(_RATE)]
+        command += ["--format", "raw", "--output", file, "--pid", str(daemon.pid)]
+        with _recorded(command):
             _pull(bench, daemon)
-    report = ["perf", "report", "--stdio", "-i", raw, "--sort", "comm,dso,symbol", "--percent-limit", "0.3"]
-    done = subprocess.run([str(part) for part in report], capture_output=True, text=True, check=False)
-    (directory / "perf.txt").write_text(done.stdout)
+    bench.report.say(f"wrote {file}")
+
+
+def _sample_worker(bench: Bench, file: Path) -> None:
+    blob = bench.registry.blob_path(bench.images.one_layer().layers[0].digest)
+    with bench.place.tmpfs() as directory:
+        file.write_text(run(sys.executable, "-m", "bench.sample", blob, directory))
+    bench.report.say(f"wrote {file}")
+
+
+def _record_all(bench: Bench, directory: Path) -> None:
+    raw = directory / "perf.data"
+    with bench.daemon() as (daemon, cgroup):
+        # the workers come from the fork server, and are followed from their first instant
+        pids = ",".join(cgroup.pids_file.read_text().split())
+        with _recorded(["perf", "record", "-q", "-e", "cpu-clock", "-F", "999", "-o", raw, "-p", pids]):
+            _pull(bench, daemon)
+    reports = [
+        run("perf", "report", "--stdio", "-i", raw, "--sort", order, "--percent-limit", "0.5")
+        for order in ("dso", "dso,symbol")
+    ]
+    (directory / "perf.txt").write_text("".join(reports))
     bench.report.say(f"wrote {directory / 'perf.txt'}")
 
 
@@ -84,7 +95,7 @@ def _recorded(command: Sequence[str | Path]) -> Iterator[None]:
         time.sleep(_ATTACHING)
         yield
     finally:
-        recorder.send_signal(signal.SIGINT)
+        recorder.send_signal(signal.SIGINT)  # it may have ended by itself with what it watched
         _, said = recorder.communicate(timeout=_PATIENCE)
     if recorder.returncode not in (0, -signal.SIGINT, 130):
         raise Refusal(f"{command[0]} failed: {said.decode(errors='replace').strip()[-1000:]}")
