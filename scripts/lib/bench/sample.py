@@ -1,0 +1,53 @@
+"""Which lines of the layer worker a layer's time goes to: the worker's own code, sampled from within.
+
+py-spy cannot see into a worker, because it is chrooted into its layer. So this runs what a worker runs, chrooted
+too, in a process that samples its main thread (the one that reads the tar and makes the entries) by a timer.
+Time in a system call or a library counts for the line that called it.
+
+    python -m bench.sample BLOB DIRECTORY   > one line a place: samples, then where; the most first
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Final
+
+from guestpull_server.config import Limits
+from guestpull_server.layer import worker
+from guestpull_server.layer.messages import Unpacked, UnpackRequest
+from guestpull_server.models import Digest
+
+_INTERVAL: Final = 0.001  # seconds
+_HASH: Final = Digest.of(b"").algorithm
+
+
+def _main(blob: str, directory: str) -> None:
+    samples: collections.Counter[str] = collections.Counter()
+
+    def sample(_signal: int, frame: FrameType | None) -> None:
+        if frame is not None:
+            code = frame.f_code
+            file = os.path.basename(code.co_filename)
+            samples[f"{file}:{frame.f_lineno} {code.co_qualname}"] += 1
+
+    pipe = os.open(blob, os.O_RDONLY)
+    os.chroot(directory)
+    os.chdir("/")
+    os.umask(0)
+    signal.signal(signal.SIGALRM, sample)
+    signal.setitimer(signal.ITIMER_REAL, _INTERVAL, _INTERVAL)
+    report, _ = worker.unpack(
+        UnpackRequest(directory="/", hash_algorithm=_HASH, hash_plain=True, limits=Limits()), pipe
+    )
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert isinstance(report, Unpacked), report
+    for place, count in samples.most_common():
+        sys.stdout.write(f"{count:6} {place}\n")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], sys.argv[2])
