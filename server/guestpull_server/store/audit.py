@@ -25,7 +25,7 @@ from guestpull_server.store.trees import tree_bytes
 
 _START: Final = "Start guestpulld on this work directory, or run `guestpulld verify --repair`."
 _REPAIR: Final = "Pull the image again, or run `guestpulld verify --repair`."
-_COLLECT: Final = "Run `guestpulld gc`, which deletes it."
+_COLLECT: Final = "Nothing needs it: run `guestpulld gc`, which deletes it."
 _LOOK: Final = "Delete it if it is of no use to you."
 
 
@@ -50,7 +50,7 @@ class Finding:
         sentence: what was found.
         remedy: what to do about it.
         layer: the layer that must be downloaded again, if that would put it right.
-        images: the images that need that layer.
+        images: the images that need that layer; where none does, gc deletes it.
     """
 
     fault: Fault
@@ -106,10 +106,12 @@ def _layers(inventory: Inventory) -> Iterator[Finding]:
         yield from _layer(inventory, layer, tuple(users.get(digest, ())))
     if inventory.damage or inventory.owner is not None:
         return
-    present = frozenset(inventory.layer_directories)
+    entries = inventory.catalog.layers.values()
+    claimed = {inventory.directory_of(layer) for layer in entries}
     known: frozenset[str] = frozenset(inventory.catalog.layers)
+    unclaimed = frozenset(inventory.layer_directories) - claimed
     for digest_text, facts in sorted(inventory.facts.items()):
-        if digest_text not in known and facts.directory in present:
+        if digest_text not in known and facts.directory in unclaimed:
             path = inventory.path("layers", facts.directory)
             sentence = f"{path} is layer {digest_text}, which was committed but not written down."
             yield Finding(Fault.INCOMPLETE, path, sentence, _START)
@@ -120,7 +122,7 @@ def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...])
     path = inventory.paths.local(layer.store_path)
     if not os.path.isdir(path):
         sentence = f"layer {digest} is not there: {path} is no directory."
-        yield Finding(Fault.MISSING, path, sentence, _REPAIR, digest, images)
+        yield Finding(Fault.MISSING, path, sentence, _REPAIR if images else _COLLECT, digest, images)
         return
     facts = inventory.facts.get(digest)
     if facts is None or facts.directory != inventory.directory_of(layer):
@@ -130,13 +132,13 @@ def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...])
             f"layer {digest} was unpacked from {facts.uncompressed_digest}, but its entry says "
             f"{layer.uncompressed_digest}."
         )
-        yield Finding(Fault.CORRUPT, path, sentence, _REPAIR, digest, images)
+        yield Finding(Fault.CORRUPT, path, sentence, _START)
         return
     with storage_errors("measuring a layer", path):
         size = tree_bytes(path)
     if size != facts.size_bytes:
         sentence = f"layer {digest}: {path} has {size} bytes in its files, of {facts.size_bytes}."
-        yield Finding(Fault.INCOMPLETE, path, sentence, _REPAIR, digest, images)
+        yield Finding(Fault.INCOMPLETE, path, sentence, _REPAIR if images else _COLLECT, digest, images)
 
 
 def _images(inventory: Inventory) -> Iterator[Finding]:

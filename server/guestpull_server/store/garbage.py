@@ -76,12 +76,16 @@ def _unused(inventory: Inventory) -> tuple[Garbage, ...]:
 
 
 def _unused_layers(inventory: Inventory) -> list[StoredLayer]:
-    """Layers with an entry, in this work directory, that nobody uses."""
+    """Layers with an entry, in this work directory or gone, that nobody uses."""
     used = inventory.used_layers()
     return [
         layer
         for digest, layer in sorted(inventory.catalog.layers.items())
-        if digest not in used and inventory.paths.is_ours(layer.store_path)
+        if digest not in used
+        and (
+            inventory.paths.is_ours(layer.store_path)
+            or not os.path.isdir(inventory.paths.local(layer.store_path))
+        )
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from guestpull_server.errors import InvalidDigest, StorageFull, storage_errors
@@ -95,22 +95,39 @@ class Ledger:
             self.warnings.append(f"{self._path} was damaged ({error}) and is now {aside}")
 
     def _take_layers_in(self) -> None:
-        """Believe the layers that were committed just before a crash, or whose entry was lost."""
+        """Believe the layers that were committed just before a crash, or whose entry was lost or altered."""
         present = set(os.listdir(self._work_dir.layers))
-        known: Collection[str] = frozenset(self.catalog.layers)
-        gone = [digest for digest, facts in self._facts.items() if facts.directory not in present]
+        owners = self._owners_of_directories()
+        gone = [
+            digest
+            for digest, facts in self._facts.items()
+            if facts.directory not in present or owners.get(facts.directory, digest) != digest
+        ]
         for digest in gone:
             del self._facts[digest]
         # a line without a directory must not vouch for a directory that another program makes later
         self.strike_out(gone)
-        for facts in self._facts.values():
-            if facts.compressed_digest not in known:
+        known: Mapping[str, StoredLayer] = dict(self.catalog.layers.items())
+        for digest, facts in self._facts.items():
+            altered = digest in known and known[digest].uncompressed_digest != facts.uncompressed_digest
+            if digest not in known or (altered and facts.directory in owners):
                 with suppress(InvalidDigest):
                     self.catalog.put_layer(facts.layer(self._paths.written(facts.directory)))
                     self._dirty = True
         self._paths.find_moved(self.catalog.layers.values(), self._facts)
-        for digest, layer in self.catalog.layers.items():
-            self.catalog.layers[digest] = with_facts(layer, self._facts_of(layer))
+        for layer in self.catalog.layers.values():
+            self.catalog.layers[layer.compressed_digest] = with_facts(layer, self._facts_of(layer))
+
+    def _owners_of_directories(self) -> dict[str, str]:
+        """The layers that entries say to be in our layers/, by their directories' names there.
+
+        Another program may have given a running number anew, which our facts know as another layer's.
+        """
+        return {
+            os.path.basename(self._paths.local(layer.store_path)): layer.compressed_digest
+            for layer in self.catalog.layers.values()
+            if self._paths.is_ours(layer.store_path)
+        }
 
     def _facts_of(self, layer: StoredLayer) -> LayerFacts | None:
         """What is known of a layer: here, or beside the foreign store that it lies in."""

@@ -111,14 +111,30 @@ def test_hard_links_are_counted_once_and_links_are_not_followed(store: Store, wo
     assert audit(str(work_dir)) == ()
 
 
-def test_an_entry_that_says_another_diff_id_is_corrupt(shop: Path) -> None:
+def test_an_entry_that_says_another_diff_id_is_corrupt_and_put_right_by_a_start(shop: Path) -> None:
     meta = json.loads((shop / "meta_store.json").read_bytes())
     meta["layer_db"][BASE.digest]["uncompressed_digest"] = TOP.diff_id
     (shop / "meta_store.json").write_text(json.dumps(meta))
+    assert [fault for fault, _ in found(shop)] == [Fault.CORRUPT]
 
-    (finding,) = audit(str(shop))
+    open_store(shop).close()
 
-    assert (finding.fault, finding.layer) == (Fault.CORRUPT, BASE.digest)
+    assert audit(str(shop)) == ()
+
+
+def test_a_missing_layer_that_nobody_needs_is_for_gc(
+    store: Store, work_dir: Path, mounts: MountsInMemory
+) -> None:
+    put_layer(store, SIDE)
+    store.close()
+    shutil.rmtree(directory_of(work_dir, SIDE))
+    (finding,) = audit(str(work_dir))
+    assert (finding.fault, finding.images) == (Fault.MISSING, ())
+    assert "gc" in finding.remedy
+
+    collect_garbage(str(work_dir), mounts)
+
+    assert audit(str(work_dir)) == ()
 
 
 def test_a_config_that_was_changed_is_corrupt(shop: Path) -> None:

@@ -129,6 +129,24 @@ def test_facts_of_a_layer_that_vanished_do_not_vouch_for_a_directory_that_comes_
     assert reopened().layers() == ()
 
 
+def test_facts_do_not_vouch_for_a_directory_that_an_entry_gives_to_another_layer(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "work", layer_names=LayerNames.INDEX)
+    put_layer(store, BASE)
+    store.close()
+    meta = json.loads((tmp_path / "work/meta_store.json").read_bytes())
+    other = meta["layer_db"].pop(BASE.digest)
+    meta["layer_db"][TOP.digest] = other | {
+        "compressed_digest": TOP.digest,
+        "uncompressed_digest": TOP.diff_id,
+    }
+    (tmp_path / "work/meta_store.json").write_text(json.dumps(meta))
+
+    store = open_store(tmp_path / "work", layer_names=LayerNames.INDEX)
+
+    assert [one.compressed_digest for one in store.layers()] == [TOP.digest]
+    store.close()
+
+
 def test_a_layer_that_was_committed_but_not_written_down_is_taken_in(
     store: Store, work_dir: Path, reopened: Callable[[], Store]
 ) -> None:
