@@ -1,0 +1,113 @@
+"""Image config -> runtime config."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestpull_server.bundle import write_runtime_config
+from guestpull_server.errors import BundleExists, InvalidManifest
+
+
+def converted(directory: Path, process: dict[str, Any] | None, **config: Any) -> dict[str, Any]:
+    rootfs = directory / "rootfs"
+    rootfs.mkdir()
+    document = {"architecture": "arm64", "os": "linux", "config": process, **config}
+    write_runtime_config(str(directory), str(rootfs), json.dumps(document).encode())
+    written: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    return written
+
+
+def test_the_process_is_the_images(tmp_path: Path) -> None:
+    spec = converted(
+        tmp_path,
+        {
+            "Entrypoint": ["/entry", "point"],
+            "Cmd": ["--flag"],
+            "Env": ["PATH=/own", "A=b=c"],
+            "WorkingDir": "/srv",
+            "User": "5:6",
+        },
+    )
+
+    assert spec["process"]["args"] == ["/entry", "point", "--flag"]
+    assert spec["process"]["env"] == ["PATH=/own", "A=b=c"]
+    assert spec["process"]["cwd"] == "/srv"
+    assert spec["process"]["user"] == {"uid": 5, "gid": 6, "additionalGids": []}
+    assert spec["process"]["terminal"] is False
+    assert spec["root"] == {"path": "rootfs", "readonly": False}
+
+
+@pytest.mark.parametrize("process", [None, {}, {"Cmd": None, "Env": None, "Entrypoint": None, "User": ""}])
+def test_what_the_image_leaves_open_has_a_default_that_starts(
+    tmp_path: Path, process: dict[str, Any] | None
+) -> None:
+    spec = converted(tmp_path, process)
+
+    assert spec["process"]["args"] == ["sh"]
+    assert spec["process"]["cwd"] == "/"
+    assert [one.partition("=")[0] for one in spec["process"]["env"]] == ["PATH"]
+    assert spec["process"]["user"]["uid"] == 0
+
+
+def test_what_has_no_place_in_the_specification_is_an_annotation_and_labels_win(tmp_path: Path) -> None:
+    spec = converted(
+        tmp_path,
+        {
+            "StopSignal": "SIGQUIT",
+            "ExposedPorts": {"80/tcp": {}, "53/udp": {}},
+            "Labels": {"org.opencontainers.image.author": "label", "own": "label"},
+        },
+        author="field",
+        created="2026-01-01T00:00:00Z",
+        variant="v8",
+    )
+
+    prefix = "org.opencontainers.image."
+    assert spec["annotations"] == {
+        f"{prefix}os": "linux",
+        f"{prefix}architecture": "arm64",
+        f"{prefix}variant": "v8",
+        f"{prefix}author": "label",
+        f"{prefix}created": "2026-01-01T00:00:00Z",
+        f"{prefix}stopSignal": "SIGQUIT",
+        f"{prefix}exposedPorts": "53/udp,80/tcp",
+        "own": "label",
+    }
+
+
+def test_a_container_has_a_devices_rule_and_namespaces_of_its_own(tmp_path: Path) -> None:
+    spec = converted(tmp_path, {})
+
+    assert spec["linux"]["resources"]["devices"] == [{"allow": False, "access": "rwm"}]
+    kinds = {one["type"] for one in spec["linux"]["namespaces"]}
+    assert kinds == {"pid", "network", "ipc", "uts", "mount", "cgroup"}
+    assert "CAP_SYS_ADMIN" not in spec["process"]["capabilities"]["bounding"]
+    assert "/proc/kcore" in spec["linux"]["maskedPaths"]
+
+
+def test_a_config_that_is_there_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("precious")
+
+    with pytest.raises(BundleExists):
+        converted(tmp_path, {})
+
+    assert (tmp_path / "config.json").read_text() == "precious"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["config.json", "rootfs"]
+
+
+def test_the_file_is_readable_for_all_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    converted(tmp_path, {})
+
+    assert stat.S_IMODE((tmp_path / "config.json").stat().st_mode) == 0o644
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["config.json", "rootfs"]
+
+
+@pytest.mark.parametrize("config", [b"", b"[]", b'{"config": {"Env": "A=b"}}', b"\xff"])
+def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, config: bytes) -> None:
+    with pytest.raises(InvalidManifest):
+        write_runtime_config(str(tmp_path), str(tmp_path), config)
