@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from guestpull_server.config import Limits
+from guestpull_server.layer import LayerWorkers
 from support.daemon import Daemon, Tmpfs
 from support.peers import DockerRegistry
 from support.simulator import RegistrySimulator
+from support.unpacking import Unpacker
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +41,17 @@ def daemon(disk: Path) -> Iterator[Daemon]:
     """A guestpulld with an empty store."""
     with Daemon(disk) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[LayerWorkers]:
+    """Layer workers with the default limits."""
+    started = LayerWorkers(Limits())
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def unpacker(disk: Path, workers: LayerWorkers) -> Unpacker:
+    """Unpacks layers beside canaries."""
+    return Unpacker(disk, workers)

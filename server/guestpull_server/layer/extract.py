@@ -24,6 +24,8 @@ from guestpull_server.layer.tar_reader import Entry, TarReader
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
 _NO_ID: Final = 0xFFFFFFFF  # chown(2) would read it as "leave it"
+_MAJORS: Final = 1 << 12  # as Linux has them
+_MINORS: Final = 1 << 20
 _DEFAULT_ACL: Final = b"system.posix_acl_default"
 
 
@@ -223,10 +225,10 @@ class Extractor:
         }[entry.type]
         if not name:
             raise TarError("the root of the layer is a device or a fifo")
-        try:
-            device = 0 if kind == stat.S_IFIFO else os.makedev(*entry.device)
-        except (OverflowError, ValueError):
-            raise TarError(f"device {_text(entry.path)} has numbers out of range") from None
+        major, minor = entry.device
+        if not (0 <= major < _MAJORS and 0 <= minor < _MINORS):
+            raise TarError(f"device {_text(entry.path)} has numbers out of range")
+        device = os.makedev(major, minor)
         try:
             os.mknod(name, kind | entry.mode, device)
         except FileExistsError:

@@ -1,0 +1,122 @@
+"""Unpacking a layer as a pull does it: by a worker, into a staging directory, beside canaries.
+
+unpacked = unpacker.unpack(file("etc/passwd", b"…"), symlink("lib", "usr/lib"))
+unpacked.root / "etc/passwd"
+unpacked.nodes[b"etc/passwd"].mode
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from guestpull_server.layer import LayerWorker, LayerWorkers
+from guestpull_server.models import Digest, UnpackedLayer
+from support.images import Compression, Entry, Layer, RawTar, layer
+from support.trees import Node, differences, tree
+
+CANARY = b"nobody may touch this"
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A layer that was unpacked."""
+
+    root: Path
+    layer: Layer
+    result: UnpackedLayer
+    record: Path | None = None
+
+    @property
+    def nodes(self) -> dict[bytes, Node]:
+        """Everything in it, by path."""
+        return tree(self.root)
+
+    @property
+    def paths(self) -> set[bytes]:
+        """The paths of everything in it but its root."""
+        return set(tree(self.root)) - {b""}
+
+    def read(self, path: str) -> bytes:
+        """The content of a file in it."""
+        return (self.root / path).read_bytes()
+
+    def is_whiteout(self, path: str) -> bool:
+        """Whether overlayfs takes this for a whiteout."""
+        status = (self.root / path).lstat()
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+    def is_opaque(self, path: str) -> bool:
+        """Whether overlayfs takes this for an opaque directory."""
+        try:
+            return os.getxattr(self.root / path, "trusted.overlay.opaque", follow_symlinks=False) == b"y"
+        except OSError:
+            return False
+
+
+class Unpacker:
+    """Unpacks layers into directories of its own below `disk`, and sees that nothing else changes there."""
+
+    def __init__(self, disk: Path, workers: LayerWorkers) -> None:
+        self.workers = workers
+        self._disk = disk
+        self._count = 0
+        canary = disk / "canary"
+        canary.mkdir()
+        (canary / "file").write_bytes(CANARY)
+        (canary / "link").symlink_to("file")
+        (disk / "passwd").write_bytes(CANARY)
+        (disk / "etc").mkdir()
+        (disk / "etc" / "passwd").write_bytes(CANARY)
+        self._canaries = self._beside()
+
+    def unpack(
+        self, *entries: Entry | RawTar, compression: Compression = "gzip", record: bool = False
+    ) -> Unpacked:
+        """Unpack a layer of these entries."""
+        return self.unpack_layer(layer(*entries, compression=compression), record=record)
+
+    def unpack_layer(self, one: Layer, *, record: bool = False, skip_plain_hash: bool = False) -> Unpacked:
+        """Unpack a layer; whatever happens, nothing beside its directory may have changed."""
+        root = self.directory()
+        record_path = root.with_suffix(".record") if record else None
+        try:
+            with self.workers.unpack(
+                str(root),
+                "sha256",
+                one.digest,
+                checked_digest=Digest(one.digest) if skip_plain_hash else None,
+                record_path=str(record_path) if record_path else None,
+            ) as worker:
+                worker.write(memoryview(one.blob))
+                result = worker.finish()
+        finally:
+            self.check_canaries()
+        assert result.diff_id == one.diff_id
+        return Unpacked(root, one, result, record_path)
+
+    def directory(self) -> Path:
+        """A new empty directory to unpack into."""
+        self._count += 1
+        staging = self._disk / f"staging-{self._count}"
+        staging.mkdir(mode=0o700)
+        root = staging / "layer"
+        root.mkdir(mode=0o755)
+        return root
+
+    def check_canaries(self) -> None:
+        """Fail if anything but the staging directories changed."""
+        assert differences(self._beside(), self._canaries) == []
+
+    def _beside(self) -> dict[bytes, Node]:
+        """Everything on the disk that is no staging directory; the times of its top tell what was added."""
+        found = tree(self._disk)
+        return {path: node for path, node in found.items() if path and not path.startswith(b"staging-")}
+
+
+def feed(worker: LayerWorker, blob: bytes, piece: int = 1 << 16) -> None:
+    """Write a blob to a worker, piece by piece."""
+    for start in range(0, len(blob), piece):
+        worker.write(memoryview(blob)[start : start + piece])
