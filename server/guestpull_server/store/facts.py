@@ -100,6 +100,8 @@ class FactsFile:
 
     def rewrite(self, facts: Mapping[str, LayerFacts]) -> None:
         """Keep these facts and no others, in a fixed order."""
+        if not facts and not os.path.lexists(self._path):
+            return
         lines = [msgspec.json.encode(facts[digest], enc_hook=str) + b"\n" for digest in sorted(facts)]
         self._durability.replace(self._path, b"".join(lines))
 

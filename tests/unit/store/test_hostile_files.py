@@ -1,0 +1,136 @@
+"""Whatever the files of a work directory hold, a start goes on, and nothing is believed that is none."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestpull_server.errors import InvalidStore, StorageFailed
+from guestpull_server.store import audit
+from guestpull_server.store.bundles import PREPARING, READY, read_bundle_file
+from guestpull_server.store.catalog import Catalog, Unreadable
+from guestpull_server.store.facts import FILE_NAME, read_facts
+from support.images import file, image, layer
+from support.stores import open_store, pulled
+
+BASE = layer(file("a"))
+SHOP = image(BASE)
+LATEST = "docker.io/library/shop:latest"
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just(BASE.digest) | st.just("/a/b"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["image_db", "layer_db", "id", "layer_metas", "digest", "decoder", "store_path"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+CONTENTS = st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode())
+
+
+@given(CONTENTS)
+def test_a_meta_store_is_read_or_unreadable(content: bytes) -> None:
+    with suppress(Unreadable):
+        assert Catalog.decode(content).encode()
+
+
+@given(st.lists(CONTENTS, max_size=4))
+def test_facts_are_read_as_far_as_they_go(lines: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, FILE_NAME).write_bytes(b"\n".join(lines))
+
+        facts, useless = read_facts(directory)
+
+    assert len(facts) + useless <= sum(line.count(b"\n") + 1 for line in lines)
+
+
+@given(CONTENTS, st.sampled_from([READY, PREPARING]))
+def test_a_bundles_file_is_read_or_none(content: bytes, name: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, name).write_bytes(content)
+
+        found = read_bundle_file(directory, name)
+
+    assert found is None or found.bundle_path.startswith("/")
+
+
+def changed(meta_store: Any, place: list[str], value: object) -> Any:
+    *parents, last = place
+    target = meta_store
+    for key in parents:
+        target = target[int(key)] if isinstance(target, list) else target[key]
+    target[last] = value
+    return meta_store
+
+
+PLACES = [
+    ["image_db", SHOP.image_id],
+    ["image_db", SHOP.image_id, "id"],
+    ["image_db", SHOP.image_id, "digest"],
+    ["image_db", SHOP.image_id, "reference"],
+    ["image_db", SHOP.image_id, "references"],
+    ["image_db", SHOP.image_id, "image_config"],
+    ["image_db", SHOP.image_id, "layer_metas"],
+    ["image_db", SHOP.image_id, "layer_metas", "0", "compressed_digest"],
+    ["layer_db", BASE.digest],
+    ["layer_db", BASE.digest, "decoder"],
+    ["layer_db", BASE.digest, "uncompressed_digest"],
+    ["layer_db", BASE.digest, "store_path"],
+    ["layer_db", BASE.digest, "encrypted"],
+]
+VALUES = [None, 5, [], {}, "", "x", "relative/path", "/nul\0", "sha256:" + "A" * 64, "../../etc"]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: "/".join(one[:14] for one in place))
+def test_one_bad_value_costs_one_entry_at_most(tmp_path: Path, place: list[str]) -> None:
+    store = open_store(tmp_path / "work")
+    pulled(store, SHOP, LATEST)
+    store.close()
+    path = tmp_path / "work/meta_store.json"
+    good = path.read_bytes()
+    for value in VALUES:
+        path.write_text(json.dumps(changed(json.loads(good), place, value)))
+
+        audit(str(tmp_path / "work"))
+        store = open_store(tmp_path / "work")
+
+        assert not store.damaged
+        pulled(store, SHOP, LATEST)
+        assert [one.image_id for one in store.images()] == [SHOP.image_id]
+        found = store.layer(store.images()[0].layers[0].compressed_digest)
+        assert found is not None
+        assert found.uncompressed_digest == BASE.diff_id
+        store.close()
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("name", ["meta_store.json", "layer_facts.jsonl"])
+def test_a_directory_in_a_files_place_is_told_or_overlooked(tmp_path: Path, name: str) -> None:
+    (tmp_path / "work" / name).mkdir(parents=True)
+
+    with suppress(StorageFailed):
+        store = open_store(tmp_path / "work")
+        store.close()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]"])
+def test_a_read_only_store_that_cannot_be_read_is_told_by_name(tmp_path: Path, content: bytes | None) -> None:
+    (tmp_path / "other").mkdir()
+    if content is not None:
+        (tmp_path / "other/meta_store.json").write_bytes(content)
+
+    with pytest.raises(InvalidStore) as refused:
+        open_store(tmp_path / "work", additional_stores=[tmp_path / "other"])
+
+    assert str(tmp_path / "other") in str(refused.value)
