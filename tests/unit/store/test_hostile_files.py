@@ -89,7 +89,18 @@ PLACES = [
     ["layer_db", BASE.digest, "store_path"],
     ["layer_db", BASE.digest, "encrypted"],
 ]
-VALUES = [None, 5, [], {}, "", "x", "relative/path", "/nul\0", "sha256:" + "A" * 64, "../../etc"]
+VALUES: list[object] = [
+    None,
+    5,
+    [],
+    {},
+    "",
+    "x",
+    "relative/path",
+    "/nul\0",
+    "sha256:" + "A" * 64,
+    "../../etc",
+]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: "/".join(one[:14] for one in place))
