@@ -26,7 +26,6 @@ from guestpull_server.bundle import write_runtime_config
 from guestpull_server.config import Configuration
 from guestpull_server.errors import (
     DeadlineExceeded,
-    DigestMismatch,
     ImageNotPresent,
     InvalidRequest,
     LimitExceeded,
@@ -404,10 +403,11 @@ class Puller:
             if layer.blob.digest in fetched or layer.blob.digest in missing:
                 continue
             stored = self.store.layer(layer.blob.digest)
-            if stored is None:
+            if stored is None or stored.uncompressed_digest != layer.diff_id:
+                # where they differ, the store's entry or the image lies: the blob tells which
                 missing[layer.blob.digest] = layer
             else:
-                fetched[layer.blob.digest] = stored, _reused(stored, layer)
+                fetched[layer.blob.digest] = stored, _reused(stored)
                 observer.layer_done(fetched[layer.blob.digest][1])
         if missing:
             fetched |= self._download(missing.values(), source, cancellation, observer)
@@ -470,7 +470,11 @@ class Puller:
         return _as_resolved(image, reference) if image is not None and self._is_whole(image) else None
 
     def _is_whole(self, image: StoredImage) -> bool:
-        return all(self.store.layer(layer.compressed_digest) is not None for layer in image.layers)
+        return all(
+            (stored := self.store.layer(layer.compressed_digest)) is not None
+            and stored.uncompressed_digest == layer.uncompressed_digest
+            for layer in image.layers
+        )
 
 
 def _result(resolved: ResolvedImage, pulled: tuple[PulledLayer, ...], rootfs: str) -> PulledImage:
@@ -486,11 +490,7 @@ def _as_resolved(image: StoredImage, reference: str) -> ResolvedImage:
     return ResolvedImage(reference, image.manifest_digest, image.image_id, image.config, layers)
 
 
-def _reused(stored: StoredLayer, wanted: LayerDescriptor) -> PulledLayer:
-    if stored.uncompressed_digest != wanted.diff_id:
-        raise DigestMismatch(
-            "diff_id of layer", wanted.diff_id, stored.uncompressed_digest, stored.store_path
-        )
+def _reused(stored: StoredLayer) -> PulledLayer:
     return PulledLayer(stored.compressed_digest, stored.uncompressed_digest, reused=True, downloaded_bytes=0)
 
 
