@@ -181,7 +181,9 @@ class Flights:
         with (
             self._store.stage(blob.digest) as staged,
             flight.source.open_blob(blob, flight.cancellation) as stream,
-            self._workers.unpack(staged.directory, diff_id.algorithm, blob.digest) as worker,
+            self._workers.unpack(
+                staged.directory, diff_id.algorithm, blob.digest, checked_digest=blob.digest
+            ) as worker,
         ):
             withdraw = flight.cancellation.on_cancel(worker.kill)
             try:
