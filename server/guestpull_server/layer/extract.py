@@ -165,6 +165,7 @@ class Extractor:
                 self._clear(name)
                 os.mkdir(name, entry.mode)
             else:
+                _check_owner(entry)
                 os.chmod(name, entry.mode)
                 os.chown(name, entry.uid, entry.gid, follow_symlinks=False)
                 self._directories.implied.pop(self._absolute(name)[1:], None)
@@ -178,6 +179,7 @@ class Extractor:
         os.utime(name, ns=(entry.atime_ns, entry.mtime_ns))
 
     def _root(self, entry: Entry) -> None:
+        _check_owner(entry)
         os.chown(b"/", entry.uid, entry.gid)
         os.chmod(b"/", entry.mode)
         if entry.xattrs:
@@ -267,8 +269,7 @@ class Extractor:
         inherited = directories.inherits_group or directories.inherits_acl
         if not uid and not gid and not inherited:
             return
-        if not (0 <= uid < _NO_ID and 0 <= gid < _NO_ID):
-            raise TarError(f"entry {_text(entry.path)} has an owner out of range")
+        _check_owner(entry)
         if entry.type == tar_reader.SYMLINK:
             assert isinstance(what, bytes)
             os.chown(what, uid, gid, follow_symlinks=False)
@@ -365,6 +366,11 @@ def clean(path: bytes) -> bytes:
         elif component not in (b"", b"."):
             kept.append(component)
     return b"/".join(kept)
+
+
+def _check_owner(entry: Entry) -> None:
+    if not (0 <= entry.uid < _NO_ID and 0 <= entry.gid < _NO_ID):
+        raise TarError(f"entry {_text(entry.path)} has an owner out of range")
 
 
 def _write(file: int, content: memoryview) -> None:
