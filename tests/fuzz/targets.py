@@ -28,7 +28,8 @@ from guestpull_server.models import Digest, KiB, MiB
 from guestpull_server.registry import Reference
 from guestpull_server.registry.challenges import parse_challenges
 from guestpull_server.registry.manifests import Document, read, read_config
-from guestpull_server.store.catalog import Catalog, Unreadable
+from guestpull_server.store.catalog import Catalog
+from guestpull_server.store.entries import Unreadable
 from support import images, reading
 from support.trees import differences, tree
 

@@ -10,6 +10,7 @@ what of these is there, and may be believed.
   durability.py    what is made durable when, and in which order: read this before you change any order
   workdir.py       the directories, the lock, staging
   catalog.py       meta_store.json: image-rs's file
+  entries.py       what one entry of it means
   names.py         how images are found
   copies.py        images/: what is left of images when meta_store.json is damaged
   facts.py         layer_facts.jsonl: what meta_store.json has no place for

@@ -18,8 +18,9 @@ import msgspec
 
 from guestpull_server.errors import storage_errors
 from guestpull_server.models import Digest, ImageConfig, StoredLayer
-from guestpull_server.store.catalog import FILE_NAME, ImageRecord, Unreadable
+from guestpull_server.store.catalog import FILE_NAME
 from guestpull_server.store.copies import image_id_of, read_copy
+from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.trees import tree_bytes
 

@@ -15,8 +15,9 @@ import msgspec
 
 from guestpull_server.errors import InvalidDigest
 from guestpull_server.models import Digest
-from guestpull_server.store.catalog import Catalog, ImageRecord, Unreadable, image_of
+from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.durability import TEMPORARY, Durability
+from guestpull_server.store.entries import EntryReader, ImageRecord, Unreadable
 from guestpull_server.store.workdir import WorkDir
 
 _SUFFIX: Final = ".json"
@@ -92,7 +93,9 @@ def read_copy(path: str, image_id: Digest) -> tuple[ImageRecord, msgspec.Raw]:
     """
     with open(path, "rb") as file:
         content = file.read()
-    record = image_of(image_id, msgspec.Raw(content))
+    ((_, record),) = EntryReader().images({image_id: msgspec.Raw(content)})
+    if isinstance(record, Unreadable):
+        raise record
     # JSON has no place for the line end that some configs close with
     if not any(image_id.matches(record.config + end) for end in (b"", b"\n")):
         raise Unreadable("its image_config is not the one that its id names")

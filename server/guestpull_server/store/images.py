@@ -9,7 +9,7 @@ import msgspec
 
 from guestpull_server.errors import InvalidManifest
 from guestpull_server.models import Digest, ImageConfig, Platform, ResolvedImage, StoredImage, StoredLayer
-from guestpull_server.store.catalog import ImageRecord, Unreadable
+from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.ledger import Ledger
 from guestpull_server.store.names import find, fits, repository
 from guestpull_server.store.paths import LayerPaths

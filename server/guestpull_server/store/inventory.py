@@ -18,9 +18,10 @@ from guestpull_server.store.bundles import (
     is_bundle_directory,
     read_bundle_file,
 )
-from guestpull_server.store.catalog import Catalog, Unreadable
+from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.copies import image_id_of
 from guestpull_server.store.durability import TEMPORARY
+from guestpull_server.store.entries import Unreadable
 from guestpull_server.store.facts import LayerFacts, read_facts
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.workdir import LOCK, RECORD_SUFFIX, ROOMS, owner_of

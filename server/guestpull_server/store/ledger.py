@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from guestpull_server.errors import InvalidDigest, StorageFull, storage_errors
 from guestpull_server.models import StoredLayer
 from guestpull_server.store import catalog as catalogs
-from guestpull_server.store.catalog import Catalog, Unreadable
+from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.copies import ImageCopies
 from guestpull_server.store.durability import Durability
+from guestpull_server.store.entries import Unreadable
 from guestpull_server.store.facts import FactsFile, LayerFacts, read_facts, with_facts
 from guestpull_server.store.names import ImageNames
 from guestpull_server.store.paths import LayerPaths

@@ -9,7 +9,7 @@ import msgspec
 
 from guestpull_server.errors import AmbiguousImage, ImageNotPresent
 from guestpull_server.models import Digest, ImageConfig, Platform
-from guestpull_server.store.catalog import ImageRecord
+from guestpull_server.store.entries import ImageRecord
 
 _SHORTEST_ID: Final = 12  # digits; as Docker and podman show ids
 _HEX: Final = frozenset("0123456789abcdef")

@@ -13,7 +13,8 @@ import os
 from guestpull_server.errors import InvalidStore
 from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store import catalog as catalogs
-from guestpull_server.store.catalog import Catalog, ImageRecord, Unreadable
+from guestpull_server.store.catalog import Catalog
+from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.facts import read_facts, with_facts
 from guestpull_server.store.names import ImageNames
 from guestpull_server.store.paths import LayerPaths

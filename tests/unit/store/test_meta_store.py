@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from guestpull_server.errors import InvalidManifest
 from guestpull_server.models import Digest
 from guestpull_server.store import Store
-from guestpull_server.store.catalog import Catalog, Unreadable
+from guestpull_server.store.catalog import Catalog
+from guestpull_server.store.entries import Unreadable
 from support.images import Image, Json, file, image, layer
 from support.stores import AMD64, open_store, pulled, put_layer
 

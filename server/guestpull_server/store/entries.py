@@ -1,0 +1,242 @@
+"""What one entry of meta_store.json means, and how it is written; both keep keys that are not known here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Final, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from guestpull_server.errors import InvalidDigest
+from guestpull_server.models import Decoder, Digest, ImageConfig, StoredLayer
+
+Entry: TypeAlias = dict[str, msgspec.Raw]
+"""An object of the file, its values as they are written."""
+
+_MAX_NESTING: Final = 100  # of an image config; image-rs's JSON reader gives the whole file up at 128
+
+
+class Unreadable(Exception):
+    """meta_store.json, or an entry of it, cannot be used; the message says why."""
+
+
+class _LayerMeta(msgspec.Struct, frozen=True):
+    """image-rs's LayerMeta."""
+
+    decoder: Literal["Uncompressed", "Gzip", "Zstd"]
+    encrypted: bool
+    compressed_digest: str
+    uncompressed_digest: str
+    store_path: str
+
+
+class _ImageMeta(msgspec.Struct, frozen=True):
+    """What we read of image-rs's ImageMeta; `references` is ours, where an image has several names."""
+
+    id: str
+    digest: str
+    reference: str
+    image_config: msgspec.Raw
+    layer_metas: list[_LayerMeta]
+    references: list[str] = []
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image as meta_store.json has it; `layers` as its own `layer_metas` say them."""
+
+    image_id: Digest
+    manifest_digest: Digest
+    references: tuple[str, ...]
+    config: bytes
+    layers: tuple[StoredLayer, ...]
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+class EntryReader:
+    """Reads the entries of one file. Digests and layers stand in it several times, and are checked once."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, Digest] = {}
+        self._layers: dict[_LayerMeta, StoredLayer] = {}
+
+    def layers(self, entries: Entry) -> Iterator[tuple[str, StoredLayer | Unreadable]]:
+        """What the entries of a layer_db mean, or why they cannot be used."""
+        for key, meta in _metas_of(entries, _LayerMeta):
+            try:
+                yield key, self._keyed_layer(key, meta)
+            except Unreadable as problem:
+                yield key, problem
+
+    def images(self, entries: Entry) -> Iterator[tuple[str, ImageRecord | Unreadable]]:
+        """What the entries of an image_db mean, or why they cannot be used."""
+        for key, meta in _metas_of(entries, _ImageMeta):
+            try:
+                yield key, self._image(key, meta)
+            except Unreadable as problem:
+                yield key, problem
+
+    def _keyed_layer(self, key: str, meta: _LayerMeta | Unreadable) -> StoredLayer:
+        if isinstance(meta, Unreadable):
+            raise meta
+        if meta.compressed_digest != key:
+            raise Unreadable("its key is another digest")
+        return self._layer(meta)
+
+    def _image(self, key: str, meta: _ImageMeta | Unreadable) -> ImageRecord:
+        if isinstance(meta, Unreadable):
+            raise meta
+        if meta.id != key:
+            raise Unreadable("its key is another digest")
+        config = bytes(meta.image_config)
+        layers = _in_full(config, [self._layer(layer) for layer in meta.layer_metas])
+        names = dict.fromkeys(name for name in (meta.reference, *meta.references) if name)
+        return ImageRecord(self._digest(key), self._digest(meta.digest), tuple(names), config, layers)
+
+    def _layer(self, meta: _LayerMeta) -> StoredLayer:
+        found = self._layers.get(meta)
+        if found is None:
+            if not meta.store_path.startswith("/") or "\0" in meta.store_path:
+                raise Unreadable(f"store_path {meta.store_path[:100]!r} is not absolute")
+            found = self._layers[meta] = StoredLayer(
+                self._digest(meta.compressed_digest),
+                self._digest(meta.uncompressed_digest),
+                Decoder(meta.decoder),
+                meta.store_path,
+                meta.encrypted,
+            )
+        return found
+
+    def _digest(self, text: str) -> Digest:
+        found = self._digests.get(text)
+        if found is None:
+            try:
+                found = self._digests[text] = Digest(text)
+            except InvalidDigest:
+                raise Unreadable(f"{text[:100]!r} is no digest") from None
+        return found
+
+
+_Meta = TypeVar("_Meta", _LayerMeta, _ImageMeta)
+
+
+def _metas_of(entries: Entry, wanted: type[_Meta]) -> Iterator[tuple[str, _Meta | Unreadable]]:
+    try:
+        # all at once is ten times as fast as one by one
+        metas = msgspec.json.decode(msgspec.json.encode(entries), type=dict[str, wanted])  # type: ignore[valid-type]
+        yield from metas.items()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        for key, entry in entries.items():
+            try:
+                yield key, msgspec.json.decode(entry, type=wanted)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                yield key, Unreadable(str(error))
+
+
+def _in_full(config: bytes, metas: list[StoredLayer]) -> tuple[StoredLayer, ...]:
+    """The layers as the manifest has them: where one occurs twice, layer_metas has it once."""
+    try:
+        rootfs = msgspec.json.decode(config, type=ImageConfig).rootfs
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unreadable(f"its image_config: {error}") from None
+    diff_ids = (rootfs.diff_ids if rootfs else None) or []
+    if [layer.uncompressed_digest for layer in metas] == diff_ids:
+        return tuple(metas)
+    by_diff_id: dict[str, StoredLayer] = {layer.uncompressed_digest: layer for layer in metas}
+    if by_diff_id.keys() != set(diff_ids):
+        raise Unreadable("its layer_metas are not the layers that its image_config names")
+    return tuple(by_diff_id[diff_id] for diff_id in diff_ids)
+
+
+def check_config(config: bytes) -> None:
+    """Refuse an image config that would spoil the file that it becomes a part of.
+
+    Raises:
+        Unreadable: it is such a one.
+    """
+    try:
+        nested: list[object] = [msgspec.json.decode(config, type=dict[str, object])]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unreadable(str(error)) from None
+    for _ in range(_MAX_NESTING):
+        inner: list[object] = []
+        for one in nested:
+            inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        nested = inner
+        if not nested:
+            return
+    raise Unreadable(f"it nests values more than {_MAX_NESTING} deep")
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+def read_entry(entry: msgspec.Raw | None) -> Entry:
+    """An entry, to be changed; what is none counts as empty."""
+    with suppress(msgspec.DecodeError):
+        return msgspec.json.decode(entry, type=Entry) if entry is not None else {}
+    return {}
+
+
+def written_entry(entry: Entry) -> msgspec.Raw:
+    """An entry as it is written."""
+    return msgspec.Raw(msgspec.json.encode(entry))
+
+
+def differ(one: StoredLayer, other: StoredLayer) -> bool:
+    """Whether two layers have different entries."""
+    return (one.store_path, one.uncompressed_digest, one.decoder, one.encrypted) != (
+        other.store_path,
+        other.uncompressed_digest,
+        other.decoder,
+        other.encrypted,
+    )
+
+
+def metas_fields(layers: tuple[StoredLayer, ...], image: Entry) -> Entry:
+    """An image's `layer_metas`.
+
+    A layer that occurs twice stands once, at its topmost place: image-rs hands this list to overlayfs.
+    """
+    before: dict[str, Entry] = {}
+    with suppress(KeyError, msgspec.DecodeError):
+        for meta in msgspec.json.decode(image["layer_metas"], type=list[Entry]):
+            before[msgspec.json.decode(meta["compressed_digest"], type=str)] = meta
+    once = {layer.compressed_digest: layer for layer in reversed(layers)}
+    return encoded(
+        {
+            "layer_metas": [
+                before.get(digest, {}) | layer_fields(layer) for digest, layer in reversed(once.items())
+            ]
+        }
+    )
+
+
+def name_fields(references: tuple[str, ...]) -> Entry:
+    """An image's names: `references` stands only where there are several."""
+    names: dict[str, object] = {"reference": references[0] if references else ""}
+    if len(references) > 1:
+        names["references"] = references
+    return encoded(names)
+
+
+def layer_fields(layer: StoredLayer) -> Entry:
+    """All that a layer's entry says of it."""
+    return encoded(
+        {
+            "decoder": layer.decoder,
+            "encrypted": layer.encrypted,
+            "compressed_digest": layer.compressed_digest,
+            "uncompressed_digest": layer.uncompressed_digest,
+            "store_path": layer.store_path,
+        }
+    )
+
+
+def encoded(fields: Mapping[str, object]) -> Entry:
+    """Fields as they are written."""
+    return {key: msgspec.Raw(msgspec.json.encode(value, enc_hook=str)) for key, value in fields.items()}
