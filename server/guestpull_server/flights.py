@@ -13,6 +13,7 @@ layer itself, or of this machine, fails for all of them.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from guestpull_server.models import Cancellation, Digest, LayerDescriptor, MiB, 
 from guestpull_server.registry import BlobStream, ImageSource
 from guestpull_server.store import Store
 from guestpull_server.turns import Turns
+
+_log = logging.getLogger(__name__)
 
 Progress: TypeAlias = Callable[[int], None]
 """Called with the compressed bytes that a flight has received so far, from the flight's thread."""
@@ -178,6 +181,7 @@ class Flights:
 
     def _download(self, flight: _Flight) -> FetchedLayer:
         blob, diff_id = flight.layer.blob, flight.layer.diff_id
+        started = time.monotonic()
         with (
             self._store.stage(blob.digest) as staged,
             flight.source.open_blob(blob, flight.cancellation) as stream,
@@ -202,6 +206,15 @@ class Flights:
                 raise DigestMismatch("diff_id of layer", diff_id, unpacked.diff_id, f"blob {blob.digest}")
             flight.cancellation.check()
             stored = self._store.commit_layer(staged, blob.digest, unpacked)
+            told = {
+                "layer": blob.digest,
+                "image": flight.source.reference,
+                "bytes": stream.received_bytes,
+                "unpacked_bytes": unpacked.size_bytes,
+                "entries": unpacked.entries,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            _log.info("layer", extra={"facts": told})
             return FetchedLayer(stored, stream.received_bytes)
 
     @staticmethod

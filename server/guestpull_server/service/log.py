@@ -67,7 +67,10 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         event = _event(record)
-        head = f"{event.pop('time')} {event.pop('level')} {event.pop('event')}"
+        told = str(event.pop("event"))
+        # what a registry or a caller wrote must not move a terminal's cursor
+        plain = told if told.isprintable() else json.dumps(told)[1:-1]
+        head = f"{event.pop('time')} {event.pop('level')} {plain}"
         return " ".join([head, *(f"{key}={_quoted(value)}" for key, value in event.items())])
 
 

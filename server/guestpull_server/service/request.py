@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import grpc
@@ -26,6 +26,8 @@ class Request:
 
     id: str
     cancellation: Cancellation
+    outcome: dict[str, Fact] = field(default_factory=dict)
+    """What came of it, for the log."""
 
 
 @contextmanager
@@ -57,7 +59,8 @@ def answering(context: grpc.ServicerContext, rpc: str, **asked: Fact) -> Iterato
         _abort(context, error, request.id)
     else:
         seconds = round(time.monotonic() - started, 4)
-        _log.info("%s", rpc, extra=facts(request=request.id, **asked, seconds=seconds))
+        told = facts(request=request.id, **asked, **request.outcome, seconds=seconds)
+        _log.info("%s", rpc, extra=told)
 
 
 def _abort(context: grpc.ServicerContext, error: Exception, request_id: str) -> NoReturn:

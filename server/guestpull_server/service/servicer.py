@@ -10,10 +10,11 @@ import grpc
 from guestpull_protos import image_service_pb2 as pb
 from guestpull_protos import image_service_pb2_grpc as pb_grpc
 from guestpull_server.errors import InvalidReference, InvalidRequest
-from guestpull_server.models import Credentials, Platform, PullPolicy, StoredImage
-from guestpull_server.puller import Puller, PullRequest
+from guestpull_server.models import Credentials, Platform, PulledImage, PullPolicy, StoredImage
+from guestpull_server.puller import Puller, PullObserver, PullRequest
 from guestpull_server.registry import Reference
 from guestpull_server.service import messages
+from guestpull_server.service.log import Fact
 from guestpull_server.service.progress import PullEvents
 from guestpull_server.service.request import answering
 
@@ -33,6 +34,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         """An image reference -> a bundle that a runtime can start."""
         with answering(context, "PullImage", image=request.image_url, bundle=request.bundle_path) as answered:
             pulled = self._puller.pull(_pull_request(request), answered.cancellation)
+            answered.outcome.update(_outcome(pulled))
             return messages.pull_response(pulled)
 
     def PullImageWithProgress(  # noqa: N802
@@ -43,9 +45,13 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
             context, "PullImageWithProgress", image=request.image_url, bundle=request.bundle_path
         ) as answered:
             wanted = _pull_request(request)
-            yield from PullEvents().of(
-                lambda observer: self._puller.pull(wanted, answered.cancellation, observer)
-            )
+
+            def pull(observer: PullObserver) -> PulledImage:
+                pulled = self._puller.pull(wanted, answered.cancellation, observer)
+                answered.outcome.update(_outcome(pulled))
+                return pulled
+
+            yield from PullEvents().of(pull)
 
     def ListImages(  # noqa: N802
         self, request: pb.ListImagesRequest, context: grpc.ServicerContext
@@ -128,6 +134,16 @@ def _pull_request(request: pb.PullImageRequest) -> PullRequest:
         policy=policy,
         platform=Platform.parse(request.platform) if request.platform else None,
     )
+
+
+def _outcome(pulled: PulledImage) -> dict[str, Fact]:
+    """What the log says of a pull."""
+    return {
+        "image_id": pulled.image_id,
+        "layers": len(pulled.layers),
+        "reused": sum(layer.reused for layer in pulled.layers),
+        "bytes": pulled.downloaded_bytes,
+    }
 
 
 def _credentials(auth_info: str) -> Credentials | None:

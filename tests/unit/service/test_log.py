@@ -1,0 +1,47 @@
+"""Log lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from guestpull_server.service.log import LogFormat, LogLevel, configure, facts
+
+
+def lines(
+    capsys: pytest.CaptureFixture[str], log_format: LogFormat, level: LogLevel = LogLevel.INFO
+) -> list[str]:
+    configure(log_format, level)
+    log = logging.getLogger("guestpull_server.test")
+    log.debug("quiet")
+    log.info("pulled", extra=facts(request="0badcafe", image="a b", bytes=12, name='x="y"\n'))
+    log.warning("odd \x1b[31m thing")
+    return [str(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_an_event_is_one_line_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = lines(capsys, LogFormat.TEXT)
+
+    assert first.endswith(r'Z info pulled request=0badcafe image="a b" bytes=12 name="x=\"y\"\n"')
+    assert second.endswith("warning odd \\u001b[31m thing")
+
+
+def test_an_event_is_one_json_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (json.loads(line) for line in lines(capsys, LogFormat.JSON))
+
+    assert first.pop("time").endswith("Z")
+    assert first == {
+        "level": "info",
+        "event": "pulled",
+        "request": "0badcafe",
+        "image": "a b",
+        "bytes": 12,
+        "name": 'x="y"\n',
+    }
+    assert second["level"] == "warning"
+
+
+def test_below_the_level_all_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines(capsys, LogFormat.TEXT, LogLevel.ERROR) == []
