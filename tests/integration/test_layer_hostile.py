@@ -296,6 +296,15 @@ def test_numbers_out_of_range_are_an_error(unpacker: Unpacker, record: dict[str,
         unpacker.unpack(_with_pax(file("f", uid=5), record))
 
 
+@pytest.mark.parametrize("owner", [{"uid": "-1"}, {"gid": "4294967295"}, {"uid": "99999999999"}])
+@pytest.mark.parametrize("path", ["d", "./"])
+def test_owners_out_of_range_of_a_directory_that_is_there_are_an_error(
+    unpacker: Unpacker, path: str, owner: dict[str, str]
+) -> None:
+    with pytest.raises(CorruptLayer, match="owner out of range"):
+        unpacker.unpack(directory("d"), _with_pax(directory(path, uid=5), owner))
+
+
 @pytest.mark.parametrize("seconds", [-(1 << 40), -1, 0, 1 << 33, 1 << 40, (1 << 63) // 10**9])
 def test_any_time_is_a_time(unpacker: Unpacker, seconds: int) -> None:
     unpacked = unpacker.unpack(

@@ -180,6 +180,7 @@ class Extractor:
 
     def _root(self, entry: Entry) -> None:
         _check_owner(entry)
+        _check_owner(entry)
         os.chown(b"/", entry.uid, entry.gid)
         os.chmod(b"/", entry.mode)
         if entry.xattrs:
@@ -366,6 +367,11 @@ def clean(path: bytes) -> bytes:
         elif component not in (b"", b"."):
             kept.append(component)
     return b"/".join(kept)
+
+
+def _check_owner(entry: Entry) -> None:
+    if not (0 <= entry.uid < _NO_ID and 0 <= entry.gid < _NO_ID):
+        raise TarError(f"entry {_text(entry.path)} has an owner out of range")
 
 
 def _check_owner(entry: Entry) -> None:

@@ -6,10 +6,12 @@ are as lenient as Go's archive/tar, through which every other tool of this field
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 NANOSECONDS: Final = 1_000_000_000
 _INT64: Final = 1 << 63
+_LONG_SECONDS: Final = 18  # digits
 
 
 class TarError(Exception):
@@ -22,6 +24,10 @@ def number(field: bytes) -> int:
     Raises:
         TarError: it is neither, or does not fit 64 bits.
     """
+    # nearly all fields are digits up to a last NUL or space; this way costs a third of what the rest does
+    if (digits := field[:-1]).isdigit() and field[-1] in b"\0 ":
+        with suppress(ValueError):
+            return int(digits, 8)
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = 8 * len(field)
@@ -30,13 +36,11 @@ def number(field: bytes) -> int:
         if not -_INT64 <= value < _INT64:
             raise TarError("a number in a header does not fit 64 bits")
         return value
-    digits = field.strip(b" \0")
+    digits = field.strip(b" \0").partition(b"\0")[0]  # some writers leave behind it what was there before
     if not digits:
         return 0
     if digits.translate(None, b"01234567"):
-        digits = digits.partition(b"\0")[0]  # some writers leave what was there before
-        if digits.translate(None, b"01234567"):
-            raise TarError(f"a header holds {field!r} where an octal number belongs")
+        raise TarError(f"a header holds {field!r} where an octal number belongs")
     return int(digits, 8)
 
 
@@ -85,6 +89,8 @@ def nanoseconds(value: bytes, key: str) -> int:
         TarError: it is no time.
     """
     seconds, _, fraction = value.partition(b".")
+    if fraction.isdigit() and seconds.isdigit() and len(seconds) < _LONG_SECONDS:
+        return int(seconds + (fraction + b"00000000")[:9])  # half the cost of what follows
     if fraction and not fraction.isdigit():
         raise TarError(f"pax record {key} is {value[:40]!r} where a time belongs")
     whole = decimal(seconds, key) * NANOSECONDS

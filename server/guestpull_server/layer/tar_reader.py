@@ -13,8 +13,9 @@ are the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from isal.isal_zlib import adler32
 
@@ -37,7 +38,10 @@ _ATTRIBUTES: Final = Struct("8s8s8s")
 _DEVICE: Final = Struct("329x8s8s167x")
 _ZEROS: Final = bytes(BLOCK)
 _ADLER_MODULUS: Final = 65521
+_SPACE: Final = 0x20  # what the checksum field counts as
 _CACHED: Final = 4096
+_REPEATED: Final = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+_SPARSE: Final = b"GNU.sparse."
 _XATTR: Final = b"SCHILY.xattr."
 
 REGULAR: Final = b"0"
@@ -77,14 +81,33 @@ class Entry(NamedTuple):
     sparse: SparseMap | None
 
 
+_entry_of = cast("Callable[[tuple[object, ...]], Entry]", partial(tuple.__new__, Entry))
+"""Makes an entry of its fields in a third of the time that its constructor takes."""
+
+
 class _Extensions:
     """What the headers in front of an entry say of it."""
 
+    __slots__ = ("flat_sparse", "is_sparse", "long_link", "long_name", "records", "xattrs")
+
     def __init__(self) -> None:
-        self.records: dict[bytes, bytes] = {}
-        self.flat_sparse: list[bytes] = []  # GNU.sparse.offset and .numbytes, which repeat
         self.long_name: bytes | None = None
         self.long_link: bytes | None = None
+        self.read(b"")
+
+    def read(self, content: bytes) -> None:
+        """Take in an extended header, in place of one that was before it."""
+        records = pax_records(content)
+        self.records = dict(records)
+        self.xattrs: tuple[tuple[bytes, bytes], ...] = ()
+        if _XATTR in content:
+            self.xattrs = tuple(
+                (key[len(_XATTR) :], value) for key, value in self.records.items() if key.startswith(_XATTR)
+            )
+        self.is_sparse = _SPARSE in content
+        self.flat_sparse: list[bytes] = []  # records that repeat, version 0.0
+        if self.is_sparse:
+            self.flat_sparse = [value for key, value in records if key in _REPEATED]
 
 
 class TarReader:
@@ -107,8 +130,10 @@ class TarReader:
         self._ended = False
         self._unread = 0  # content bytes of the current entry that nobody took yet
         self._padding = 0  # and the zeros that fill its last block
+        # what repeats from header to header is looked up: a tenth of what reading it costs
         self._attributes: dict[bytes, tuple[int, int, int]] = {}
         self._times: dict[bytes, int] = {}
+        self._sums: dict[bytes, int] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield the entries up to the end of the archive, then take what the stream still has.
@@ -134,7 +159,13 @@ class TarReader:
             if not fields[0][0] and block == _ZEROS:
                 self._end_of_archive()
                 return
-            self._check_sum(block, fields[4])
+            # Adler-32's low half is the sum of the bytes modulo 65521. Computed so, with what the field itself
+            # adds to it looked up, a header's check costs 0.3 us; sum() alone takes 3 us.
+            total = self._sums.get(fields[4])
+            if total is None:
+                total = self._read_checksum(fields[4])
+            if (adler32(block, 0) & 0xFFFF) != total:
+                self._check_signed_sum(block, fields[4])
             kind: bytes = fields[5]
             if kind in b"xgLK":
                 extensions = self._extend(extensions, kind, number(fields[2]))
@@ -201,7 +232,6 @@ class TarReader:
                     major, minor = _DEVICE.unpack(block)
                     device = (number(major), number(minor))
         self._expect(length)
-        # modes, owners and times repeat from entry to entry: looking them up costs a tenth of reading them
         owner = self._attributes.get(attributes)
         if owner is None:
             owner = self._read_attributes(attributes)
@@ -210,47 +240,43 @@ class TarReader:
             time = self._read_time(mtime)
         mode, uid, gid = owner
         target = link.partition(b"\0")[0] if link[0] else b""
-        return Entry(path, kind, mode, uid, gid, length, time, time, target, device, (), None)
+        return _entry_of((path, kind, mode, uid, gid, length, time, time, target, device, (), None))
 
-    def _extended_entry(self, block: memoryview, fields: tuple[bytes, ...], extensions: _Extensions) -> Entry:
+    def _extended_entry(
+        self, block: memoryview, fields: tuple[bytes, ...], extensions: _Extensions
+    ) -> Entry:
         """An entry with pax records or GNU long names in front of it."""
         records = extensions.records
         if fields[5] == _GNU_SPARSE:
             plain = self._gnu_sparse_entry(block, fields)
         else:
             plain = self._entry(block, fields, fields[5])
-        path = extensions.long_name or records.get(b"path") or plain.path
-        link = extensions.long_link or records.get(b"linkpath") or plain.link_target
-        kind, sparse_map = plain.type, plain.sparse
+        path, kind, mode, uid, gid, size, mtime, _, link, device, _, sparse_map = plain
+        path = extensions.long_name or records.get(b"path") or path
+        link = extensions.long_link or records.get(b"linkpath") or link
         if fields[5] == _OLD_REGULAR:
             kind = self._kind(_OLD_REGULAR, path)  # it is the whole name's last letter that tells
-        if kind in _HEADER_ONLY:
-            self._expect(0)
-        elif sparse_map is None:
-            if size := records.get(b"size"):
-                self._expect(decimal(size, "size"))
-            elif kind != plain.type:
-                self._expect(number(fields[2]))
-            sparse_map = self._pax_sparse_map(extensions)
-            if sparse_map is not None:
-                path = records.get(b"GNU.sparse.name") or path
+            if kind != plain.type:
+                self._expect(size := 0 if kind == DIRECTORY else number(fields[2]))
+        if kind == REGULAR and sparse_map is None:
+            if value := records.get(b"size"):
+                self._expect(size := decimal(value, "size"))
+            if extensions.is_sparse:
+                sparse_map = self._pax_sparse_map(extensions)
+                if sparse_map is not None:
+                    path = records.get(b"GNU.sparse.name") or path
+                    size = sparse_map.real_size
         if b"\0" in path or b"\0" in link:
             raise TarError("a path holds a NUL byte")
-        mtime = nanoseconds(time, "mtime") if (time := records.get(b"mtime")) else plain.mtime_ns
-        return Entry(
-            path,
-            kind,
-            plain.mode,
-            decimal(uid, "uid") if (uid := records.get(b"uid")) else plain.uid,
-            decimal(gid, "gid") if (gid := records.get(b"gid")) else plain.gid,
-            self._unread if sparse_map is None else sparse_map.real_size,
-            mtime,
-            nanoseconds(time, "atime") if (time := records.get(b"atime")) else mtime,
-            link,
-            plain.device,
-            tuple((key[len(_XATTR) :], value) for key, value in records.items() if key.startswith(_XATTR)),
-            sparse_map,
-        )
+        if value := records.get(b"uid"):
+            uid = decimal(value, "uid")
+        if value := records.get(b"gid"):
+            gid = decimal(value, "gid")
+        if value := records.get(b"mtime"):
+            mtime = nanoseconds(value, "mtime")
+        atime = nanoseconds(value, "atime") if (value := records.get(b"atime")) else mtime
+        xattrs = extensions.xattrs
+        return _entry_of((path, kind, mode, uid, gid, size, mtime, atime, link, device, xattrs, sparse_map))
 
     def _gnu_sparse_entry(self, block: memoryview, fields: tuple[bytes, ...]) -> Entry:
         header = bytes(block)
@@ -301,11 +327,7 @@ class TarReader:
             return None
         extensions = extensions or _Extensions()
         if kind == b"x":
-            records = pax_records(content)
-            extensions.records = dict(records)
-            extensions.flat_sparse = [
-                value for key, value in records if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
-            ]
+            extensions.read(content)
         elif kind == b"L":
             extensions.long_name = content.partition(b"\0")[0]
         else:
@@ -325,16 +347,18 @@ class TarReader:
         time = self._times[field] = number(field) * NANOSECONDS
         return time
 
+    def _read_checksum(self, field: bytes) -> int:
+        """The sum, modulo Adler-32's, that all bytes of a header have if its checksum field is right."""
+        if len(self._sums) >= _CACHED:
+            self._sums.clear()
+        total = self._sums[field] = (number(field) - len(field) * _SPACE + sum(field)) % _ADLER_MODULUS
+        return total
+
     @staticmethod
-    def _check_sum(block: memoryview, field: bytes) -> None:
-        # Adler-32's low half is the sum of the bytes modulo 65521. Computed so, a header's check costs
-        # 0.4 us instead of the 3 us of sum(); unsigned sums first, then the signed ones of old writers.
-        total = (adler32(block, 0) & 0xFFFF) - (adler32(field, 0) & 0xFFFF) + 8 * 0x20
-        expected = number(field)
-        if (total - expected) % _ADLER_MODULUS == 0:
-            return
+    def _check_signed_sum(block: memoryview, field: bytes) -> None:
+        """Check a header as old writers did, who took its bytes for signed."""
         others = bytes(block[:148]) + bytes(block[156:])
-        if sum(others) - 256 * sum(byte > 0x7F for byte in others) + 8 * 0x20 != expected:
+        if sum(others) - 256 * sum(byte > 0x7F for byte in others) + len(field) * _SPACE != number(field):
             raise TarError("a header's checksum is wrong")
 
     def _end_of_archive(self) -> None:
@@ -357,6 +381,11 @@ class TarReader:
 
     def _take(self, length: int, *, at_boundary: bool = False) -> bytes | None:
         """Exactly so many bytes; None at the end of the stream where an entry may end (`at_boundary`)."""
+        end = self._position + length
+        if end <= len(self._chunk):
+            whole = bytes(self._chunk[self._position : end])
+            self._position = end
+            return whole
         taken = bytearray()
         while len(taken) < length:
             if self._position == len(self._chunk) and not self._next():
