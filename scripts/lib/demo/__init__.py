@@ -6,5 +6,6 @@
   story.py      pull, look, pull what is new, run, reuse in another work directory, let go
   guest.py      a guest's root filesystem with baked containers, booted as far as a machine lets it
 
-What is shown is run as it is shown, by bash, but for the ends of what runs beside (`kill`). Nothing here is imported by the project.
+What is shown is run as it is shown, by bash, but for the ends of what runs beside (`kill`). Nothing here is
+imported by the project.
 """
