@@ -73,7 +73,7 @@ class Runtime:
             with signals.sent_to(relay.pass_on):
                 if running is not None and _appears(pid_file, process):
                     running()
-                status = process.wait()
+                status = signals.wait_for(process)
             relay.close()
         if status < 0:
             # the runtime itself was killed, and could not clean up
