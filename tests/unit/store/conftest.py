@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from guestpull_server.store import Store
+from guestpull_server.store import Store, durability
 from support.stores import MountsInMemory, open_store
+
+
+@pytest.fixture(autouse=True)
+def work_dirs_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sync nothing: syncing the file system of /tmp waits for whatever else this machine writes."""
+    monkeypatch.setattr(durability, "is_volatile", lambda _path: True)
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from typing import Any, Final
 import pytest
 
 from guestpull_server.models import Digest
+from guestpull_server.store import durability
+from guestpull_server.store.durability import Durability
 from support.store_story import (
     BASE,
     check_end,
@@ -45,8 +47,12 @@ def run_and_die(number: int, work_dir: Path, bundles: Path) -> bool:
 
 
 def die_at(number: int) -> None:
-    """Have this process kill itself at its n-th change."""
+    """Have this process kill itself at its n-th change; syncs count, and wait for nothing."""
     left = number
+    patching = pytest.MonkeyPatch()  # never undone: the process ends
+    patching.setattr(durability, "is_volatile", lambda _path: False)
+    patching.setattr(Durability, "sync_tree", lambda _self, _directory: None)
+    patching.setattr(os, "fsync", lambda _descriptor: None)
 
     def dying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **named: Any) -> Any:

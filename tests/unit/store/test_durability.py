@@ -14,7 +14,7 @@ import pytest
 
 from guestpull_server.errors import StorageFailed, StorageFull
 from guestpull_server.store import durability
-from guestpull_server.store.durability import Durability
+from guestpull_server.store.durability import Durability, is_volatile
 from support.images import file, image, layer
 from support.store_story import check_end, check_from_outside, check_store, tell_the_story
 from support.stores import MountsInMemory, bundled, open_store, pulled, put_layer
@@ -30,14 +30,13 @@ class Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, work_dir: Path, *, volatile: bool) -> None:
         self.steps: list[str] = []
         self._work_dir = work_dir
-        rename, fsync = os.rename, os.fsync
+        rename = os.rename
 
         def renamed(source: str, target: str) -> None:
             rename(source, target)
             self.steps.append(f"rename {self._short(target)}")
 
         def synced(descriptor: int) -> None:
-            fsync(descriptor)
             self.steps.append(f"fsync {self._short(os.readlink(f'/proc/self/fd/{descriptor}'))}")
 
         def tree_synced(_self: Durability, directory: str) -> None:
@@ -115,13 +114,13 @@ def test_where_the_work_directory_is_memory_nothing_is_synced(
 
 
 def test_memory_is_told_from_disks() -> None:
-    assert durability.is_volatile("/dev/shm")
-    assert not durability.is_volatile("/proc")
+    assert is_volatile("/dev/shm")
+    assert not is_volatile("/proc")
 
 
 def test_a_file_system_that_is_not_there_is_an_error() -> None:
     with pytest.raises(FileNotFoundError):
-        durability.is_volatile("/nowhere")
+        is_volatile("/nowhere")
 
 
 # -- full disks ---------------------------------------------------------------------------------------------
@@ -135,6 +134,9 @@ class FullDisk:
         self._unlink = os.unlink
         self.full = True
         self.refused = False
+        monkeypatch.setattr(durability, "is_volatile", lambda _path: False)
+        monkeypatch.setattr(Durability, "sync_tree", lambda _self, _directory: None)
+        monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
         monkeypatch.setattr(os, "unlink", self._make_room)
         for name in ("mkdir", "write", "open", "fsync"):
             monkeypatch.setattr(os, name, self._limited(name, getattr(os, name)))
