@@ -14,11 +14,11 @@ from typing import Final, NoReturn
 
 from bench.context import Bench
 from bench.images import Images
-from bench.place import Machine, Refusal, place
+from bench.place import Machine, Refusal, busy_share, place
 from bench.profile import profile
 from bench.registry import Registry
 from bench.report import Report
-from bench.rows import cold, cores, growth, store, warm
+from bench.rows import bake, cold, cores, growth, store, warm
 from bench.tree import Size
 from guestpull_client import GuestpullError
 
@@ -28,6 +28,8 @@ _NEEDED_BYTES: Final = {
     False: 6 * 2**30,
     True: 2 * 2**30,
 }  # by --quick: blobs, one tree, one copy of the blobs
+
+_BUSY: Final = 0.1  # of the cores
 
 ROWS: Final[dict[str, Callable[[Bench], None]]] = {
     "cold-gzip": functools.partial(cold.cold, codec="gzip"),
@@ -40,6 +42,7 @@ ROWS: Final[dict[str, Callable[[Bench], None]]] = {
     "layers": growth.layers,
     "entries": growth.entries,
     "callers": growth.callers,
+    "bake": bake.bake,
 }
 _QUICK_ROWS: Final = ("cold-gzip", "warm", "store", "layers")
 
@@ -82,6 +85,7 @@ def _run(arguments: argparse.Namespace) -> None:
     report = Report({"machine": str(machine), "date": today, "rounds": str(rounds), "quick": str(quick)})
     report.say(f"guestpull bench, {today}: {machine}")
     report.say(f"rows: {', '.join(rows)}; all of it on tmpfs; medians, with the spread beside them")
+    _warn_if_busy(report)
     kept = Path(os.environ.get("GUESTPULL_BENCH_DIR") or "~/.cache/guestpull-bench").expanduser()
     directory = kept.absolute() / ("quick" if quick else "full")
     directory.mkdir(parents=True, exist_ok=True)
@@ -92,9 +96,18 @@ def _run(arguments: argparse.Namespace) -> None:
             profile(bench, arguments.profile)
             return
         measure(bench, rows)
+    _warn_if_busy(report)
     report.verdicts()
     if arguments.json is not None:
         report.write(arguments.json)
+
+
+def _warn_if_busy(report: Report) -> None:
+    busy = busy_share()
+    if busy > _BUSY:
+        report.say(
+            f"WARNING: others keep {busy:.0%} of this machine's cores busy; these figures will be too slow"
+        )
 
 
 def _terminate(_signal: int, _frame: object) -> NoReturn:

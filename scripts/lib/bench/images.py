@@ -93,6 +93,10 @@ class Images:
         """The lower layer of the tree alone."""
         return self._found("one:gzip", self._make_tree)
 
+    def plus(self) -> Image:
+        """The tree and one more layer: what shares all of its base with it."""
+        return self._found("plus:gzip", self._make_plus)
+
     def nodes(self) -> list[Node]:
         """What must be found after a pull of the tree."""
         self.tree("gzip")
@@ -153,20 +157,44 @@ class Images:
                 writers.append(writer)
             self._push(name, "gzip", writers, entries)
 
-    def _push(self, name: str, codec: Codec, writers: Sequence[LayerWriter], entries: int) -> None:
+    def _make_plus(self) -> None:
+        tree = self.tree("gzip")
+        with tempfile.TemporaryDirectory(dir=self._directory, prefix="making-") as scratch:
+            with LayerWriter(Path(scratch), "plus", ("gzip",)) as writer:
+                entries = tree.entries + _write_small_files(writer, 0, _LAYER_FILES)
+            self._push("plus:gzip", "gzip", (writer,), entries, tree)
+
+    def _push(
+        self,
+        name: str,
+        codec: Codec,
+        writers: Sequence[LayerWriter],
+        entries: int,
+        base: Image | None = None,
+    ) -> None:
+        """Push an image of these layers, on top of those of another image of the registry."""
         repository, _, tag = name.partition(":")
-        blobs = [writer.blobs[codec] for writer in writers]
+        added = [writer.blobs[codec] for writer in writers]
+        below = base.layers if base is not None else ()
+        blobs = [
+            Blob(self._registry.blob_path(layer.digest), layer.digest, layer.size) for layer in below
+        ] + added
         for blob in blobs:
             self._registry.push_blob(repository, blob)
+        layers = below + tuple(
+            LayerOf(blob.digest, writer.diff_id, blob.size, writer.tar_size, codec)
+            for blob, writer in zip(added, writers, strict=True)
+        )
+        diff_ids = [layer.diff_id for layer in layers]
         config = json.dumps(
             {
                 "architecture": "amd64",
                 "os": "linux",
                 "config": {"Cmd": ["/bin/true"]},
-                "rootfs": {"type": "layers", "diff_ids": [writer.diff_id for writer in writers]},
+                "rootfs": {"type": "layers", "diff_ids": diff_ids},
             }
         ).encode()
-        config_blob = _in_file(config, blobs[0].path.with_name("config"))
+        config_blob = _in_file(config, added[0].path.with_name("config"))
         self._registry.push_blob(repository, config_blob)
         manifest = {
             "schemaVersion": 2,
@@ -175,10 +203,6 @@ class Images:
             "layers": [_descriptor(MEDIA_TYPES[codec], blob) for blob in blobs],
         }
         self._registry.push_manifest(repository, tag, json.dumps(manifest).encode())
-        layers = tuple(
-            LayerOf(blob.digest, writer.diff_id, blob.size, writer.tar_size, codec)
-            for blob, writer in zip(blobs, writers, strict=True)
-        )
         self._catalog[f"{name} {_FORM}"] = Image(repository, tag, layers, entries)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 _PATIENCE: Final = 30.0  # seconds, for a cgroup to become empty
+_LOOKING: Final = 1.0  # seconds, at what others do
 
 
 class Refusal(Exception):
@@ -57,6 +58,19 @@ def _field(file: str, name: str, separator: str) -> str:
             if key.strip() == name:
                 return value.strip()
     return ""
+
+
+def busy_share() -> float:
+    """How much of the cores' time others use now; we sleep meanwhile."""
+    idle, total = _cpu_ticks()
+    time.sleep(_LOOKING)
+    idle_later, total_later = _cpu_ticks()
+    return 1 - (idle_later - idle) / max(1, total_later - total)
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    ticks = [int(number) for number in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 class Cgroup:

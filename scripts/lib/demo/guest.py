@@ -106,8 +106,8 @@ def _bake(stage: Stage, layout: Path, image: str) -> None:
     where = f"--work-dir guest{_STORE} --guest-work-dir {_STORE}"
     stage.show(f"guestpulld bake {where} oci:{layout}:shop --reference {image}")
     stage.tell(
-        "No daemon, and no network: the image came from a directory, and will be asked for by its registry's name. "
-        "meta_store.json says where the layers are as the guest will see them:"
+        "No daemon, and no network: the image came from a directory, and will be asked for by its registry's "
+        "name. meta_store.json says where the layers are as the guest will see them:"
     )
     stage.show(f'grep --only-matching \'"store_path":"[^"]*\' guest{_STORE}/meta_store.json | sort --unique')
     stage.show(f"guestpulld verify {where}")
@@ -132,8 +132,8 @@ def _boot(stage: Stage, image: str) -> None:
     stage.chapter("That was it")
     stage.tell(
         f"From the agent's request to a running container: {cold} ms by downloading from a registry on this very "
-        f"machine, {baked} ms with the layers baked into the guest image, {cold / baked:.1f} times faster, with the "
-        "registry stopped and no network."
+        f"machine, {baked} ms with the layers baked into the guest image, {cold / baked:.1f} times faster, with "
+        "the registry stopped and no network."
     )
 
 
