@@ -69,6 +69,7 @@ def serve(requests: socket.socket) -> None:
 
 def main() -> None:
     """Serve on the socket whose number is the argument, and end without any clean-up of Python's."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the daemon waits for it, and blocks it
     with suppress(ConnectionError):
         serve(socket.socket(fileno=int(sys.argv[1])))
     os._exit(0)

@@ -6,7 +6,6 @@ that runs gRPC must not fork. The addresses come last: whoever can connect finds
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["ImageService"].full_name
 STORE_HEALTH: Final = "guestpull.store"
 """The health service's name for the work directory: NOT_SERVING where it was found damaged."""
 
+_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _THREADS_FOR_OTHERS: Final = 32  # beside those that pulls may occupy: lists, health, removals
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # else a second daemon could listen at the same port
@@ -71,10 +71,9 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
         AddressInUse: an address cannot be listened at.
         GuestpullError: what `Puller.open` raises.
     """
-    # no threading.Event: set() by a signal's handler waits for ever where the signal came in the midst of wait()
-    end = os.eventfd(0)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.eventfd_write(end, 1))
+    # blocked in all threads, and waited for: a handler would run when this thread next gets to it, which is never
+    # where the kernel gives the signal to another thread while this one sleeps
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     started = time.monotonic()
     addresses = [parse_address(address) for address in options.addresses]
     with Puller.open(configuration) as puller, ExitStack() as stack:
@@ -86,7 +85,7 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
         seconds = round(time.monotonic() - started, 3)
         told = facts(addresses=", ".join(listening.told), work_dir=configuration.work_dir, seconds=seconds)
         LIFE.info("ready", extra=told)
-        os.read(end, 8)
+        signal.sigwait(_ENDING)
         _end(server, status, listening, puller, options.grace_seconds)
 
 
