@@ -80,6 +80,7 @@ class Gate:
         self._service = service
         self._refusal = refusal
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
         self._connections: set[socket.socket] = set()
         self._closed = False
         mode = 0o600 if self._allowed_uids == {0, os.geteuid()} else 0o666
@@ -100,9 +101,14 @@ class Gate:
             if os.path.samestat(os.lstat(self._path), self._bound):
                 os.unlink(self._path)
 
-    def hang_up(self) -> None:
-        """Cut the connections that are left."""
-        with self._lock:
+    def hang_up(self, patience: float) -> None:
+        """Let the connections end, as they do once the last answer has gone through; cut what is left then.
+
+        Args:
+            patience: seconds to wait for that.
+        """
+        with self._ended:
+            self._ended.wait_for(lambda: not self._connections, patience)
             for connection in self._connections:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
@@ -152,6 +158,7 @@ class Gate:
             left.pop()
             if not left:
                 self._connections -= {source, target}
+                self._ended.notify_all()
                 source.close()
                 target.close()
 

@@ -34,6 +34,7 @@ STORE_HEALTH: Final = "guestpull.store"
 """The health service's name for the work directory: NOT_SERVING where it was found damaged."""
 
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_LAST_ANSWER_SECONDS: Final = 2.0  # for an answer that was given to find its way to its caller
 _THREADS_FOR_OTHERS: Final = 32  # beside those that pulls may occupy: lists, health, removals
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # else a second daemon could listen at the same port
@@ -214,5 +215,5 @@ def _end(
     stopped.wait()
     puller.wait_until_idle()
     for gate in listening.gates:
-        gate.hang_up()
+        gate.hang_up(_LAST_ANSWER_SECONDS)
     LIFE.info("ended", extra=facts(pulls_finished=pulls - cancelled, pulls_cancelled=cancelled))
