@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +32,7 @@ from guestpull_client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from support.daemon import Daemon
+from support.daemon import Daemon, Tmpfs
 from support.faults import Corrupt, Stall, Status
 from support.images import RawTar, file, files, image, layer, symlink
 from support.peers import PATIENCE, GrpcError, grpcurl, grpcurl_list, run
@@ -104,11 +107,18 @@ def test_other_addresses_need_tls(disk: Path) -> None:
     assert "TLS with client certificates" in ended.stderr
 
 
-def test_a_user_who_may_not_call_is_told_so(disk: Path) -> None:
-    os.chmod(disk, 0o755)
-    for above in disk.parents:
-        if os.stat(above).st_mode & 0o005 != 0o005:
-            os.chmod(above, os.stat(above).st_mode | 0o011)
+@pytest.fixture
+def open_disk() -> Iterator[Path]:
+    """A tmpfs that other users reach; pytest's own directories are closed to them."""
+    directory = Path(tempfile.mkdtemp(prefix="guestpull-test-"))
+    directory.chmod(0o755)
+    with Tmpfs(directory / "disk") as disk:
+        disk.chmod(0o755)
+        yield disk
+    shutil.rmtree(directory)
+
+
+def test_a_user_who_may_not_call_is_told_so(open_disk: Path) -> None:
     program = (
         "import os, sys\n"
         "from guestpull_client.client import Client\n"
@@ -117,7 +127,7 @@ def test_a_user_who_may_not_call_is_told_so(disk: Path) -> None:
         "try:\n    print(Client('unix://' + sys.argv[1]).images())\n"
         "except GuestpullError as error:\n    print(error.code, error.reason)\n"
     )
-    with Daemon(disk, configuration={"allowed_uids": [4242]}) as daemon:
+    with Daemon(open_disk, configuration={"allowed_uids": [4242]}) as daemon:
         answers = [run(sys.executable, "-c", program, daemon.socket, uid).stdout for uid in ("4242", "4243")]
 
     assert answers == ["()\n", "PERMISSION_DENIED CALLER_NOT_ALLOWED\n"]
