@@ -26,6 +26,8 @@ _SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
 _NO_ID: Final = 0xFFFFFFFF  # chown(2) would read it as "leave it"
 _MAJORS: Final = 1 << 12  # as Linux has them
 _MINORS: Final = 1 << 20
+_NOWHERE: Final = b"\0"  # no entry has this for a parent
+_NO_NAMES: Final = frozenset((b"", b".", b".."))
 _DEFAULT_ACL: Final = b"system.posix_acl_default"
 
 
@@ -39,7 +41,8 @@ class Extractor:
         self._reader = reader
         self._limits = limits
         self._directories = Directories(limits)
-        self._parent = b""  # as entries write it; links on the way may lead elsewhere
+        self._max_path_bytes = limits.max_path_bytes
+        self._parent = _NOWHERE  # the current directory as the entry before wrote it; links may lead there
         self.entries = 0
         self.size_bytes = 0  # of all files that were written
         self.replaced_bytes = 0  # of those that an entry behind them replaced
@@ -74,13 +77,18 @@ class Extractor:
 
     def _extract(self, entry: Entry) -> None:
         path = entry.path
-        if len(path) > self._limits.max_path_bytes or len(entry.link_target) > self._limits.max_path_bytes:
-            raise LayerLimitExceeded("the length of a path", "max_path_bytes", self._limits.max_path_bytes)
-        parent, _, name = clean(path).rpartition(b"/")
-        if parent != self._parent:
-            if parent.startswith(whiteout.AUFS_PREFIX) or b"/" + whiteout.AUFS_PREFIX in parent:
+        if len(path) > self._max_path_bytes or len(entry.link_target) > self._max_path_bytes:
+            raise LayerLimitExceeded("the length of a path", "max_path_bytes", self._max_path_bytes)
+        parent, _, name = path.rpartition(b"/")
+        # most entries stand beside the one before them: their path need not be looked at any closer
+        if parent != self._parent or name in _NO_NAMES:
+            clean_parent, _, clean_name = clean(path).rpartition(b"/")
+            if clean_parent.startswith(whiteout.AUFS_PREFIX) or b"/" + whiteout.AUFS_PREFIX in clean_parent:
                 return
-            self._enter(parent)
+            self._enter(clean_parent)
+            if clean_name == name:
+                self._parent = parent
+            name = clean_name
         if name[:4] == whiteout.PREFIX:
             self._whiteout(name)
             return
@@ -97,9 +105,8 @@ class Extractor:
             self._node(name, entry)
 
     def _enter(self, parent: bytes) -> None:
-        self._parent = b"\0"  # if entering fails, the next entry must not believe to be there
+        self._parent = _NOWHERE  # if entering fails, the next entry must not believe to be there
         self._directories.enter(parent)
-        self._parent = parent
 
     # -- the types of entries -------------------------------------------------------------------------------
 
@@ -251,7 +258,7 @@ class Extractor:
         if name.startswith(whiteout.AUFS_PREFIX):
             return
         hidden = name[len(whiteout.PREFIX) :]
-        if hidden in (b"", b".", b".."):
+        if hidden in _NO_NAMES:
             raise TarError(f"whiteout {_text(name)} names nothing that could be gone")
         try:
             whiteout.make_whiteout(hidden)
@@ -314,7 +321,7 @@ class Extractor:
         Raises:
             TarError: it is the layer's root, or a name that cannot be.
         """
-        if name in (b"", b".", b".."):
+        if name in _NO_NAMES:
             raise TarError("an entry would replace the root of the layer")
         status = os.lstat(name)
         if stat.S_ISDIR(status.st_mode):
@@ -328,7 +335,7 @@ class Extractor:
             self.replaced_bytes += _own_bytes(status)
             os.unlink(name)
         # a link that is gone may have been on the way to where we believe to be
-        self._parent = b"\0"
+        self._parent = _NOWHERE
 
     def _remove_tree(self, name: bytes) -> None:
         """Remove a directory that an earlier entry made, in an order that is always the same."""

@@ -6,7 +6,6 @@ are as lenient as Go's archive/tar, through which every other tool of this field
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final
 
 NANOSECONDS: Final = 1_000_000_000
@@ -24,10 +23,10 @@ def number(field: bytes) -> int:
     Raises:
         TarError: it is neither, or does not fit 64 bits.
     """
-    # nearly all fields are digits up to a last NUL or space; this way costs a third of what the rest does
-    if (digits := field[:-1]).isdigit() and field[-1] in b"\0 ":
-        with suppress(ValueError):
-            return int(digits, 8)
+    # nearly all fields are digits up to a last NUL; this way costs a third of what the rest does
+    digits = field[:-1]
+    if digits.isdigit() and field[-1] == 0 and b"8" not in digits and b"9" not in digits:
+        return int(digits, 8)
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = 8 * len(field)

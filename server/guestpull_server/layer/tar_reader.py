@@ -93,21 +93,22 @@ class _Extensions:
     def __init__(self) -> None:
         self.long_name: bytes | None = None
         self.long_link: bytes | None = None
-        self.read(b"")
+        self.records: dict[bytes, bytes] = {}
+        self.xattrs: tuple[tuple[bytes, bytes], ...] = ()
+        self.is_sparse = False
+        self.flat_sparse: list[bytes] = []  # records that repeat, version 0.0
 
     def read(self, content: bytes) -> None:
         """Take in an extended header, in place of one that was before it."""
         records = pax_records(content)
         self.records = dict(records)
-        self.xattrs: tuple[tuple[bytes, bytes], ...] = ()
+        self.xattrs = ()
         if _XATTR in content:
             self.xattrs = tuple(
                 (key[len(_XATTR) :], value) for key, value in self.records.items() if key.startswith(_XATTR)
             )
         self.is_sparse = _SPARSE in content
-        self.flat_sparse: list[bytes] = []  # records that repeat, version 0.0
-        if self.is_sparse:
-            self.flat_sparse = [value for key, value in records if key in _REPEATED]
+        self.flat_sparse = [value for key, value in records if key in _REPEATED] if self.is_sparse else []
 
 
 class TarReader:
