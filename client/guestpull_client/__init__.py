@@ -5,7 +5,9 @@
   errors.py     what they raise, one class a gRPC status
   addresses.py  where the service listens
   cli.py        the commands of `guestpull`
-  output.py     what they print: tables, progress bars, JSON
+  output.py     what they print: tables, JSON
+  progress.py   a bar per layer while a pull runs
+  text.py       digests, sizes and foreign text, as a terminal shows them
   agent/        `guestpull-agent`: what Kata's agent does when a container's image is pulled in the guest
 
 In: references, paths and options. Out: data classes and exceptions; protobuf's messages stay in client.py.

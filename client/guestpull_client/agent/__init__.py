@@ -6,6 +6,7 @@ status. In between, as in kata-containers' src/agent (image_pull_handler.rs, ima
   request.py    the request: which storage asks for a guest pull, and of what
   spec.py       Kata's spelling of a runtime spec -> the runtime specification's
   merge.py      the pod's container specification + the image's process -> config.json
+  files.py      a bundle's config.json, read and written
   pause.py      a sandbox: the guest's own pause image instead of a pull
   container.py  the story: bundle directory, pull, merge, run, release. Start here
   runtime.py    runc or crun in the foreground
