@@ -40,6 +40,11 @@ class Registry:
         """Its address, as references have it."""
         return f"127.0.0.1:{self._port}"
 
+    @property
+    def cpu_seconds(self) -> float:
+        """User and system time that it used so far."""
+        return self._cgroup.cpu_seconds
+
     def blob_path(self, digest: str) -> Path:
         """The file that holds a blob."""
         algorithm, _, hexadecimal = digest.partition(":")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from bench import bound
@@ -18,6 +19,24 @@ from bench.tree import Node
 _BOUND_RATIO: Final = 1.25
 _MEMORY_MIB: Final = 150
 _FASTER_THAN: Final = {"podman": 6.0, "containerd": 5.0}
+_COLUMNS: Final = (
+    "",
+    "seconds (spread)",
+    "of guestpulld",
+    "of the bound",
+    "CPU s (spread)",
+    "registry's CPU s",
+    "peak PSS, MiB",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pull:
+    """What one pull took: seconds, CPU seconds, and the registry's CPU seconds meanwhile."""
+
+    seconds: float
+    cpu: float
+    registry_cpu: float
 
 
 def cold(bench: Bench, codec: Codec) -> None:
@@ -30,35 +49,37 @@ def cold(bench: Bench, codec: Codec) -> None:
         f"{row}: a cold pull of {image.tar_size / 1e9:.2f} GB, {image.entries:,} entries, "
         f"{image.size / 1e6:.0f} MB as {codec}, {len(image.layers)} layers; {bench.rounds} rounds"
     )
-    seconds: dict[str, list[float]] = {one.name: [] for one in who}
-    cpu: dict[str, list[float]] = {one.name: [] for one in who}
+    pulls: dict[str, list[_Pull]] = {one.name: [] for one in who}
     parts: list[bound.Parts] = []
     for number in range(bench.rounds):
         for place_in_round in range(len(who)):
             one = who[(place_in_round + number) % len(who)]
-            taken, used = _timed(bench, one, codec, nodes)
-            seconds[one.name].append(taken)
-            cpu[one.name].append(used)
+            pulls[one.name].append(_timed(bench, one, codec, nodes))
         parts.append(bound.measure(bench.place, bench.registry, image, bench.images.tree("plain")))
     peaks = {one.name: _peak(bench, one, codec) for one in who}
-    _show(bench, row, who, seconds, cpu, peaks, parts)
+    _show(bench, who, pulls, peaks, parts)
+    _keep(bench, row, pulls, peaks, parts)
+    _judge(bench, row, pulls, peaks, parts)
 
 
-def _timed(bench: Bench, one: Contender, codec: Codec, nodes: list[Node]) -> tuple[float, float]:
-    """Seconds, and CPU seconds, of one pull whose result is right."""
+def _timed(bench: Bench, one: Contender, codec: Codec, nodes: list[Node]) -> _Pull:
+    """One pull, whose result is right."""
     reference = bench.images.tree(codec).reference(bench.registry)
     with (
         bench.place.tmpfs() as directory,
         bench.place.cgroup() as cgroup,
         one.make_ready(directory, cgroup, reference) as ready,
     ):
-        used_before = cgroup.cpu_seconds
+        used, registry_used = cgroup.cpu_seconds, bench.registry.cpu_seconds
         begun = time.monotonic()
         ready.pull()
-        taken = time.monotonic() - begun
-        used = cgroup.cpu_seconds - used_before
+        taken = _Pull(
+            seconds=time.monotonic() - begun,
+            cpu=cgroup.cpu_seconds - used,
+            registry_cpu=bench.registry.cpu_seconds - registry_used,
+        )
         check(ready.rootfs(), nodes, one.directory_times)
-        return taken, used
+        return taken
 
 
 def _peak(bench: Bench, one: Contender, codec: Codec) -> float:
@@ -76,32 +97,17 @@ def _peak(bench: Bench, one: Contender, codec: Codec) -> float:
 
 def _show(
     bench: Bench,
-    row: str,
     who: list[Contender],
-    seconds: dict[str, list[float]],
-    cpu: dict[str, list[float]],
+    pulls: dict[str, list[_Pull]],
     peaks: dict[str, float],
     parts: list[bound.Parts],
 ) -> None:
-    bounds = [one.total / bench.cores for one in parts]
-    limit = statistics.median(bounds)
-    ours = statistics.median(seconds["guestpulld"])
-    cells = [
-        [
-            f"{one.name} {one.version}",
-            shown(seconds[one.name]),
-            f"{statistics.median(seconds[one.name]) / ours:.1f}x",
-            f"{statistics.median(seconds[one.name]) / limit:.2f}x",
-            shown(cpu[one.name]),
-            f"{peaks[one.name]:.0f}",
-        ]
-        for one in who
-    ]
-    work = [one.total for one in parts]
-    cells.append(["the bound", shown(bounds), f"{limit / ours:.1f}x", "1.00x", shown(work), ""])
-    bench.report.table(
-        ["", "seconds (spread)", "of guestpulld", "of the bound", "CPU s", "peak PSS, MiB"], cells
-    )
+    work = statistics.median(one.total for one in parts)
+    ours = statistics.median(one.seconds for one in pulls["guestpulld"])
+    cells = [_row(one, pulls[one.name], peaks[one.name], ours, work / bench.cores) for one in who]
+    totals = [one.total for one in parts]
+    alone = _cells("the bound", [one / bench.cores for one in totals], totals, ours, work / bench.cores)
+    bench.report.table(_COLUMNS, [*cells, [*alone, "", ""]])
     middle = [
         statistics.median(getattr(one, part) for one in parts)
         for part in ("inflate", "hash_compressed", "hash_tar", "create")
@@ -110,23 +116,66 @@ def _show(
         "  the bound's CPU s: inflate {:.2f}, sha256 of the blobs {:.2f} and of the tars {:.2f}, "
         "creating the files {:.2f}; on {} cores".format(*middle, bench.cores)
     )
-    for one in who:
-        bench.report.keep(
-            Figure(row=row, subject=one.name, unit="s", values=seconds[one.name]),
-            Figure(row=row, subject=f"{one.name}, CPU", unit="CPU s", values=cpu[one.name]),
-        )
-        if one.name != "guestpulld":
-            bench.report.keep(
-                Figure(row=row, subject=f"{one.name}, peak PSS", unit="MiB", values=[peaks[one.name]])
-            )
-    bench.report.keep(Figure(row=row, subject="the bound", unit="s", values=bounds))
     bench.report.say()
+
+
+def _row(one: Contender, taken: list[_Pull], peak: float, ours: float, limit: float) -> list[str]:
+    seconds, cpu = [pull.seconds for pull in taken], [pull.cpu for pull in taken]
+    registry_cpu = statistics.median(pull.registry_cpu for pull in taken)
+    shared = _cells(f"{one.name} {one.version}", seconds, cpu, ours, limit)
+    return [*shared, f"{registry_cpu:.2f}", f"{peak:.0f}"]
+
+
+def _cells(name: str, seconds: list[float], cpu: list[float], ours: float, limit: float) -> list[str]:
+    middle = statistics.median(seconds)
+    return [name, shown(seconds), f"{middle / ours:.1f}x", f"{middle / limit:.2f}x", shown(cpu)]
+
+
+def _keep(
+    bench: Bench,
+    row: str,
+    pulls: dict[str, list[_Pull]],
+    peaks: dict[str, float],
+    parts: list[bound.Parts],
+) -> None:
+    for name, taken in pulls.items():
+        bench.report.keep(
+            Figure(row=row, subject=name, unit="s", values=[one.seconds for one in taken]),
+            Figure(row=row, subject=f"{name}, CPU", unit="CPU s", values=[one.cpu for one in taken]),
+            Figure(
+                row=row,
+                subject=f"{name}, the registry's CPU",
+                unit="CPU s",
+                values=[one.registry_cpu for one in taken],
+            ),
+            Figure(row=row, subject=f"{name}, peak PSS", unit="MiB", values=[peaks[name]]),
+        )
+    for part in ("inflate", "hash_compressed", "hash_tar", "create", "total"):
+        bench.report.keep(
+            Figure(
+                row=row,
+                subject=f"the bound, {part}",
+                unit="CPU s",
+                values=[getattr(one, part) for one in parts],
+            )
+        )
+
+
+def _judge(
+    bench: Bench,
+    row: str,
+    pulls: dict[str, list[_Pull]],
+    peaks: dict[str, float],
+    parts: list[bound.Parts],
+) -> None:
+    limit = statistics.median(one.total for one in parts) / bench.cores
+    ours = statistics.median(one.seconds for one in pulls["guestpulld"])
     bench.report.add(
         Figure(
             row=row,
             subject="guestpulld's time, in bounds",
             unit="x",
-            values=[one / limit for one in seconds["guestpulld"]],
+            values=[one.seconds / limit for one in pulls["guestpulld"]],
             at_most=_BOUND_RATIO,
         ),
         Figure(
@@ -137,14 +186,14 @@ def _show(
             at_most=_MEMORY_MIB,
         ),
     )
-    for one in who:
-        if one.name != "guestpulld":
+    for name, taken in pulls.items():
+        if name != "guestpulld":
             bench.report.add(
                 Figure(
                     row=row,
-                    subject=f"{one.name}'s time, in guestpulld's",
+                    subject=f"{name}'s time, in guestpulld's",
                     unit="x",
-                    values=[value / ours for value in seconds[one.name]],
-                    at_least=_FASTER_THAN.get(one.name) if row == "cold-gzip" else None,
+                    values=[one.seconds / ours for one in taken],
+                    at_least=_FASTER_THAN.get(name) if row == "cold-gzip" else None,
                 )
             )

@@ -18,7 +18,9 @@ _PER_LAYER_GROWTH: Final = 1.0
 def entries(bench: Bench) -> None:
     """Cold pulls of one layer of 10^3 to 10^6 small files; time an entry, and memory."""
     counts = (1_000, 10_000) if bench.quick else (1_000, 10_000, 100_000, 1_000_000)
-    bench.report.title("entries: a cold pull of one layer of so many files of 100 bytes")
+    bench.report.title(
+        "entries: a cold pull of one layer of so many files, a quarter of them of 100 bytes, the others empty"
+    )
     for count in counts:
         image = bench.images.entries(count)
         seconds = [bench.cold_pull(image) for _ in range(bench.rounds if count < 1_000_000 else 1)]
