@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from guestpull_server.config import Configuration
 from guestpull_server.errors import GuestpullError, InvalidRequest
 from guestpull_server.models import Credentials, Digest, Platform
-from guestpull_server.puller import BakeRequest, Puller
+from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
+from guestpull_server.requests import BakeRequest
 from guestpull_server.snapshot import OverlayMounts
 from guestpull_server.store import Fault, Finding, Garbage, LayerNames, audit, collect_garbage
 

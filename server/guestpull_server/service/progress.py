@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from guestpull_protos import image_service_pb2 as pb
 from guestpull_server.models import Digest, LayerDescriptor, PulledImage, PulledLayer, ResolvedImage
-from guestpull_server.puller import PullObserver
+from guestpull_server.requests import PullObserver
 from guestpull_server.service import messages
 
 

@@ -205,15 +205,15 @@ def _end(
 ) -> None:
     """Take no more calls, let those under way finish, and cancel them when the grace time is over."""
     status.enter_graceful_shutdown()
-    pulls = puller.pulls_under_way
+    pulls = puller.admission.pulls
     LIFE.info("ending", extra=facts(pulls_under_way=pulls, grace_seconds=grace_seconds))
     for gate in listening.gates:
         gate.close()
     stopped = server.stop(grace_seconds)
     stopped.wait(grace_seconds)
-    cancelled = puller.pulls_under_way
+    cancelled = puller.admission.pulls
     stopped.wait()
-    puller.wait_until_idle()
+    puller.admission.wait_until_idle()
     for gate in listening.gates:
         gate.hang_up(_LAST_ANSWER_SECONDS)
     LIFE.info("ended", extra=facts(pulls_finished=pulls - cancelled, pulls_cancelled=cancelled))

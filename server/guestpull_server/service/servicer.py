@@ -11,8 +11,9 @@ from guestpull_protos import image_service_pb2 as pb
 from guestpull_protos import image_service_pb2_grpc as pb_grpc
 from guestpull_server.errors import InvalidReference, InvalidRequest
 from guestpull_server.models import Credentials, Platform, PulledImage, PullPolicy, StoredImage
-from guestpull_server.puller import Puller, PullObserver, PullRequest
+from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
+from guestpull_server.requests import PullObserver, PullRequest
 from guestpull_server.service import messages
 from guestpull_server.service.log import Fact
 from guestpull_server.service.progress import PullEvents

@@ -1,0 +1,107 @@
+"""All layers of one image: those that the store has, and those that must be downloaded, a few at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+from guestpull_server.flights import Flights
+from guestpull_server.models import (
+    Cancellation,
+    Digest,
+    LayerDescriptor,
+    PulledLayer,
+    ResolvedImage,
+    StoredLayer,
+)
+from guestpull_server.registry import ImageSource
+from guestpull_server.requests import PullObserver
+from guestpull_server.store import Store
+
+
+class LayerFetcher:
+    """Brings images' layers into the store. Thread-safe.
+
+    Args:
+        store: where layers are, and come to.
+        flights: the downloads, shared by all who want the same layer.
+        at_once: how many layers of one image are downloaded at the same time.
+    """
+
+    def __init__(self, store: Store, flights: Flights, at_once: int) -> None:
+        self._store = store
+        self._flights = flights
+        self._at_once = max(1, at_once)
+
+    def fetch(
+        self,
+        resolved: ResolvedImage,
+        source: ImageSource,
+        cancellation: Cancellation,
+        observer: PullObserver,
+    ) -> tuple[tuple[StoredLayer, ...], tuple[PulledLayer, ...]]:
+        """All layers of an image, bottom-most first, as the store has them and as they were come by.
+
+        Raises:
+            GuestpullError: what the first download to fail raised; the others have ended when this does.
+        """
+        fetched: dict[Digest, tuple[StoredLayer, PulledLayer]] = {}
+        missing: dict[Digest, LayerDescriptor] = {}
+        for layer in resolved.layers:
+            if layer.blob.digest in fetched or layer.blob.digest in missing:
+                continue
+            stored = self._store.layer(layer.blob.digest)
+            if stored is None or stored.uncompressed_digest != layer.diff_id:
+                # where they differ, the store's entry or the image lies: the blob tells which
+                missing[layer.blob.digest] = layer
+            else:
+                fetched[layer.blob.digest] = stored, _reused(stored)
+                observer.layer_done(fetched[layer.blob.digest][1])
+        if missing:
+            fetched |= self._download(missing.values(), source, cancellation, observer)
+        in_order = [fetched[layer.blob.digest] for layer in resolved.layers]
+        return tuple(stored for stored, _ in in_order), tuple(pulled for _, pulled in in_order)
+
+    def _download(
+        self,
+        missing: Iterable[LayerDescriptor],
+        source: ImageSource,
+        cancellation: Cancellation,
+        observer: PullObserver,
+    ) -> dict[Digest, tuple[StoredLayer, PulledLayer]]:
+        """Download layers, a few at once; the first failure stops the others, and is raised at their end."""
+        lock = threading.Lock()
+
+        def download(layer: LayerDescriptor) -> tuple[StoredLayer, PulledLayer]:
+            def progress(done_bytes: int) -> None:
+                with lock:
+                    observer.layer_progress(layer, done_bytes)
+
+            fetched = self._flights.fetch(layer, source, stop, progress)
+            pulled = PulledLayer(
+                layer.blob.digest,
+                layer.diff_id,
+                reused=fetched.downloaded_bytes == 0,
+                downloaded_bytes=fetched.downloaded_bytes,
+            )
+            with lock:
+                observer.layer_done(pulled)
+            return fetched.layer, pulled
+
+        with (
+            cancellation.nested() as stop,
+            ThreadPoolExecutor(self._at_once, thread_name_prefix="layers") as pool,
+        ):
+            downloads = {layer.blob.digest: pool.submit(download, layer) for layer in missing}
+            done, _ = wait(downloads.values(), return_when=FIRST_EXCEPTION)
+            failure = next((error for one in done if (error := one.exception()) is not None), None)
+            if failure is not None:
+                stop.cancel()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise failure
+            return {digest: one.result() for digest, one in downloads.items()}
+
+
+def _reused(stored: StoredLayer) -> PulledLayer:
+    return PulledLayer(stored.compressed_digest, stored.uncompressed_digest, reused=True, downloaded_bytes=0)
