@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from guestpull_server.config import Limits
 from guestpull_server.layer.inflate import Inflater
-from guestpull_server.layer.tar_reader import Entry, TarReader
+from guestpull_server.layer.tar_entry import Entry
+from guestpull_server.layer.tar_reader import TarReader
 
 _F_SETPIPE_SZ = 1031
 

@@ -15,11 +15,14 @@ import stat
 from typing import Final
 
 from guestpull_server.config import Limits
-from guestpull_server.layer import tar_reader, whiteout
+from guestpull_server.layer import tar_entry, whiteout
 from guestpull_server.layer.directories import Directories, drop_inherited_acls
 from guestpull_server.layer.messages import LayerLimitExceeded
+from guestpull_server.layer.record import RecordWriter
+from guestpull_server.layer.removal import remove_directory, remove_file
+from guestpull_server.layer.tar_entry import Entry
 from guestpull_server.layer.tar_fields import TarError
-from guestpull_server.layer.tar_reader import Entry, TarReader
+from guestpull_server.layer.tar_reader import TarReader
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
@@ -34,11 +37,13 @@ _DEFAULT_ACL: Final = b"system.posix_acl_default"
 class Extractor:
     """Makes the entries of one tar in the process's root directory, which is empty at first.
 
-    The umask must be 0. The counters tell what was made so far.
+    The umask must be 0. The counters tell what was made so far. A record, if one is kept, gets the contents of
+    files that later entries replace.
     """
 
-    def __init__(self, reader: TarReader, limits: Limits) -> None:
+    def __init__(self, reader: TarReader, limits: Limits, record: RecordWriter | None = None) -> None:
         self._reader = reader
+        self._record = record
         self._limits = limits
         self._directories = Directories(limits)
         self._max_path_bytes = limits.max_path_bytes
@@ -93,13 +98,13 @@ class Extractor:
             self._whiteout(name)
             return
         # in the order of frequency: most entries are regular files
-        if entry.type == tar_reader.REGULAR:
+        if entry.type == tar_entry.REGULAR:
             self._regular_file(name, entry)
-        elif entry.type == tar_reader.DIRECTORY:
+        elif entry.type == tar_entry.DIRECTORY:
             self._directory(name, entry)
-        elif entry.type == tar_reader.SYMLINK:
+        elif entry.type == tar_entry.SYMLINK:
             self._symlink(name, entry)
-        elif entry.type == tar_reader.HARD_LINK:
+        elif entry.type == tar_entry.HARD_LINK:
             self._hard_link(name, entry)
         else:
             self._node(name, entry)
@@ -187,7 +192,6 @@ class Extractor:
 
     def _root(self, entry: Entry) -> None:
         _check_owner(entry)
-        _check_owner(entry)
         os.chown(b"/", entry.uid, entry.gid)
         os.chmod(b"/", entry.mode)
         if entry.xattrs:
@@ -229,9 +233,9 @@ class Extractor:
 
     def _node(self, name: bytes, entry: Entry) -> None:
         kind = {
-            tar_reader.CHARACTER_DEVICE: stat.S_IFCHR,
-            tar_reader.BLOCK_DEVICE: stat.S_IFBLK,
-            tar_reader.FIFO: stat.S_IFIFO,
+            tar_entry.CHARACTER_DEVICE: stat.S_IFCHR,
+            tar_entry.BLOCK_DEVICE: stat.S_IFBLK,
+            tar_entry.FIFO: stat.S_IFIFO,
         }[entry.type]
         if not name:
             raise TarError("the root of the layer is a device or a fifo")
@@ -278,7 +282,7 @@ class Extractor:
         if not uid and not gid and not inherited:
             return
         _check_owner(entry)
-        if entry.type == tar_reader.SYMLINK:
+        if entry.type == tar_entry.SYMLINK:
             assert isinstance(what, bytes)
             os.chown(what, uid, gid, follow_symlinks=False)
             return
@@ -323,34 +327,19 @@ class Extractor:
         """
         if name in _NO_NAMES:
             raise TarError("an entry would replace the root of the layer")
+        lost = self._record.lost if self._record is not None else None
         status = os.lstat(name)
         if stat.S_ISDIR(status.st_mode):
-            self.replaced_bytes += _remove_directory(name)
+            self.replaced_bytes += remove_directory(name, lost)
             gone = self._absolute(name)[1:]
             for path in [
                 path for path in self._directories.implied if path == gone or path.startswith(gone + b"/")
             ]:
                 del self._directories.implied[path]
         else:
-            self.replaced_bytes += _own_bytes(status)
-            os.unlink(name)
+            self.replaced_bytes += remove_file(name, status, lost)
         # a link that is gone may have been on the way to where we believe to be
         self._parent = _NOWHERE
-
-    def _remove_tree(self, name: bytes) -> None:
-        """Remove a directory that an earlier entry made, in an order that is always the same."""
-        left = [name]
-        while left:
-            with os.scandir(left[-1]) as found:
-                inside = sorted(found, key=lambda one: one.name)
-            directories = [one.path for one in inside if one.is_dir(follow_symlinks=False)]
-            for one in inside:
-                if not one.is_dir(follow_symlinks=False):
-                    os.unlink(one.path)
-            if directories:
-                left += reversed(directories)
-            else:
-                os.rmdir(left.pop())
 
     def _absolute(self, name: bytes) -> bytes:
         current = self._directories.path
@@ -381,35 +370,9 @@ def _check_owner(entry: Entry) -> None:
         raise TarError(f"entry {_text(entry.path)} has an owner out of range")
 
 
-def _check_owner(entry: Entry) -> None:
-    if not (0 <= entry.uid < _NO_ID and 0 <= entry.gid < _NO_ID):
-        raise TarError(f"entry {_text(entry.path)} has an owner out of range")
-
-
 def _write(file: int, content: memoryview) -> None:
     while content:
         content = content[os.write(file, content) :]
-
-
-def _remove_directory(name: bytes) -> int:
-    """Remove a directory with all that is in it; returns the bytes of the files that went."""
-    freed = 0
-    for _, directories, files, parent in os.fwalk(name, topdown=False):
-        for child in files:
-            freed += _own_bytes(os.lstat(child, dir_fd=parent))
-            os.unlink(child, dir_fd=parent)
-        for child in directories:
-            if stat.S_ISLNK(os.lstat(child, dir_fd=parent).st_mode):
-                os.unlink(child, dir_fd=parent)
-            else:
-                os.rmdir(child, dir_fd=parent)
-    os.rmdir(name)
-    return freed
-
-
-def _own_bytes(status: os.stat_result) -> int:
-    """A file's length, if this is its last link."""
-    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
 
 
 def _same_file(one: bytes, other: bytes) -> bool:

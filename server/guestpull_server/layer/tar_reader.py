@@ -12,26 +12,28 @@ are the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from struct import Struct
-from typing import Final, NamedTuple, cast
+from typing import Final
 
 from isal.isal_zlib import adler32
 
 from guestpull_server.layer import sparse
 from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.sparse import SparseMap
-from guestpull_server.layer.tar_fields import (
-    NANOSECONDS,
-    TarError,
-    decimal,
-    nanoseconds,
-    number,
-    pax_records,
+from guestpull_server.layer.tar_bytes import BLOCK, NextChunk, Recorder, TarBytes
+from guestpull_server.layer.tar_entry import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    DIRECTORY,
+    HEADER_ONLY,
+    REGULAR,
+    Entry,
+    entry_of,
 )
+from guestpull_server.layer.tar_extensions import Extensions
+from guestpull_server.layer.tar_fields import NANOSECONDS, TarError, decimal, nanoseconds, number
 
-BLOCK: Final = 512
 # name, mode+uid+gid, size, mtime, checksum, type, link target, magic, prefix, its end
 _HEADER: Final = Struct("100s24s12s12s8sc100s8s80x155s12s")
 _ATTRIBUTES: Final = Struct("8s8s8s")
@@ -40,78 +42,13 @@ _ZEROS: Final = bytes(BLOCK)
 _ADLER_MODULUS: Final = 65521
 _SPACE: Final = 0x20  # what the checksum field counts as
 _CACHED: Final = 4096
-_REPEATED: Final = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
-_SPARSE: Final = b"GNU.sparse."
-_XATTR: Final = b"SCHILY.xattr."
-
-REGULAR: Final = b"0"
-HARD_LINK: Final = b"1"
-SYMLINK: Final = b"2"
-CHARACTER_DEVICE: Final = b"3"
-BLOCK_DEVICE: Final = b"4"
-DIRECTORY: Final = b"5"
-FIFO: Final = b"6"
 _OLD_REGULAR: Final = b"\0"
 _CONTIGUOUS: Final = b"7"
 _GNU_SPARSE: Final = b"S"
-_HEADER_ONLY: Final = frozenset((HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO))
 _NO_DEVICE: Final = (0, 0)
 
-NextChunk = Callable[[], "memoryview | None"]
-"""Gives the next bytes of the tar, or None at the end. What it gave before is overwritten then."""
 
-Literal = Callable[[memoryview], object]
-"""Takes bytes of the tar that are no content of an entry; they are overwritten afterwards."""
-
-
-class Entry(NamedTuple):
-    """One member of a tar, its pax and GNU headers applied. Paths are bytes, as the tar has them."""
-
-    path: bytes
-    type: bytes
-    mode: int
-    uid: int
-    gid: int
-    size: int  # bytes of content, holes included
-    mtime_ns: int
-    atime_ns: int
-    link_target: bytes
-    device: tuple[int, int]
-    xattrs: tuple[tuple[bytes, bytes], ...]
-    sparse: SparseMap | None
-
-
-_entry_of = cast("Callable[[tuple[object, ...]], Entry]", partial(tuple.__new__, Entry))
-"""Makes an entry of its fields in a third of the time that its constructor takes."""
-
-
-class _Extensions:
-    """What the headers in front of an entry say of it."""
-
-    __slots__ = ("flat_sparse", "is_sparse", "long_link", "long_name", "records", "xattrs")
-
-    def __init__(self) -> None:
-        self.long_name: bytes | None = None
-        self.long_link: bytes | None = None
-        self.records: dict[bytes, bytes] = {}
-        self.xattrs: tuple[tuple[bytes, bytes], ...] = ()
-        self.is_sparse = False
-        self.flat_sparse: list[bytes] = []  # records that repeat, version 0.0
-
-    def read(self, content: bytes) -> None:
-        """Take in an extended header, in place of one that was before it."""
-        records = pax_records(content)
-        self.records = dict(records)
-        self.xattrs = ()
-        if _XATTR in content:
-            self.xattrs = tuple(
-                (key[len(_XATTR) :], value) for key, value in self.records.items() if key.startswith(_XATTR)
-            )
-        self.is_sparse = _SPARSE in content
-        self.flat_sparse = [value for key, value in records if key in _REPEATED] if self.is_sparse else []
-
-
-class TarReader:
+class TarReader(TarBytes):
     """Reads the entries of one tar, in order.
 
     Args:
@@ -121,16 +58,11 @@ class TarReader:
             skipped, and what follows the end of the archive.
     """
 
-    def __init__(self, next_chunk: NextChunk, max_header_bytes: int, literal: Literal | None = None) -> None:
-        self._next_chunk = next_chunk
+    def __init__(
+        self, next_chunk: NextChunk, max_header_bytes: int, recorder: Recorder | None = None
+    ) -> None:
+        super().__init__(next_chunk, recorder)
         self._max_header_bytes = max_header_bytes
-        self._literal = literal
-        self._literal_from = 0  # where in the chunk the bytes begin that `literal` has not been given yet
-        self._chunk = memoryview(b"")
-        self._position = 0
-        self._ended = False
-        self._unread = 0  # content bytes of the current entry that nobody took yet
-        self._padding = 0  # and the zeros that fill its last block
         # what repeats from header to header is looked up: a tenth of what reading it costs
         self._attributes: dict[bytes, tuple[int, int, int]] = {}
         self._times: dict[bytes, int] = {}
@@ -143,7 +75,7 @@ class TarReader:
             TarError: the tar is malformed or cut short.
             LayerLimitExceeded: an extension header is too large.
         """
-        extensions: _Extensions | None = None
+        extensions: Extensions | None = None
         while True:
             if self._unread or self._padding:
                 self._skip_rest()
@@ -179,40 +111,6 @@ class TarReader:
             else:
                 yield self._entry(block, fields, kind)
 
-    def content(self) -> Iterator[memoryview]:
-        """The current entry's stored bytes, piece by piece; each is valid until the next is asked for.
-
-        Raises:
-            TarError: the tar is cut short.
-        """
-        while self._unread:
-            available = len(self._chunk) - self._position
-            if available == 0:
-                self._refill()
-                continue
-            length = min(available, self._unread)
-            self._unread -= length
-            yield self._take_content(self._position + length)
-
-    def whole_content(self) -> memoryview | None:
-        """All of the current entry's bytes, where they lie in one buffer; None where they do not.
-
-        The fast way for the small files that most files are.
-        """
-        end = self._position + self._unread
-        if end > len(self._chunk):
-            return None
-        self._unread = 0
-        return self._take_content(end)
-
-    def omit_content(self) -> int:
-        """Go on as if the current entry's bytes had been taken: they are not in this stream; their number."""
-        omitted, self._unread = self._unread, 0
-        if self._literal is not None:
-            self._flush_literal(self._position)
-            self._literal_from = self._position
-        return omitted
-
     # -- headers --------------------------------------------------------------------------------------------
 
     def _entry(self, block: memoryview, fields: tuple[bytes, ...], kind: bytes) -> Entry:
@@ -227,7 +125,7 @@ class TarReader:
         length = number(size)
         if kind != REGULAR:
             kind = self._kind(kind, path)
-            if kind in _HEADER_ONLY:
+            if kind in HEADER_ONLY:
                 length = 0
                 if kind in (CHARACTER_DEVICE, BLOCK_DEVICE):
                     major, minor = _DEVICE.unpack(block)
@@ -241,11 +139,9 @@ class TarReader:
             time = self._read_time(mtime)
         mode, uid, gid = owner
         target = link.partition(b"\0")[0] if link[0] else b""
-        return _entry_of((path, kind, mode, uid, gid, length, time, time, target, device, (), None))
+        return entry_of((path, kind, mode, uid, gid, length, time, time, target, device, (), None))
 
-    def _extended_entry(
-        self, block: memoryview, fields: tuple[bytes, ...], extensions: _Extensions
-    ) -> Entry:
+    def _extended_entry(self, block: memoryview, fields: tuple[bytes, ...], extensions: Extensions) -> Entry:
         """An entry with pax records or GNU long names in front of it."""
         records = extensions.records
         if fields[5] == _GNU_SPARSE:
@@ -277,7 +173,7 @@ class TarReader:
             mtime = nanoseconds(value, "mtime")
         atime = nanoseconds(value, "atime") if (value := records.get(b"atime")) else mtime
         xattrs = extensions.xattrs
-        return _entry_of((path, kind, mode, uid, gid, size, mtime, atime, link, device, xattrs, sparse_map))
+        return entry_of((path, kind, mode, uid, gid, size, mtime, atime, link, device, xattrs, sparse_map))
 
     def _gnu_sparse_entry(self, block: memoryview, fields: tuple[bytes, ...]) -> Entry:
         header = bytes(block)
@@ -287,7 +183,7 @@ class TarReader:
             raise TarError("a sparse file's map does not fit its content")
         return plain._replace(size=sparse_map.real_size, sparse=sparse_map)
 
-    def _pax_sparse_map(self, extensions: _Extensions) -> SparseMap | None:
+    def _pax_sparse_map(self, extensions: Extensions) -> SparseMap | None:
         records = extensions.records
         if records.get(b"GNU.sparse.major") == b"1" and records.get(b"GNU.sparse.minor") == b"0":
             stored = self._unread
@@ -312,12 +208,12 @@ class TarReader:
             return DIRECTORY if path.endswith(b"/") else REGULAR
         if kind in (REGULAR, _CONTIGUOUS):
             return REGULAR
-        if kind in _HEADER_ONLY:
+        if kind in HEADER_ONLY:
             return kind
         name = path.decode(errors="backslashreplace")
         raise TarError(f"entry {name!r} is of type {kind.decode('latin-1')!r}, which is not supported")
 
-    def _extend(self, extensions: _Extensions | None, kind: bytes, length: int) -> _Extensions | None:
+    def _extend(self, extensions: Extensions | None, kind: bytes, length: int) -> Extensions | None:
         """Take in a header that describes the next one."""
         if length < 0:
             raise TarError("an extension header has a negative size")
@@ -326,7 +222,7 @@ class TarReader:
         content = (self._take(length + -length % BLOCK) or b"")[:length]
         if kind == b"g":
             return None
-        extensions = extensions or _Extensions()
+        extensions = extensions or Extensions()
         if kind == b"x":
             extensions.read(content)
         elif kind == b"L":
@@ -369,81 +265,5 @@ class TarReader:
         while self._next():
             self._position = len(self._chunk)
 
-    # -- bytes ----------------------------------------------------------------------------------------------
-
-    def _expect(self, content_length: int) -> None:
-        if content_length < 0:
-            raise TarError("an entry has a negative size")
-        self._unread = content_length
-        self._padding = -content_length % BLOCK
-
     def _block(self) -> bytes:
         return self._take(BLOCK) or b""
-
-    def _take(self, length: int, *, at_boundary: bool = False) -> bytes | None:
-        """Exactly so many bytes; None at the end of the stream where an entry may end (`at_boundary`)."""
-        end = self._position + length
-        if end <= len(self._chunk):
-            whole = bytes(self._chunk[self._position : end])
-            self._position = end
-            return whole
-        taken = bytearray()
-        while len(taken) < length:
-            if self._position == len(self._chunk) and not self._next():
-                if at_boundary and not taken:
-                    return None
-                raise TarError("the tar is cut short")
-            piece = self._chunk[self._position : self._position + length - len(taken)]
-            self._position += len(piece)
-            taken += piece
-        return bytes(taken)
-
-    def _take_content(self, end: int) -> memoryview:
-        if self._literal is not None:
-            self._flush_literal(self._position)
-            self._literal_from = end
-        piece = self._chunk[self._position : end]
-        self._position = end
-        return piece
-
-    def _skip_rest(self) -> None:
-        """Skip what is left of the current entry. Its padding may be missing where the tar ends."""
-        end = self._position + self._unread + self._padding
-        if end <= len(self._chunk):
-            self._position = end
-        else:
-            self._skip(self._unread)
-            left = self._padding
-            while (available := len(self._chunk) - self._position) < left:
-                left -= available
-                if not self._next():
-                    self._padding = self._unread = 0
-                    return
-            self._position += left
-        self._unread = self._padding = 0
-
-    def _skip(self, length: int) -> None:
-        while (available := len(self._chunk) - self._position) < length:
-            length -= available
-            self._refill()
-        self._position += length
-
-    def _refill(self) -> None:
-        if not self._next():
-            raise TarError("the tar is cut short")
-
-    def _next(self) -> bool:
-        """Go on to the next chunk; False at the end of the stream. What is left of this one is passed over."""
-        if self._ended:
-            return False
-        if self._literal is not None:
-            self._flush_literal(len(self._chunk))
-            self._literal_from = 0
-        chunk = self._next_chunk()
-        self._ended = chunk is None
-        self._chunk, self._position = chunk or memoryview(b""), 0
-        return not self._ended
-
-    def _flush_literal(self, end: int) -> None:
-        if self._literal is not None and end > self._literal_from:
-            self._literal(self._chunk[self._literal_from : end])

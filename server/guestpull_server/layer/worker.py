@@ -24,6 +24,7 @@ from guestpull_server.layer.messages import (
     Unpacked,
     UnpackRequest,
 )
+from guestpull_server.layer.record import RecordWriter
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.tar_reader import TarReader
 
@@ -75,16 +76,19 @@ def run(
 
 
 def unpack(request: UnpackRequest, pipe: int, record: int | None = None) -> tuple[Report, bytes]:
-    """Unpack the layer that `pipe` carries into the root directory, which is empty.
+    """Unpack the layer that `pipe` carries into the root directory, which is empty; `record` takes its record.
 
     Returns the report and the implied directories, each ended by a NUL. No error leaves here: all become
     reports.
     """
     try:
         inflater = Inflater(pipe, request.hash_algorithm, request.limits, hash_plain=request.hash_plain)
-        reader = TarReader(inflater.next_chunk, request.limits.max_header_bytes)
-        extractor = Extractor(reader, request.limits)
+        writer = None if record is None else RecordWriter(record)
+        reader = TarReader(inflater.next_chunk, request.limits.max_header_bytes, writer)
+        extractor = Extractor(reader, request.limits, writer)
         extractor.extract_all()
+        if writer is not None:
+            writer.finish()
     except LayerLimitExceeded as error:
         return error.report, b""
     except TarError as error:

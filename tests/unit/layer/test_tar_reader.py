@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import random
 import subprocess
@@ -17,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guestpull_server.layer.messages import LayerLimitExceeded
+from guestpull_server.layer.tar_entry import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
 from guestpull_server.layer.tar_fields import TarError
-from guestpull_server.layer.tar_reader import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, TarReader
+from guestpull_server.layer.tar_reader import TarReader
 from support import images
 from support.images import RawTar, TarFormat, tar_of
 from support.reading import Member, each_member, logical, members, pieces
@@ -498,30 +498,52 @@ def test_any_bytes_are_read_or_refused_by_name(content: bytes) -> None:
         members(content)
 
 
-# -- literal bytes ------------------------------------------------------------------------------------------
+# -- recording ----------------------------------------------------------------------------------------------
+
+
+class _Recorded:
+    def __init__(self) -> None:
+        self.everything = bytearray()
+        self.literals = bytearray()
+        self.contents: list[bytes] = []
+        self._open = bytearray()
+
+    def literal(self, piece: memoryview) -> None:
+        self.everything += piece
+        self.literals += piece
+
+    def content(self, piece: memoryview, last: bool) -> None:
+        self.everything += piece
+        self._open += piece
+        if last:
+            self.contents.append(bytes(self._open))
+            self._open.clear()
 
 
 @pytest.mark.parametrize("piece", [512, 700, 4096, 1 << 20])
 @pytest.mark.parametrize(
     "make", [_valid, lambda: _valid() + b"trailing" * 1000, lambda: _valid().rstrip(b"\0")]
 )
-def test_literal_bytes_and_taken_contents_are_the_whole_tar(make: Callable[[], bytes], piece: int) -> None:
-    tar = make()
-    literal = io.BytesIO()
-    taken = 0
-    reader = TarReader(pieces(tar, piece), 1 << 20, literal.write)
-    for member in each_member(reader):
-        taken += len(member.stored)
-    assert taken + literal.tell() == len(tar)
+def test_a_recorder_is_told_every_byte_in_order(make: Callable[[], bytes], piece: int) -> None:
+    recorded = _Recorded()
+    found = list(each_member(TarReader(pieces(make(), piece), 1 << 20, recorded)))
+    assert recorded.everything == make()
+    assert recorded.contents == [one.stored for one in found if one.stored]
+
+
+def test_content_that_nobody_takes_is_literal() -> None:
+    recorded = _Recorded()
+    tar = _valid()
+    for _ in TarReader(pieces(tar, 1000), 1 << 20, recorded):
+        pass
+    assert recorded.literals == tar
 
 
 @pytest.mark.parametrize("piece", [512, 700, 1 << 20])
 def test_a_tar_without_its_contents_reads_as_the_same_entries(piece: int) -> None:
-    tar = _valid() + b"trailing"
-    literal = io.BytesIO()
-    written = list(each_member(TarReader(pieces(tar, 1000), 1 << 20, literal.write)))
-    again = io.BytesIO()
-    reader = TarReader(pieces(literal.getvalue(), piece), 1 << 20, again.write)
+    recorded, again = _Recorded(), _Recorded()
+    written = list(each_member(TarReader(pieces(_valid() + b"trailing", 1000), 1 << 20, recorded)))
+    reader = TarReader(pieces(bytes(recorded.literals), piece), 1 << 20, again)
     found = [(entry, reader.omit_content()) for entry in reader]
     assert found == [(one.entry, len(one.stored)) for one in written]
-    assert again.getvalue() == literal.getvalue()
+    assert again.literals == recorded.literals

@@ -1,0 +1,40 @@
+"""One member of a tar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple, cast
+
+from guestpull_server.layer.sparse import SparseMap
+
+REGULAR: Final = b"0"
+HARD_LINK: Final = b"1"
+SYMLINK: Final = b"2"
+CHARACTER_DEVICE: Final = b"3"
+BLOCK_DEVICE: Final = b"4"
+DIRECTORY: Final = b"5"
+FIFO: Final = b"6"
+HEADER_ONLY: Final = frozenset((HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO))
+"""Types that have no content, whatever their headers say."""
+
+
+class Entry(NamedTuple):
+    """One member of a tar, its pax and GNU headers applied. Paths are bytes, as the tar has them."""
+
+    path: bytes
+    type: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int  # bytes of content, holes included
+    mtime_ns: int
+    atime_ns: int
+    link_target: bytes
+    device: tuple[int, int]
+    xattrs: tuple[tuple[bytes, bytes], ...]
+    sparse: SparseMap | None
+
+
+entry_of = cast("Callable[[tuple[object, ...]], Entry]", partial(tuple.__new__, Entry))
+"""Makes an entry of its fields in a third of the time that its constructor takes."""
