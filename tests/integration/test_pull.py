@@ -58,7 +58,7 @@ def test_runc_and_crun_start_the_bundle_as_it_is(daemon: Daemon, docker_registry
 
     daemon.client.pull(reference, bundle)
 
-    expected = "uid=1234(shop) gid=1235(shop) groups=2000(audit)\n/srv\nhello\n"
+    expected = "uid=1234(shop) gid=1235(shop) groups=1235(shop),2000(audit)\n/srv\nhello\n"
     assert run_container(bundle, f"gp-{os.getpid()}-runc") == expected
     assert run_container(bundle, f"gp-{os.getpid()}-crun", "crun") == expected
 

@@ -5,7 +5,9 @@ bundle, which a runtime starts as it is.
 
   runtime.py  the conversion, and the defaults where an image says nothing
   users.py    the image's User -> numbers
+  volumes.py  the image's Volumes -> mounts
   spec.py     the runtime specification's document
+  image_files.py  looking at what is in the image, without being led out of it
 
 Nothing here mounts, and nothing here knows the store. Start with `runtime.runtime_config`.
 """

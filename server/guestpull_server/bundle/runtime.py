@@ -4,9 +4,8 @@ Follows the image specification's conversion.md for what the image says, and Doc
 not: capabilities, mounts, masked paths, device rules. `runc run` and `crun run` start it as it is, without a
 terminal.
 
-Two points where conversion.md leaves a choice. A volume is left in the rootfs, which is the bundle's own and
-writable, so that what the image has there stays visible, as Docker's copying would make it. An image that has
-neither Entrypoint nor Cmd gets `sh`, as in image-rs: the caller, a kata-agent, brings arguments of its own.
+Where conversion.md leaves a choice: an image that has neither Entrypoint nor Cmd gets `sh`, as in image-rs, for
+the caller, a kata-agent, brings arguments of its own; volumes.py says what becomes of volumes.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from guestpull_server.bundle.spec import (
     User,
 )
 from guestpull_server.bundle.users import user_of
+from guestpull_server.bundle.volumes import mounts_of
 from guestpull_server.errors import BundleExists, InvalidManifest, storage_errors
 from guestpull_server.models import ImageConfig
 
@@ -103,7 +103,7 @@ def write_runtime_config(bundle_path: str, rootfs: str, image_config: bytes) -> 
     """
     try:
         config = msgspec.json.decode(image_config, type=ImageConfig)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidManifest(bundle_path, "the image config", str(error)) from None
     content = msgspec.json.format(msgspec.json.encode(runtime_config(config, rootfs)), indent=2)
     path = os.path.join(bundle_path, "config.json")
@@ -112,6 +112,7 @@ def write_runtime_config(bundle_path: str, rootfs: str, image_config: bytes) -> 
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             with open(descriptor, "wb") as file:
+                os.fchmod(descriptor, 0o644)  # whatever the umask is
                 file.write(content + b"\n")
             try:
                 os.link(temporary, path)
@@ -127,6 +128,7 @@ def runtime_config(config: ImageConfig, rootfs: str) -> RuntimeConfig:
 
     Raises:
         NoSuchUser: its User is not in the image.
+        StorageFailed: the operating system refuses to look at the image's files.
     """
     process = config.process
     user = user_of(process.user or "", rootfs)
@@ -146,7 +148,7 @@ def runtime_config(config: ImageConfig, rootfs: str) -> RuntimeConfig:
         ),
         root=Root("rootfs"),
         hostname="guestpull",
-        mounts=_MOUNTS,
+        mounts=[*_MOUNTS, *mounts_of(process.volumes or (), rootfs)],
         annotations=_annotations(config),
         linux=Linux(
             resources=Resources(devices=[DeviceRule(allow=False, access="rwm")]),
@@ -164,6 +166,8 @@ def _annotations(config: ImageConfig) -> dict[str, str]:
         "os": config.os,
         "architecture": config.architecture,
         "variant": config.variant,
+        "os.version": config.os_version,
+        "os.features": msgspec.json.encode(config.os_features).decode() if config.os_features else "",
         "author": config.author,
         "created": config.created,
         "stopSignal": process.stop_signal,

@@ -1,42 +1,41 @@
 """The image's User -> numbers, looked up in the image's own /etc/passwd and /etc/group.
 
 `User` is `user`, `uid`, `user:group`, `uid:gid` or any mixture (OCI config.md). The meaning is Docker's
-(moby/sys/user, GetExecUser): a name must be there; a number need not be; without a group the user's own group
-counts, and the groups that list the user are supplementary; with a group there are none.
+(moby/sys/user, GetExecUser): a name must be there; a number need not be, and is never taken for a name, or the
+image could give its `1000` the uid 0 (CVE-2016-3697). Without a group the user's own group counts, and the groups
+that list the user are supplementary; with a group there are none of these. No User is uid 0.
 
-The files are the image's, and hostile: they are opened within the rootfs, so that no link leads out of it
-(openat2(2), RESOLVE_IN_ROOT), read up to a bound, and lines that are malformed are as good as absent.
+The user's group is always among the supplementary ones as well. Without it a process could shed its group, and
+with it the permissions that are denied to that group (CVE-2022-36109, CVE-2022-2989, CVE-2023-25173).
+
+The files are the image's, and hostile: they are read from inside of it and up to a bound, and lines that are
+malformed are as good as absent. A file that is there but cannot be read is an error, not an absent one: the
+process would get another group than it should.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import stat
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from guestpull_server.errors import NoSuchUser
+from guestpull_server.bundle import image_files
+from guestpull_server.errors import NoSuchUser, storage_errors
 from guestpull_server.models import MiB
 
-_SYS_OPENAT2: Final = 437
-_RESOLVE_IN_ROOT: Final = 0x10
 _MAX_FILE_BYTES: Final = 4 * MiB
 _MAX_ID: Final = (1 << 32) - 2  # the last one means "leave it" to the kernel
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessUser:
-    """Who a container's process runs as."""
+    """Who a container's process runs as; `additional_gids` begins with its `gid`."""
 
     uid: int
     gid: int
-    additional_gids: tuple[int, ...] = ()
+    additional_gids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +60,16 @@ def user_of(user: str, rootfs: str) -> ProcessUser:
     """Look a User up.
 
     Args:
-        user: as the image config has it; empty is root.
+        user: as the image config has it.
         rootfs: the mounted root filesystem.
 
     Raises:
         NoSuchUser: it names a user or a group that is not there, or a number that cannot be.
+        StorageFailed: the operating system refuses to read the image's files.
     """
-    if not user:
-        return ProcessUser(0, 0)
-    passwd = read_accounts(_lines(rootfs, "etc/passwd"))
-    group = read_groups(_lines(rootfs, "etc/group"))
-    return resolve(user, tuple(passwd), tuple(group))
+    accounts = read_accounts(_lines(rootfs, "etc/passwd"))
+    groups = read_groups(_lines(rootfs, "etc/group"))
+    return resolve(user, tuple(accounts), tuple(groups))
 
 
 def resolve(user: str, accounts: Iterable[Account], groups: Iterable[Group]) -> ProcessUser:
@@ -80,20 +78,20 @@ def resolve(user: str, accounts: Iterable[Account], groups: Iterable[Group]) -> 
     Raises:
         NoSuchUser: see `user_of`.
     """
-    name, colon, group_name = user.partition(":")
-    account = _account(user, name, accounts) if name else Account("root", 0, 0)
+    name, _, group_name = user.partition(":")
+    account = _account(user, name or "0", accounts)
     groups = tuple(groups)
-    if colon and group_name:
-        return ProcessUser(account.uid, _gid(user, group_name, groups))
-    additional = (group.gid for group in groups if account.name and account.name in group.members)
-    return ProcessUser(account.uid, account.gid, tuple(dict.fromkeys(additional)))
+    if group_name:
+        gid = _gid(user, group_name, groups)
+        return ProcessUser(account.uid, gid, (gid,))
+    listing = (group.gid for group in groups if account.name and account.name in group.members)
+    return ProcessUser(account.uid, account.gid, tuple(dict.fromkeys((account.gid, *listing))))
 
 
 def _account(user: str, name: str, accounts: Iterable[Account]) -> Account:
     number = _number(user, name)
     for account in accounts:
-        # as in Docker, a name that looks like a number may be either
-        if account.name == name or account.uid == number:
+        if account.name == name if number is None else account.uid == number:
             return account
     if number is None:
         raise NoSuchUser(user, f"the image's /etc/passwd has no user {name!r}")
@@ -102,12 +100,12 @@ def _account(user: str, name: str, accounts: Iterable[Account]) -> Account:
 
 def _gid(user: str, name: str, groups: Iterable[Group]) -> int:
     number = _number(user, name)
+    if number is not None:
+        return number
     for group in groups:
-        if group.name == name or group.gid == number:
+        if group.name == name:
             return group.gid
-    if number is None:
-        raise NoSuchUser(user, f"the image's /etc/group has no group {name!r}")
-    return number
+    raise NoSuchUser(user, f"the image's /etc/group has no group {name!r}")
 
 
 def _number(user: str, text: str) -> int | None:
@@ -147,39 +145,9 @@ def _id(text: str) -> int:
 
 def _lines(rootfs: str, path: str) -> list[str]:
     """The lines of a file of the image; none where it has no such file."""
-    try:
-        descriptor = _open_within(rootfs, path)
-    except OSError:
-        return []
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return []
-        content = b""
-        while len(content) < _MAX_FILE_BYTES and (
-            more := os.read(descriptor, _MAX_FILE_BYTES - len(content))
-        ):
-            content += more
-    finally:
-        os.close(descriptor)
+    with storage_errors("looking up the image's User", os.path.join(rootfs, path)):
+        content = image_files.read(rootfs, path, _MAX_FILE_BYTES) or b""
+    if len(content) == _MAX_FILE_BYTES:
+        # half a line is none: `shop:x:1000:10` may have been the user of group 1000
+        content = content[: content.rfind(b"\n") + 1]
     return [line.strip() for line in content.decode("utf-8", "surrogateescape").split("\n")]
-
-
-def _open_within(rootfs: str, path: str) -> int:
-    """Open a file for reading as a process would whose root directory is `rootfs`."""
-    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # O_NONBLOCK: a fifo in the place of the file must not hold us up
-        how = struct.pack(
-            "QQQ", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0, _RESOLVE_IN_ROOT
-        )
-        result = int(
-            _libc.syscall(
-                ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(root), path.encode(), how, ctypes.c_size_t(len(how))
-            )
-        )
-    finally:
-        os.close(root)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def test_the_process_is_the_images(tmp_path: Path) -> None:
     assert spec["process"]["args"] == ["/entry", "point", "--flag"]
     assert spec["process"]["env"] == ["PATH=/own", "A=b=c"]
     assert spec["process"]["cwd"] == "/srv"
-    assert spec["process"]["user"] == {"uid": 5, "gid": 6, "additionalGids": []}
+    assert spec["process"]["user"] == {"uid": 5, "gid": 6, "additionalGids": [6]}
     assert spec["process"]["terminal"] is False
     assert spec["root"] == {"path": "rootfs", "readonly": False}
 
@@ -65,11 +66,14 @@ def test_what_has_no_place_in_the_specification_is_an_annotation_and_labels_win(
         author="field",
         created="2026-01-01T00:00:00Z",
         variant="v8",
+        **{"os.version": "1.2", "os.features": ["one", "two"]},
     )
 
     prefix = "org.opencontainers.image."
     assert spec["annotations"] == {
         f"{prefix}os": "linux",
+        f"{prefix}os.version": "1.2",
+        f"{prefix}os.features": '["one","two"]',
         f"{prefix}architecture": "arm64",
         f"{prefix}variant": "v8",
         f"{prefix}author": "label",
@@ -90,6 +94,14 @@ def test_a_container_has_a_devices_rule_and_namespaces_of_its_own(tmp_path: Path
     assert "/proc/kcore" in spec["linux"]["maskedPaths"]
 
 
+def test_volumes_are_mounts_after_those_that_every_container_has(tmp_path: Path) -> None:
+    spec = converted(tmp_path, {"Volumes": {"/srv/b": {}, "/srv/a": {}}})
+
+    destinations = [mount["destination"] for mount in spec["mounts"]]
+    assert destinations[0] == "/proc"
+    assert destinations[-2:] == ["/srv/a", "/srv/b"]
+
+
 def test_a_config_that_is_there_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("precious")
 
@@ -100,14 +112,20 @@ def test_a_config_that_is_there_is_never_replaced(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["config.json", "rootfs"]
 
 
-def test_the_file_is_readable_for_all_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
-    converted(tmp_path, {})
+def test_the_file_is_readable_for_all_whatever_the_umask_and_nothing_is_left_beside_it(
+    tmp_path: Path,
+) -> None:
+    before = os.umask(0o077)
+    try:
+        converted(tmp_path, {})
+    finally:
+        os.umask(before)
 
     assert stat.S_IMODE((tmp_path / "config.json").stat().st_mode) == 0o644
     assert sorted(one.name for one in tmp_path.iterdir()) == ["config.json", "rootfs"]
 
 
-@pytest.mark.parametrize("config", [b"", b"[]", b'{"config": {"Env": "A=b"}}', b"\xff"])
+@pytest.mark.parametrize("config", [b"", b"[]", b'{"config": {"Env": "A=b"}}', b"\xff", b"[" * 100_000])
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, config: bytes) -> None:
     with pytest.raises(InvalidManifest):
         write_runtime_config(str(tmp_path), str(tmp_path), config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from guestpull_server.bundle.users import (
     resolve,
     user_of,
 )
-from guestpull_server.errors import NoSuchUser
+from guestpull_server.errors import NoSuchUser, StorageFailed
+from guestpull_server.models import MiB
 
-ACCOUNTS = (Account("root", 0, 0), Account("shop", 1000, 1001), Account("1234", 7, 8))
+ACCOUNTS = (Account("root", 0, 0), Account("shop", 1000, 1001))
 GROUPS = (
     Group("root", 0, ()),
     Group("shop", 1001, ()),
@@ -33,21 +35,37 @@ GROUPS = (
 @pytest.mark.parametrize(
     ("user", "expected"),
     [
-        ("shop", ProcessUser(1000, 1001, (2000, 10))),
-        ("1000", ProcessUser(1000, 1001, (2000, 10))),
-        ("shop:wheel", ProcessUser(1000, 10)),
-        ("shop:10", ProcessUser(1000, 10)),
-        ("shop:", ProcessUser(1000, 1001, (2000, 10))),
-        ("4242", ProcessUser(4242, 0)),
-        ("4242:4343", ProcessUser(4242, 4343)),
-        (":wheel", ProcessUser(0, 10)),
-        ("0", ProcessUser(0, 0, (2000,))),
-        ("1234", ProcessUser(7, 8)),
-        ("4294967294", ProcessUser(4294967294, 0)),
+        ("shop", ProcessUser(1000, 1001, (1001, 2000, 10))),
+        ("1000", ProcessUser(1000, 1001, (1001, 2000, 10))),
+        ("shop:wheel", ProcessUser(1000, 10, (10,))),
+        ("shop:10", ProcessUser(1000, 10, (10,))),
+        ("shop:", ProcessUser(1000, 1001, (1001, 2000, 10))),
+        ("4242", ProcessUser(4242, 0, (0,))),
+        ("4242:4343", ProcessUser(4242, 4343, (4343,))),
+        ("4294967294", ProcessUser(4294967294, 0, (0,))),
     ],
 )
 def test_a_user_is_what_docker_takes_it_for(user: str, expected: ProcessUser) -> None:
     assert resolve(user, ACCOUNTS, GROUPS) == expected
+
+
+@pytest.mark.parametrize("user", ["", "0", "root", ":", "root:"])
+def test_no_user_is_root_with_root_s_groups(user: str) -> None:
+    assert resolve(user, ACCOUNTS, GROUPS) == ProcessUser(0, 0, (0, 2000))
+
+
+def test_a_number_is_never_taken_for_a_name() -> None:
+    accounts = (Account("1234", 0, 0), *ACCOUNTS)
+    groups = (Group("1235", 0, ()), *GROUPS)
+
+    assert resolve("1234", accounts, groups) == ProcessUser(1234, 0, (0,))
+    assert resolve("shop:1235", accounts, groups) == ProcessUser(1000, 1235, (1235,))
+
+
+@given(st.sampled_from(["shop", "1000", "shop:wheel", "shop:10", "root", "4242", ""]))
+def test_a_process_cannot_shed_its_group(user: str) -> None:
+    found = resolve(user, ACCOUNTS, GROUPS)
+    assert found.gid in found.additional_gids
 
 
 @pytest.mark.parametrize(
@@ -78,45 +96,38 @@ def rootfs_of(directory: Path, passwd: bytes, group: bytes = b"") -> str:
 
 def test_lines_that_are_malformed_are_as_good_as_absent(tmp_path: Path) -> None:
     malformed = b"\n# comment\nshop\nshop:x\nshop:x:abc:1\nshop:x:-5:1\nshop:x:7:99999999999\n\xff\xfe\n"
-    passwd = malformed + b"shop:x:5:6::/:/bin/sh"
-    assert user_of("shop", rootfs_of(tmp_path, passwd, b"bad\nother:x:9:shop,,\n")) == ProcessUser(5, 6, (9,))
+    rootfs = rootfs_of(tmp_path, malformed + b"shop:x:5:6::/:/bin/sh", b"bad\nother:x:9:shop,,\n")
+
+    assert user_of("shop", rootfs) == ProcessUser(5, 6, (6, 9))
 
 
-def test_no_link_leads_out_of_the_image(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.write_text("shop:x:5:6::/:/bin/sh\n")
-    rootfs = tmp_path / "rootfs"
-    (rootfs / "etc").mkdir(parents=True)
-    for target in (str(outside), "../../outside", "/outside"):
-        with contextlib.suppress(FileNotFoundError):
-            (rootfs / "etc/passwd").unlink()
-        (rootfs / "etc/passwd").symlink_to(target)
-        with pytest.raises(NoSuchUser):
-            user_of("shop", str(rootfs))
-
-
-def test_links_within_the_image_are_followed_as_within_a_container(tmp_path: Path) -> None:
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "usr").mkdir()
-    (tmp_path / "usr/passwd").write_text("shop:x:5:6::/:/bin/sh\n")
-    (tmp_path / "etc/passwd").symlink_to("/usr/passwd")
-
-    assert user_of("shop", str(tmp_path)) == ProcessUser(5, 6)
-
-
-def test_a_fifo_in_the_place_of_passwd_holds_nobody_up(tmp_path: Path) -> None:
-    (tmp_path / "etc").mkdir()
-    os.mkfifo(tmp_path / "etc/passwd")
+def test_a_line_that_the_bound_cuts_is_as_good_as_absent(tmp_path: Path) -> None:
+    line = b"shop:x:5:10"
+    filler = b"#" * (4 * MiB - len(line) - 1) + b"\n"
+    rootfs = rootfs_of(tmp_path, filler + line + b"01::/:/bin/sh\n")
 
     with pytest.raises(NoSuchUser):
-        user_of("shop", str(tmp_path))
+        user_of("shop", rootfs)
 
 
 def test_an_image_without_files_has_numbers_only(tmp_path: Path) -> None:
-    assert user_of("", str(tmp_path)) == ProcessUser(0, 0)
-    assert user_of("5:6", str(tmp_path)) == ProcessUser(5, 6)
+    assert user_of("", str(tmp_path)) == ProcessUser(0, 0, (0,))
+    assert user_of("5:6", str(tmp_path)) == ProcessUser(5, 6, (6,))
     with pytest.raises(NoSuchUser):
-        user_of("root:staff", str(tmp_path))
+        user_of("root", str(tmp_path))
+
+
+def test_files_that_cannot_be_read_are_not_taken_for_absent_ones(tmp_path: Path) -> None:
+    rootfs = rootfs_of(tmp_path, b"shop:x:5:6::/:/bin/sh\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
+    try:
+        with pytest.raises(StorageFailed):
+            user_of("5", rootfs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @given(st.text(), st.lists(st.text()), st.lists(st.text()))
@@ -125,5 +136,18 @@ def test_any_user_in_any_files_is_numbers_or_a_named_error(
 ) -> None:
     with contextlib.suppress(NoSuchUser):
         found = resolve(user, read_accounts(passwd), read_groups(group))
-        assert 0 <= found.uid < 2**32 - 1
-        assert 0 <= found.gid < 2**32 - 1
+        for number in (found.uid, found.gid, *found.additional_gids):
+            assert 0 <= number < 2**32 - 1
+
+
+@given(
+    st.from_regex(r"[a-z_][a-z0-9_-]{0,15}", fullmatch=True),
+    st.integers(0, 2**32 - 2),
+    st.integers(0, 2**32 - 2),
+)
+def test_whoever_is_in_the_files_is_found(name: str, uid: int, gid: int) -> None:
+    accounts = list(read_accounts([f"{name}:x:{uid}:{gid}:gecos:/home:/bin/sh"]))
+    groups = list(read_groups([f"others:x:77:else,{name}", f"{name}:x:{gid}:"]))
+
+    expected = ProcessUser(uid, gid, tuple(dict.fromkeys((gid, 77))))
+    assert resolve(name, accounts, groups) == resolve(str(uid), accounts, groups) == expected

@@ -1,0 +1,79 @@
+"""The image's Volumes -> mounts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestpull_server.bundle.volumes import mounts_of
+
+
+def test_a_volume_that_the_image_does_not_have_is_a_tmpfs(tmp_path: Path) -> None:
+    (mount,) = mounts_of(["/data"], str(tmp_path))
+
+    assert (mount.destination, mount.type, mount.source) == ("/data", "tmpfs", "tmpfs")
+    assert mount.options == ["rw", "nosuid", "nodev", "relatime", "mode=0755"]
+
+
+def test_a_volume_has_the_owner_and_the_mode_of_the_image_s_directory(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o1770)
+
+    (mount,) = mounts_of(["/data"], str(tmp_path))
+
+    assert mount.options[-3:] == ["mode=1770", f"uid={os.geteuid()}", f"gid={os.getegid()}"]
+
+
+def test_a_volume_begins_with_what_the_image_has_there(tmp_path: Path) -> None:
+    (tmp_path / "data/full").mkdir(parents=True)
+
+    outer, inner = mounts_of(["/data/full", "/data"], str(tmp_path))
+
+    assert (outer.destination, "tmpcopyup" in outer.options) == ("/data", True)
+    assert (inner.destination, "tmpcopyup" in inner.options) == ("/data/full", False)
+
+
+def test_a_path_is_the_container_s_whatever_it_looks_like(tmp_path: Path) -> None:
+    volumes = ["data", "//data/", "/data/.", "/x/../data", "/../../data"]
+
+    assert [mount.destination for mount in mounts_of(volumes, str(tmp_path))] == ["/data"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "", "/..", "/proc", "/proc/sys", "/sys/fs", "/dev", "/dev/shm", "/x/../dev"]
+)
+def test_what_the_runtime_mounts_itself_is_left_to_it(tmp_path: Path, path: str) -> None:
+    assert mounts_of([path], str(tmp_path)) == []
+
+
+def test_what_is_no_directory_is_not_mounted_over(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"a file")
+
+    assert mounts_of(["/data"], str(tmp_path)) == []
+
+
+def test_a_link_is_looked_at_within_the_image(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o700)
+    (tmp_path / "rootfs").mkdir()
+    (tmp_path / "rootfs/data").symlink_to(outside)
+
+    (mount,) = mounts_of(["/data"], str(tmp_path / "rootfs"))
+
+    assert "mode=0755" in mount.options
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("rootfs"))
+
+
+@given(st.lists(st.text()))
+def test_any_volumes_are_mounts_within_the_container(empty: str, volumes: list[str]) -> None:
+    for mount in mounts_of(volumes, empty):
+        assert mount.destination.startswith("/")
+        assert ".." not in mount.destination.split("/")
