@@ -185,6 +185,8 @@ class ImageConfig(msgspec.Struct, frozen=True):
     architecture: str = ""
     os: str = ""
     variant: str = ""
+    os_version: str | None = msgspec.field(default=None, name="os.version")
+    os_features: list[str] | None = msgspec.field(default=None, name="os.features")
     author: str | None = None
     created: str | None = None
     config: ImageProcess | None = None
