@@ -18,6 +18,7 @@ from guestpull_server.config import Limits
 from guestpull_server.layer import tar_entry, whiteout
 from guestpull_server.layer.directories import Directories, drop_inherited_acls
 from guestpull_server.layer.messages import LayerLimitExceeded
+from guestpull_server.layer.paths import clean
 from guestpull_server.layer.record import RecordWriter
 from guestpull_server.layer.removal import remove_directory, remove_file
 from guestpull_server.layer.tar_entry import Entry
@@ -344,25 +345,6 @@ class Extractor:
     def _absolute(self, name: bytes) -> bytes:
         current = self._directories.path
         return current + name if current == b"/" else current + b"/" + name
-
-
-def clean(path: bytes) -> bytes:
-    """A tar's path relative to the layer's root: no `.`, no `..`, no doubled or outer slashes.
-
-    `..` at the root stays at the root, as everywhere in a chroot and as Go's filepath.Join("/", path) has it.
-    """
-    if path[:2] == b"./":
-        path = path[2:]
-    path = path.rstrip(b"/")
-    if path[:1] not in (b"/", b".") and b"//" not in path and b"/." not in path:
-        return path
-    kept: list[bytes] = []
-    for component in path.split(b"/"):
-        if component == b"..":
-            del kept[-1:]
-        elif component not in (b"", b"."):
-            kept.append(component)
-    return b"/".join(kept)
 
 
 def _check_owner(entry: Entry) -> None:

@@ -102,6 +102,11 @@ def decoder_of(head: bytes) -> Decoder:
     return Decoder.UNCOMPRESSED
 
 
+def max_tar_bytes(limits: Limits) -> int:
+    """The longest tar that a layer within these limits can have."""
+    return limits.max_layer_bytes + _TAR_OVERHEAD * limits.max_layer_entries
+
+
 class Inflater:
     """Turns the pipe's bytes into buffers of tar bytes, hashing them on the way.
 
@@ -118,7 +123,7 @@ class Inflater:
     def __init__(self, pipe: int, hash_algorithm: str, limits: Limits, *, hash_plain: bool = True) -> None:
         self._source = PipeReader(pipe)
         self._limits = limits
-        self._max_tar_bytes = limits.max_layer_bytes + _TAR_OVERHEAD * limits.max_layer_entries
+        self._max_tar_bytes = max_tar_bytes(limits)
         self.decoder = decoder_of(self._source.head)
         self._hash = new_hash(hash_algorithm)
         self.is_hashed = hash_plain or self.decoder is not Decoder.UNCOMPRESSED

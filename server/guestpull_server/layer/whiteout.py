@@ -18,6 +18,8 @@ OPAQUE_MARKER: Final = b".wh..wh..opq"
 AUFS_PREFIX: Final = b".wh..wh."
 """Names that aufs kept its own state under; they mean nothing to a container, and every peer skips them."""
 
+OPAQUE_XATTR: Final = b"trusted.overlay.opaque"
+OPAQUE: Final = b"y"
 OVERLAY_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
 """xattrs by which a directory steers overlayfs. A tar must not: it could redirect into other layers."""
 
@@ -35,4 +37,4 @@ def make_whiteout(name: bytes) -> None:
 
 def make_opaque(directory: bytes) -> None:
     """Hide what lower layers have in this directory."""
-    os.setxattr(directory, b"trusted.overlay.opaque", b"y", follow_symlinks=False)
+    os.setxattr(directory, OPAQUE_XATTR, OPAQUE, follow_symlinks=False)

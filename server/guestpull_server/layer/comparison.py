@@ -1,0 +1,172 @@
+"""What is on disk, compared with what must be there, attribute by attribute."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final
+
+from guestpull_server.layer.changes import ChangeKind, Changes
+from guestpull_server.layer.contents import check_hole
+from guestpull_server.layer.expected import Directory, File, Node, Xattrs
+from guestpull_server.layer.tar_fields import NANOSECONDS
+from guestpull_server.layer.unpacked_tree import UnpackedTree
+
+_IGNORED_XATTRS: Final = frozenset({b"security.selinux"})  # the machine's own labels
+_NOTHING: Final[Xattrs] = {}
+_KINDS: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symbolic link",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+
+
+class Comparison:
+    """Compares nodes with what is at their place, and notes what differs."""
+
+    def __init__(self, tree: UnpackedTree, changes: Changes) -> None:
+        self._tree = tree
+        self._changes = changes
+        self._unit = 1 if tree.has_nanoseconds else NANOSECONDS
+        self._inodes: dict[File, tuple[int, int]] = {}  # of files with several names
+        self._directory: Directory | None = None  # the one that is entered
+
+    def directory(self, expected: Directory, descriptor: int) -> None:
+        """Compare an open directory, and the names in it."""
+        self._directory = expected
+        path = expected.path
+        self._attributes(path, expected, os.fstat(descriptor))
+        self._xattrs(path, expected.expected_xattrs(), self._tree.xattrs_of(descriptor))
+        found = set(map(os.fsencode, os.listdir(descriptor)))
+        for name in sorted(found - expected.children.keys()):
+            self._changes.add(_joined(path, name), ChangeKind.EXTRA, "the layer has no such name")
+        for name in sorted(expected.children.keys() - found):
+            if not isinstance(expected.children[name], Directory):
+                self._changes.add(_joined(path, name), ChangeKind.MISSING, "it is not there")
+
+    def file(self, expected: File, directory: Directory, name: bytes, descriptor: int) -> None:
+        """Compare what is no directory, and whose content need not be hashed."""
+        status = self._tree.status(descriptor, name)
+        if status is None:
+            return  # its directory has told
+        path = _joined(directory.path, name)
+        self._names(path, expected, status)
+        if not self._attributes(path, expected, status):
+            return
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFLNK:
+            target = os.fsencode(os.readlink(name, dir_fd=descriptor))
+            if target != expected.extra:
+                self._differs(path, ChangeKind.LINK_TARGET, target, expected.extra)
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+            if device != expected.extra:
+                self._differs(path, ChangeKind.DEVICE, device, expected.extra)
+        elif kind == stat.S_IFREG and expected.size == status.st_size and expected.size:
+            self._hole(path, expected, descriptor, name)
+        self._xattrs(path, expected.xattrs or _NOTHING, self._tree.xattrs(descriptor, name))
+
+    def name(self, expected: File, directory: Directory, name: bytes, descriptor: int) -> None:
+        """Compare one of several names of a file."""
+        status = self._tree.status(descriptor, name)
+        if status is not None:
+            self._names(_joined(directory.path, name), expected, status)
+
+    def open(self, expected: File) -> int:
+        """Compare a file, and open it for its content to be read; -1 if it is no file any more."""
+        if expected.directory is not self._directory:
+            self._directory = expected.directory
+            if self._tree.enter(expected.directory.path) is None:
+                self._directory = None
+        if self._directory is None:
+            return -1
+        directory = self._tree.current
+        status = self._tree.status(directory, expected.name)
+        if status is None:
+            return -1
+        if not stat.S_ISREG(status.st_mode):
+            self._attributes(expected.path, expected, status)
+            return -1
+        descriptor = self._tree.open_file(directory, expected.name)
+        xattrs = self._tree.xattrs_of(descriptor)
+        if not self._is_as(expected, status) or xattrs != (expected.xattrs or _NOTHING):
+            path = expected.path
+            self._attributes(path, expected, status)
+            self._xattrs(path, expected.xattrs or _NOTHING, xattrs)
+        return descriptor
+
+    def _is_as(self, expected: File, status: os.stat_result) -> bool:
+        """Whether nothing differs: what is true of nearly all files, told at once."""
+        return (
+            status.st_mode == expected.mode
+            and status.st_size == expected.size
+            and status.st_mtime_ns == expected.mtime_ns
+            and status.st_uid == expected.uid
+            and status.st_gid == expected.gid
+            and status.st_nlink == 1 == expected.links
+        )
+
+    def _attributes(self, path: bytes, expected: Node, status: os.stat_result) -> bool:
+        """Compare what one system call tells; whether the type is right."""
+        kind, wanted = stat.S_IFMT(status.st_mode), stat.S_IFMT(expected.mode)
+        if kind != wanted:
+            self._differs(path, ChangeKind.TYPE, _KINDS.get(kind, "?"), _KINDS[wanted])
+            return False
+        if status.st_mode != expected.mode:
+            self._differs(path, ChangeKind.MODE, _octal(status.st_mode), _octal(expected.mode))
+        if (status.st_uid, status.st_gid) != (expected.uid, expected.gid):
+            found = f"{status.st_uid}:{status.st_gid}"
+            self._differs(path, ChangeKind.OWNER, found, f"{expected.uid}:{expected.gid}")
+        if status.st_mtime_ns // self._unit != expected.mtime_ns // self._unit:
+            self._differs(path, ChangeKind.TIME, status.st_mtime_ns, expected.mtime_ns)
+        if isinstance(expected, File):
+            if kind == stat.S_IFREG and status.st_size != expected.size:
+                self._differs(path, ChangeKind.SIZE, status.st_size, expected.size)
+            if status.st_nlink != expected.links:
+                self._differs(path, ChangeKind.HARD_LINKS, status.st_nlink, expected.links)
+        return True
+
+    def _names(self, path: bytes, expected: File, status: os.stat_result) -> None:
+        if expected.other_names:
+            found = (status.st_dev, status.st_ino)
+            if self._inodes.setdefault(expected, found) != found:
+                detail = f"it is another file than {expected.path.decode(errors='backslashreplace')}"
+                self._changes.add(path, ChangeKind.HARD_LINKS, detail)
+
+    def _hole(self, path: bytes, expected: File, descriptor: int, name: bytes) -> None:
+        file = self._tree.open_file(descriptor, name)
+        try:
+            if not check_hole(file, 0, expected.size):
+                self._changes.add(path, ChangeKind.CONTENT, "there is something in its holes")
+        finally:
+            os.close(file)
+
+    def _xattrs(self, path: bytes, expected: Xattrs, found: Xattrs) -> None:
+        if found == expected:
+            return
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name) and not (
+                name in _IGNORED_XATTRS and name not in expected
+            ):
+                what = name.decode(errors="backslashreplace")
+                detail = f"{what} is {_shown(found.get(name))}, not {_shown(expected.get(name))}"
+                self._changes.add(path, ChangeKind.XATTR, detail)
+
+    def _differs(self, path: bytes, kind: ChangeKind, found: object, expected: object) -> None:
+        self._changes.add(path, kind, f"it is {found}, not {expected}")
+
+
+def _joined(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
+
+
+def _octal(mode: int) -> str:
+    return f"{stat.S_IMODE(mode):04o}"
+
+
+def _shown(value: bytes | None) -> str:
+    return "absent" if value is None else repr(value[:40])

@@ -1,0 +1,210 @@
+"""Whether a layer's directory is the layer: checked against the image's own diff_id, and by nothing else.
+
+    record ---- headers ----> replay -> the tree that must be there ---- compared with ----> the directory
+       |                                                                                          |
+       `------- headers -------------------> SHA-256 <------------------------ file contents -----'
+                                                |
+                                            = diff_id ?
+
+The record and the directory are both untrusted. Together they make a tar; if its digest is the diff_id, the
+record's headers are the image's, and so are the contents; and the tree that these headers make must be the tree
+that is there, to every attribute. A record that was altered along with the directory gives another digest.
+
+The CRCs in a record are there to name the file when the digest is wrong; nobody relies on them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from isal.isal_zlib import crc32
+
+from guestpull_server.config import Limits
+from guestpull_server.errors import storage_errors
+from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
+from guestpull_server.layer.comparison import Comparison
+from guestpull_server.layer.contents import PIECE_BYTES, content_of, stored_part
+from guestpull_server.layer.expected import Directory, File
+from guestpull_server.layer.inflate import max_tar_bytes
+from guestpull_server.layer.messages import LayerLimitExceeded
+from guestpull_server.layer.record import RecordError, RecordReader
+from guestpull_server.layer.replay import Replay
+from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.unpacked_tree import UnpackedTree
+from guestpull_server.models import Cancellation, Digest
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_MOST_CHANGES: Final = 1000
+_FILES_BETWEEN_CHECKS: Final = 64
+_DIGEST_IS_WRONG_ANYWAY: Final = frozenset(
+    {ChangeKind.CONTENT, ChangeKind.SIZE, ChangeKind.MISSING, ChangeKind.TYPE}
+)
+
+
+def verify_layer(
+    directory: str,
+    record_path: str,
+    diff_id: Digest,
+    *,
+    limits: Limits | None = None,
+    cancellation: Cancellation | None = None,
+) -> tuple[Change, ...]:
+    """Find what of a layer's directory is not as the layer with this diff_id has it; nothing, if all is.
+
+    Thread-safe; most of the time is spent outside of the interpreter's lock. Nothing is written, no link is
+    followed, nothing blocks.
+
+    Args:
+        directory: the layer's directory.
+        record_path: the record that was written when it was unpacked.
+        diff_id: from the image's config, which the image's id proves.
+        limits: bounds of what a record may make us remember; those of the configuration.
+        cancellation: asked now and then.
+
+    Raises:
+        StorageFailed: directory or record cannot be read.
+        Cancelled: the caller left.
+        DeadlineExceeded: its time is up.
+    """
+    changes = Changes(_MOST_CHANGES)
+    with storage_errors("verifying a layer", record_path):
+        record_file = os.open(record_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        with storage_errors("verifying a layer", directory), UnpackedTree(directory) as tree:
+            record = RecordReader(record_file)
+            proof = _Proof(record, tree, changes, limits or Limits(), cancellation)
+            proof.run(diff_id)
+    except TooManyChanges:
+        pass
+    except (RecordError, TarError) as error:
+        changes.found.append(Change(b"", ChangeKind.RECORD, f"it cannot be used: {error}"))
+    except LayerLimitExceeded as error:
+        problem = f"it exceeds limits.{error.report.limit} ({error.report.allowed})"
+        changes.found.append(Change(b"", ChangeKind.RECORD, problem))
+    finally:
+        os.close(record_file)
+    return tuple(changes.found)
+
+
+class _Proof:
+    """One verification under way."""
+
+    def __init__(
+        self,
+        record: RecordReader,
+        tree: UnpackedTree,
+        changes: Changes,
+        limits: Limits,
+        cancellation: Cancellation | None,
+    ) -> None:
+        self._record = record
+        self._tree = tree
+        self._changes = changes
+        self._limits = limits
+        self._max_headers = max_tar_bytes(limits)
+        self._cancellation = cancellation or Cancellation("verification of a layer")
+        self._comparison = Comparison(tree, changes)
+
+    def run(self, diff_id: Digest) -> None:
+        headers = self._record.headers(self._max_headers)
+        replay = Replay(lambda: next(headers, None), self._limits)
+        replay.run()
+        if len(self._record.sums) != len(replay.contents) or self._record.lost_count != replay.lost_count:
+            raise RecordError("its parts do not belong together")
+        self._compare_names(replay.root)
+        digest = self._digest(replay, diff_id.hasher())
+        if digest == diff_id.hex:
+            return
+        if not any(one.kind in _DIGEST_IS_WRONG_ANYWAY for one in self._changes.found):
+            made = f"{diff_id.algorithm}:{digest}"
+            self._changes.add(b"", ChangeKind.DIFF_ID, f"record and directory make {made}, not {diff_id}")
+
+    def _compare_names(self, root: Directory) -> None:
+        """Compare everything but the files whose content is to be hashed: they are when it is."""
+        left = [root]
+        while left:
+            self._cancellation.check()
+            expected = left.pop()
+            descriptor = self._tree.enter(expected.path)
+            if descriptor is None:
+                self._changes.add(expected.path, ChangeKind.MISSING, "there is no such directory")
+                continue
+            self._comparison.directory(expected, descriptor)
+            for name, child in expected.children.items():
+                if isinstance(child, Directory):
+                    left.append(child)
+                elif not (child.stored_size and stat.S_ISREG(child.mode)):
+                    self._comparison.file(child, expected, name, descriptor)
+                elif child.other_names:
+                    self._comparison.name(child, expected, name, descriptor)
+
+    def _digest(self, replay: Replay, hasher: _Hash) -> str:
+        """The digest of the tar that record and directory make; files are compared on the way."""
+        headers = _Headers(self._record.headers(self._max_headers), hasher)
+        contents = zip(replay.starts, replay.contents, self._record.sums, strict=True)
+        for number, (start, file, expected_sum) in enumerate(contents):
+            if number % _FILES_BETWEEN_CHECKS == 0:
+                self._cancellation.check()
+            headers.feed(start)
+            if file.lost_as >= 0:
+                self._hash_lost(file, expected_sum, hasher)
+            else:
+                self._hash_file(file, expected_sum, hasher)
+        headers.feed_rest()
+        return hasher.hexdigest()
+
+    def _hash_file(self, file: File, expected_sum: int, hasher: _Hash) -> None:
+        descriptor = self._comparison.open(file)
+        if descriptor < 0:
+            return
+        try:
+            found_sum = 0
+            for piece in content_of(descriptor, file, self._changes):
+                hasher.update(piece)
+                found_sum = crc32(piece, found_sum)
+                if len(piece) == PIECE_BYTES:
+                    self._cancellation.check()
+        finally:
+            os.close(descriptor)
+        if found_sum != expected_sum:
+            self._changes.add(file.path, ChangeKind.CONTENT, "it is not the layer's")
+
+    def _hash_lost(self, file: File, expected_sum: int, hasher: _Hash) -> None:
+        found_sum = 0
+        for piece in stored_part(self._record.lost(file.lost_as, file.size), file):
+            hasher.update(piece)
+            found_sum = crc32(piece, found_sum)
+        if found_sum != expected_sum:
+            raise RecordError("the content of a replaced file was altered")
+
+
+class _Headers:
+    """Feeds the tar without its contents to a hash, part by part."""
+
+    def __init__(self, pieces: Iterator[memoryview], hasher: _Hash) -> None:
+        self._pieces = pieces
+        self._hasher = hasher
+        self._piece = memoryview(b"")
+        self._position = 0  # in the piece
+        self._fed = 0  # in all
+
+    def feed(self, end: int) -> None:
+        """Feed up to this byte of all."""
+        while self._fed < end:
+            if self._position == len(self._piece):
+                self._piece, self._position = next(self._pieces), 0
+            stop = min(len(self._piece), self._position + end - self._fed)
+            self._hasher.update(self._piece[self._position : stop])
+            self._fed += stop - self._position
+            self._position = stop
+
+    def feed_rest(self) -> None:
+        """Feed what is left."""
+        self._hasher.update(self._piece[self._position :])
+        for piece in self._pieces:
+            self._hasher.update(piece)
