@@ -1,8 +1,9 @@
 """Layers -> a mounted rootfs, by overlayfs (Documentation/filesystems/overlayfs.rst).
 
-Each layer is given to the kernel by a parameter of its own, `lowerdir+` (Linux 6.8): up to 500 of them, of any
-length, with any characters. For older kernels all options must fit mount(2)'s one page: there each layer goes by
-a link of one to three characters, relative to a directory that only the mounting thread is in.
+Each layer is given to the kernel by a parameter of its own, `lowerdir+` (Linux 6.8): up to 500 of them. For older
+kernels all options must fit mount(2)'s one page: there each layer goes by a link of one or two characters,
+relative to a directory that only the mounting thread is in. That is also the way for paths that a parameter cannot
+have: those of more than 255 bytes, and those with a backslash, an escape in some parameters and not in others.
 
 Options: `redirect_dir=nofollow` and `metacopy=off`, so that no xattr of a layer can send overlayfs to another
 directory or to another file's contents; `index=off`, because an upper directory serves one mount only.
@@ -23,6 +24,7 @@ from guestpull_server.snapshot.syscalls import FilesystemContext, mount_from_dir
 
 _SAFE_OPTIONS: Final = {"redirect_dir": "nofollow", "metacopy": "off", "index": "off"}
 _SOURCE: Final = "guestpull"
+_MAX_LAYERS: Final = 500  # the kernel's OVL_MAX_STACK
 _MOUNTINFO: Final = "/proc/self/mountinfo"
 _LETTERS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -44,27 +46,39 @@ def mount_rootfs(layers: Sequence[StoredLayer], overlay_directory: str, rootfs: 
         lower = _prepare(layers, overlay_directory)
         target = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        _mount(lower, overlay_directory, target)
+    except OSError as error:
+        raise _refused(rootfs, error, len(lower)) from error
+    finally:
+        os.close(target)
+
+
+def _mount(lower: Sequence[str], overlay_directory: str, target: int) -> None:
+    """Mount by the newer way, or by the older one where that cannot be."""
+    if any("\\" in path for path in (*lower, overlay_directory)):
+        mount_by_one_page(lower, overlay_directory, target)
+        return
+    try:
         mount_one_by_one(lower, overlay_directory, target)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
-            raise _refused(rootfs, error, len(lower)) from error
+            raise
         try:
             mount_by_one_page(lower, overlay_directory, target)
         except OSError:
             # the older way has no log: the newer one's error says more
-            raise _refused(rootfs, error, len(lower)) from error
-    finally:
-        os.close(target)
+            raise error from None
 
 
 def _prepare(layers: Sequence[StoredLayer], overlay_directory: str) -> Sequence[str]:
     """Make upper and work directories; returns the lower ones, topmost first."""
     by_path = {layer.store_path: layer for layer in reversed(layers)}
-    lower = visible(list(by_path))
+    topmost_first = list(by_path)
+    lower = visible(topmost_first)
     upper = os.path.join(overlay_directory, "upper")
     os.mkdir(upper, 0o755)
     os.mkdir(os.path.join(overlay_directory, "work"), 0o755)
-    prepare_upper([by_path[path] for path in lower], upper)
+    prepare_upper([by_path[path] for path in topmost_first], len(lower), upper)
     if lower:
         return lower
     empty = os.path.join(overlay_directory, "empty")  # overlayfs wants a lower directory
@@ -131,8 +145,11 @@ def _refused(rootfs: str, error: OSError, layers: int) -> MountFailed:
         case errno.ENODEV | errno.ENOSYS:
             problem = "this kernel has no overlayfs"
             remedy = "Load the module overlay, or use a kernel that has it."
-        case errno.E2BIG | errno.ELOOP | errno.EMFILE | errno.ENOMEM if layers > 1:
-            remedy = f"The image has {layers} layers; overlayfs stacks at most 500. Squash some of them."
+        case errno.EINVAL | errno.E2BIG if layers > _MAX_LAYERS:
+            problem = f"the image has {layers} layers, and overlayfs stacks at most {_MAX_LAYERS}"
+            remedy = "Squash some of them."
+        case errno.EMFILE | errno.ENFILE:
+            remedy = "Raise the number of files that guestpulld may have open (ulimit -n)."
         case errno.ENOSPC:
             remedy = "The limit of mounts is reached (/proc/sys/fs/mount-max), or the file system is full."
         case errno.EINVAL:
@@ -140,7 +157,7 @@ def _refused(rootfs: str, error: OSError, layers: int) -> MountFailed:
                 "The file system of the work directory may not do as an upper directory (another overlay, NFS): "
                 "use a tmpfs or a local disk. The kernel's log may say more."
             )
-        case errno.ENOENT | errno.ESTALE:
+        case errno.ENOENT | errno.ENOTDIR | errno.ESTALE:
             remedy = "A layer's directory is gone; `guestpulld verify --repair` downloads it again."
         case _:
             remedy = "The kernel's log may say more."
@@ -170,15 +187,16 @@ class OverlayMounts:
 
         Raises:
             BundleBusy: something uses it.
-            MountFailed: the kernel refuses for another reason.
+            StorageFailed: the kernel refuses for another reason.
         """
-        try:
-            unmount(rootfs)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise BundleBusy(os.path.dirname(rootfs)) from error
-            if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise _refused(rootfs, error, 0) from error
+        with storage_errors("unmounting", rootfs):
+            try:
+                unmount(rootfs)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise BundleBusy(os.path.dirname(rootfs)) from error
+                if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
 
 
 def _unescaped(field: bytes) -> bytes:
