@@ -6,15 +6,19 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from guestpull_server.errors import BundleBusy, MountFailed, StorageFailed
 from guestpull_server.models import Decoder, Digest, StoredLayer
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
 from guestpull_server.snapshot.overlay import mount_by_one_page
+from support.trees import tree
 
 
 class Stage:
@@ -39,7 +43,7 @@ class Stage:
             else:
                 (path / one).parent.mkdir(parents=True, exist_ok=True)
                 (path / one).write_text(str(self._layers))
-        digest = Digest.of(str(path).encode())
+        digest = Digest.of(os.fsencode(path))
         return StoredLayer(digest, digest, Decoder.GZIP, str(path), implied_directories=implied)
 
     def mount(self, *layers: StoredLayer) -> Path:
@@ -82,11 +86,100 @@ def test_an_opaque_root_hides_all_layers_below(stage: Stage) -> None:
     assert os.listdir(stage.mount(stage.layer("old"), above)) == ["new"]
 
 
-@pytest.mark.parametrize(
-    "name", ["with:colon", "with,comma", "with\\backslash", "with space", "ümlaut", "x" * 200]
-)
+NAMES = [
+    "with:colon",
+    "with,comma",
+    "back\\slash",
+    "trailing\\",
+    "with space",
+    "with\nnewline",
+    "with=equals",
+    "ümlaut",
+    "\udcff",
+    "x" * 250,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_any_name_of_a_layers_directory_will_do(stage: Stage, name: str) -> None:
-    assert os.listdir(stage.mount(stage.layer("a", name=name), stage.layer("b"))) == ["a", "b"]
+    assert sorted(os.listdir(stage.mount(stage.layer("a", name=name), stage.layer("b")))) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_path_of_a_work_directory_and_a_bundle_will_do(disk: Path, name: str) -> None:
+    directory = disk / name
+    directory.mkdir()
+    stage = Stage(directory)
+
+    rootfs = stage.mount(stage.layer("a"), stage.layer("b"))
+
+    assert sorted(os.listdir(rootfs)) == ["a", "b"]
+    (rootfs / "written").write_text("x")
+    assert (stage.overlay / "upper/written").exists()
+    assert str(rootfs) in OverlayMounts().mounted()
+    OverlayMounts().unmount(str(rootfs))
+    assert str(rootfs) not in OverlayMounts().mounted()
+
+
+def test_paths_may_be_long(disk: Path) -> None:
+    directory = disk / ("x" * 250) / ("y" * 250) / ("z" * 250)
+    directory.mkdir(parents=True)
+    stage = Stage(directory)
+
+    rootfs = stage.mount(*(stage.layer(f"file{number}") for number in range(130)))
+
+    assert len(os.listdir(rootfs)) == 130
+    OverlayMounts().unmount(str(rootfs))
+
+
+@pytest.mark.parametrize("count", [1, 130, 500])
+def test_each_layer_is_a_parameter_of_its_own(stage: Stage, count: int) -> None:
+    rootfs = stage.mount(*(stage.layer(f"file{number}") for number in range(count)))
+
+    assert len(os.listdir(rootfs)) == count
+    assert not (stage.overlay / "lower").exists()
+
+
+def test_more_layers_than_overlayfs_stacks_are_refused_by_that_name(stage: Stage) -> None:
+    with pytest.raises(MountFailed, match="501 layers, and overlayfs stacks at most 500"):
+        stage.mount(*(stage.layer() for _ in range(501)))
+
+
+def test_no_layers_are_an_empty_rootfs(stage: Stage) -> None:
+    rootfs = stage.mount()
+
+    assert os.listdir(rootfs) == []
+    (rootfs / "written").write_text("x")
+
+
+def test_a_layer_that_occurs_twice_counts_at_its_topmost_place(stage: Stage) -> None:
+    one, other = stage.layer("file"), stage.layer("file")
+
+    assert (stage.mount(one, other, one) / "file").read_text() == "1"
+
+
+def test_an_xattr_of_a_layer_cannot_send_overlayfs_elsewhere(stage: Stage) -> None:
+    below = stage.layer("secret/file")
+    above = stage.layer("dir/", "stub")
+    os.setxattr(f"{above.store_path}/dir", "trusted.overlay.redirect", b"/secret")
+    os.setxattr(f"{above.store_path}/stub", "trusted.overlay.metacopy", b"")
+    os.setxattr(f"{above.store_path}/stub", "trusted.overlay.redirect", b"/secret/file")
+
+    rootfs = stage.mount(below, above)
+
+    with pytest.raises(PermissionError):
+        os.listdir(rootfs / "dir")
+    with pytest.raises(PermissionError):
+        (rootfs / "stub").read_text()
+
+
+def test_a_work_directory_on_an_overlay_is_refused_with_a_remedy(stage: Stage) -> None:
+    rootfs = stage.mount(stage.layer("a"))
+    (rootfs / "overlay").mkdir()
+    (rootfs / "rootfs").mkdir()
+
+    with pytest.raises(MountFailed, match="use a tmpfs or a local disk"):
+        mount_rootfs([stage.layer("b")], str(rootfs / "overlay"), str(rootfs / "rootfs"))
 
 
 @pytest.mark.parametrize("count", [1, 130, 500])
@@ -155,6 +248,113 @@ def test_a_link_in_a_lower_layer_leads_nowhere(stage: Stage) -> None:
 
     assert attributes(stage.mount(below, above) / "dir")[0] == 0o755
     assert os.listdir(secret) == []
+
+
+def test_what_was_emptied_without_an_entry_keeps_its_attributes_and_nothing_else(stage: Stage) -> None:
+    below = stage.layer("tmp/old")
+    os.chmod(f"{below.store_path}/tmp", 0o1777)
+    above = stage.layer("tmp/new", implied=(b"", b"tmp"))
+    os.setxattr(f"{above.store_path}/tmp", "trusted.overlay.opaque", b"y")
+
+    rootfs = stage.mount(below, above)
+
+    assert attributes(rootfs / "tmp")[0] == 0o1777
+    assert os.listdir(rootfs / "tmp") == ["new"]
+
+
+@pytest.mark.parametrize(
+    "path", [b"..", b"../../../escaped", b"dir/../..", b"/dir", b"dir/", b"di\0r", b"x" * 5000]
+)
+def test_a_list_of_implied_directories_that_lies_leads_nowhere(stage: Stage, path: bytes) -> None:
+    below = stage.layer("dir/")
+    os.chmod(below.store_path, 0o700)
+    above = stage.layer("dir/", implied=(b"", path))
+    outside = tree(stage.directory)
+
+    rootfs = stage.mount(below, above)
+
+    assert attributes(rootfs / "dir")[0] == 0o755
+    OverlayMounts().unmount(str(rootfs))
+    changed = {line.split(b"/")[0] for line in tree(stage.directory).keys() ^ outside.keys()}
+    assert changed <= {b"overlay"}
+
+
+MODES = {"explicit": 0o711, "opaque": 0o750}
+PATHS = ("a", "a/b", "a/b/c", "a/d", "e")
+_KINDS = st.sampled_from(["absent", "explicit", "implied", "opaque", "emptied", "whiteout", "file"])
+LAYERS = st.lists(st.fixed_dictionaries(dict.fromkeys(PATHS, _KINDS)), min_size=1, max_size=5)
+
+
+def is_made(kinds: dict[str, str], path: str) -> bool:
+    """Whether a layer has something there: all that it is in must be directories."""
+    parents = [path[:length] for length, letter in enumerate(path) if letter == "/"]
+    return kinds[path] != "absent" and all(
+        kinds[one] not in ("absent", "whiteout", "file") for one in parents
+    )
+
+
+def unpacked_one_over_the_other(layers: list[dict[str, str]]) -> dict[str, int]:
+    """The directories' modes, as umoci and containerd get them; a file has none, -1."""
+    found: dict[str, int] = {}
+    for kinds in layers:
+        for path in PATHS:
+            kind = kinds[path]
+            if not is_made(kinds, path):
+                continue
+            was = found.get(path, -1)
+            if kind in ("opaque", "emptied", "whiteout", "file") or was == -1:
+                found = {one: mode for one, mode in found.items() if not one.startswith(f"{path}/")}
+            match kind:
+                case "explicit" | "opaque":
+                    found[path] = MODES[kind]
+                case "implied" | "emptied":
+                    found[path] = 0o755 if was == -1 else was
+                case "whiteout":
+                    found.pop(path, None)
+                case "file":
+                    found[path] = -1
+    return found
+
+
+def kinds_of(**kinds: str) -> dict[str, str]:
+    """What a layer has: paths with _ for /."""
+    return dict.fromkeys(PATHS, "absent") | {path.replace("_", "/"): kind for path, kind in kinds.items()}
+
+
+@example([kinds_of(a="explicit", a_b="explicit"), kinds_of(a="emptied", a_b="implied")])
+@example([kinds_of(a="opaque", a_b="explicit"), kinds_of(a="implied", a_b="implied", a_b_c="file")])
+@given(LAYERS)
+@settings(max_examples=60)
+def test_any_layers_look_as_if_unpacked_one_over_the_other(made: list[dict[str, str]]) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        stage = Stage(Path(directory))
+        layers: list[StoredLayer] = []
+        for kinds in made:
+            here = [path for path in PATHS if is_made(kinds, path)]
+            implied = [path.encode() for path in here if kinds[path] in ("implied", "emptied")]
+            layers.append(stage.layer(implied=(b"", *implied)))
+            for path in here:
+                place = f"{layers[-1].store_path}/{path}"
+                match kinds[path]:
+                    case "whiteout":
+                        os.mknod(place, stat.S_IFCHR, 0)
+                    case "file":
+                        Path(place).touch()
+                    case kind:
+                        os.mkdir(place)
+                        os.chmod(place, MODES.get(kind, 0o755))
+                        if kind in ("opaque", "emptied"):
+                            os.setxattr(place, "trusted.overlay.opaque", b"y")
+        rootfs = stage.mount(*layers)
+        try:
+            found = {
+                path: attributes(rootfs / path)[0] if (rootfs / path).is_dir() else -1
+                for path in PATHS
+                if (rootfs / path).exists()
+            }
+            assert found == unpacked_one_over_the_other(made)
+        finally:
+            OverlayMounts().unmount(str(rootfs))
 
 
 def test_a_layer_that_is_gone_is_a_named_error_and_leaves_no_mount(stage: Stage) -> None:
