@@ -12,7 +12,7 @@ from guestpull_client import PullPolicy
 from guestpull_client.errors import FailedPrecondition, NotFound
 from guestpull_client.models import LayerDone, Mounted, PulledImage, Resolved
 from support.daemon import Daemon
-from support.images import Image, file, files, image, index, layer
+from support.images import Image, directory, file, files, image, index, layer, opaque, whiteout
 from support.peers import DockerRegistry, grpcurl, run_container, skopeo_copy, unpacked_by_umoci
 from support.samples import changes, everything, runnable
 from support.simulator import RegistrySimulator
@@ -31,6 +31,22 @@ def test_a_rootfs_is_to_the_last_attribute_what_umoci_unpacks(
     implied = ("/", "usr", "usr/share")
     found = differences(tree(pulled.rootfs_path), tree(theirs))
     assert [one for one in found if not one.startswith(tuple(f"{path}: mtime_ns" for path in implied))] == []
+
+
+def test_whiteouts_of_nothing_leave_no_names_that_cannot_be_found(
+    daemon: Daemon, docker_registry: DockerRegistry
+) -> None:
+    alone = layer(directory("alone"), whiteout("alone/gone"), file("alone/stays"))
+    cut_off = layer(directory("alone"), opaque("alone"), whiteout("alone/never"), file("alone/instead"))
+    one = docker_registry.push("ghosts", "1", image(runnable(), alone))
+    two = docker_registry.push("ghosts", "2", image(runnable(), alone, cut_off))
+
+    first = daemon.client.pull(one, str(daemon.bundle("one")))
+    second = daemon.client.pull(two, str(daemon.bundle("two")))
+
+    # overlayfs lists a directory of one layer as it lies there, unless it is told of whiteouts
+    assert os.listdir(Path(first.rootfs_path) / "alone") == ["stays"]
+    assert os.listdir(Path(second.rootfs_path) / "alone") == ["instead"]
 
 
 @pytest.mark.parametrize("docker", [False, True], ids=["OCI", "Docker"])

@@ -6,6 +6,7 @@ import os
 import stat
 from typing import Final
 
+from guestpull_server.layer import whiteout
 from guestpull_server.layer.changes import ChangeKind, Changes
 from guestpull_server.layer.contents import check_hole
 from guestpull_server.layer.expected import Directory, File, Node, Xattrs
@@ -13,6 +14,8 @@ from guestpull_server.layer.tar_fields import NANOSECONDS
 from guestpull_server.layer.unpacked_tree import UnpackedTree
 
 _IGNORED_XATTRS: Final = frozenset({b"security.selinux"})  # the machine's own labels
+_MAY_HAVE_WHITEOUTS: Final = (whiteout.HAS_WHITEOUTS_XATTR, whiteout.HAS_WHITEOUTS)
+"""Changes nothing but how a directory is listed, and the layers of other programs do without it."""
 _NOTHING: Final[Xattrs] = {}
 _KINDS: Final = {
     stat.S_IFREG: "file",
@@ -48,13 +51,12 @@ class Comparison:
             if not isinstance(expected.children[name], Directory):
                 self._changes.add(_joined(path, name), ChangeKind.MISSING, "it is not there")
 
-    def file(self, expected: File, directory: Directory, name: bytes, descriptor: int) -> None:
+    def file(self, expected: File, descriptor: int) -> None:
         """Compare what is no directory, and whose content need not be hashed."""
+        name, path = expected.name, expected.path
         status = self._tree.status(descriptor, name)
         if status is None:
             return  # its directory has told
-        path = _joined(directory.path, name)
-        self._names(path, expected, status)
         if not self._attributes(path, expected, status):
             return
         kind = stat.S_IFMT(status.st_mode)
@@ -71,10 +73,14 @@ class Comparison:
         self._xattrs(path, expected.xattrs or _NOTHING, self._tree.xattrs(descriptor, name))
 
     def name(self, expected: File, directory: Directory, name: bytes, descriptor: int) -> None:
-        """Compare one of several names of a file."""
+        """See that one of several names of a file is that of the same file as the others."""
         status = self._tree.status(descriptor, name)
-        if status is not None:
-            self._names(_joined(directory.path, name), expected, status)
+        if status is None:
+            return
+        found = (status.st_dev, status.st_ino)
+        if self._inodes.setdefault(expected, found) != found:
+            detail = f"it is another file than {expected.path.decode(errors='backslashreplace')}"
+            self._changes.add(_joined(directory.path, name), ChangeKind.HARD_LINKS, detail)
 
     def open(self, expected: File) -> int:
         """Compare a file, and open it for its content to be read; -1 if it is no file any more."""
@@ -130,13 +136,6 @@ class Comparison:
                 self._differs(path, ChangeKind.HARD_LINKS, status.st_nlink, expected.links)
         return True
 
-    def _names(self, path: bytes, expected: File, status: os.stat_result) -> None:
-        if expected.other_names:
-            found = (status.st_dev, status.st_ino)
-            if self._inodes.setdefault(expected, found) != found:
-                detail = f"it is another file than {expected.path.decode(errors='backslashreplace')}"
-                self._changes.add(path, ChangeKind.HARD_LINKS, detail)
-
     def _hole(self, path: bytes, expected: File, descriptor: int, name: bytes) -> None:
         file = self._tree.open_file(descriptor, name)
         try:
@@ -150,7 +149,8 @@ class Comparison:
             return
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name) and not (
-                name in _IGNORED_XATTRS and name not in expected
+                name not in expected
+                and (name in _IGNORED_XATTRS or (name, found[name]) == _MAY_HAVE_WHITEOUTS)
             ):
                 what = name.decode(errors="backslashreplace")
                 detail = f"{what} is {_shown(found.get(name))}, not {_shown(expected.get(name))}"

@@ -17,6 +17,10 @@ from guestpull_server.layer.unpacked_tree import UnpackedTree
 from guestpull_server.models import Cancellation
 
 _MOST_CHANGES: Final = 1000
+_LAYERS_OWN: Final = (
+    (whiteout.OPAQUE_XATTR, whiteout.OPAQUE),
+    (whiteout.HAS_WHITEOUTS_XATTR, whiteout.HAS_WHITEOUTS),
+)
 
 
 def verify_unrecorded(directory: str, *, cancellation: Cancellation | None = None) -> tuple[Change, ...]:
@@ -69,5 +73,5 @@ def _check_xattrs(path: bytes, xattrs: dict[bytes, bytes], changes: Changes) -> 
     for name, value in xattrs.items():
         if not name.startswith(whiteout.OVERLAY_XATTRS):
             continue
-        if (name, value) != (whiteout.OPAQUE_XATTR, whiteout.OPAQUE):
+        if (name, value) not in _LAYERS_OWN:
             changes.add(path, ChangeKind.XATTR, f"{name.decode(errors='backslashreplace')} steers overlayfs")

@@ -5,6 +5,10 @@ A tar says "this is gone" by a file `.wh.<name>`, and "all that lower layers hav
 named `<name>`, and by the xattr `trusted.overlay.opaque` of the directory (Documentation/filesystems/
 overlayfs.rst). A whiteout speaks of lower layers only: what the same layer has under that name stays,
 whichever comes first.
+
+overlayfs looks for whiteouts only in directories that it merges. One that no other layer has, or that is opaque,
+it lists as it is, and `ls` shows a name that cannot be found. An empty `trusted.overlay.origin` ("copied up, from
+where is not known") makes it look there too.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ AUFS_PREFIX: Final = b".wh..wh."
 
 OPAQUE_XATTR: Final = b"trusted.overlay.opaque"
 OPAQUE: Final = b"y"
+HAS_WHITEOUTS_XATTR: Final = b"trusted.overlay.origin"
+HAS_WHITEOUTS: Final = b""
 OVERLAY_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
 """xattrs by which a directory steers overlayfs. A tar must not: it could redirect into other layers."""
 
@@ -33,6 +39,7 @@ def make_whiteout(name: bytes) -> None:
     """Mark a name in the current directory as gone; FileExistsError if the layer has it."""
     os.mknod(name, stat.S_IFCHR, 0)
     os.utime(name, ns=(0, 0))
+    os.setxattr(b".", HAS_WHITEOUTS_XATTR, HAS_WHITEOUTS)
 
 
 def make_opaque(directory: bytes) -> None:
