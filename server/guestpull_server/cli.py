@@ -168,6 +168,10 @@ def bake(
 def verify(
     work_dir: WorkDir = None,
     guest_work_dir: GuestWorkDir = None,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Put each layer's tar together again; its digest must be the image's."),
+    ] = False,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Download exactly the layers that need it, and put entries right."),
@@ -180,7 +184,7 @@ def verify(
 
     configuration, warnings = _configuration(config, work_dir)
     _warn(warnings)
-    found = verify_work_dir(configuration, guest_work_dir=guest_work_dir, repair=repair)
+    found = verify_work_dir(configuration, guest_work_dir=guest_work_dir, deep=deep, repair=repair)
     _print(found.lines(), found, as_json)
     if not found.is_sound:
         raise typer.Exit(1)

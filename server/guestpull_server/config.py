@@ -7,6 +7,7 @@ warning (image-rs may know more keys tomorrow), a wrong type is an error that na
 from __future__ import annotations
 
 import os
+from enum import Enum
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +16,15 @@ from guestpull_server.errors import InvalidConfiguration
 from guestpull_server.models import GiB, KiB, MiB
 
 DEFAULT_WORK_DIR = "/run/kata-containers/image"
+
+
+class VerifyReuse(Enum):
+    """When a layer that is there already is proved to be its image's before it is mounted."""
+
+    NEVER = "never"
+    MOUNT = "mount"
+    """Once as long as the daemon runs. What root alters within a layer afterwards goes unnoticed till the next."""
+    ALWAYS = "always"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +118,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     extra_root_certificates: list[str] = []
 
     additional_stores: list[str] = []
+    verify_reuse: VerifyReuse = VerifyReuse.NEVER
     allow_local_images: bool = False  # PullImage of oci:, oci-archive:, docker-archive:, as bake takes them
     bundle_roots: list[str] = []
     allowed_uids: list[int] = []  # who may call over the unix socket, besides root and the daemon's own user

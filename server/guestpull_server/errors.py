@@ -390,6 +390,22 @@ class SizeMismatch(GuestpullError):
 
 
 @dataclass(eq=False)
+class LayerChanged(GuestpullError):
+    """A layer of a read-only store is not what its diff_id says."""
+
+    status, reason = Status.DATA_LOSS, "LAYER_CHANGED"
+    layer: str
+    store_path: str
+    change: str
+
+    def explain(self) -> str:
+        return (
+            f"layer {self.layer} at {self.store_path} is not what its image says ({self.change}). "
+            "Make that store again; `guestpulld verify --deep` on it lists all that was changed."
+        )
+
+
+@dataclass(eq=False)
 class CorruptLayer(GuestpullError):
     """A layer that cannot be decompressed, or whose tar cannot be read or unpacked."""
 

@@ -186,7 +186,11 @@ class Flights:
             self._store.stage(blob.digest) as staged,
             flight.source.open_blob(blob, flight.cancellation) as stream,
             self._workers.unpack(
-                staged.directory, diff_id.algorithm, blob.digest, checked_digest=blob.digest
+                staged.directory,
+                diff_id.algorithm,
+                blob.digest,
+                checked_digest=blob.digest,
+                record_path=staged.record_path,
             ) as worker,
         ):
             withdraw = flight.cancellation.on_cancel(worker.kill)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from guestpull_server.config import Configuration
+from guestpull_server.deep_audit import deep_audit
 from guestpull_server.errors import GuestpullError, InvalidRequest
 from guestpull_server.models import Credentials, Digest, Platform
 from guestpull_server.puller import Puller
@@ -171,8 +172,13 @@ class Verified:
             yield f"{self.work_dir} is sound"
 
 
-def verify_work_dir(configuration: Configuration, *, guest_work_dir: str | None, repair: bool) -> Verified:
+def verify_work_dir(
+    configuration: Configuration, *, guest_work_dir: str | None, deep: bool, repair: bool
+) -> Verified:
     """Look for what is wrong in a work directory; with `repair`, put right what can be, and look again.
+
+    With `deep`, each layer's tar is put together again from its record and its directory, and must have the
+    digest that the image's config has for it, which the image's id proves.
 
     Raises:
         InvalidStore: there is no such directory.
@@ -180,11 +186,16 @@ def verify_work_dir(configuration: Configuration, *, guest_work_dir: str | None,
         StorageFailed: the operating system refuses.
     """
     work_dir = configuration.work_dir
-    findings = audit(work_dir, guest_work_dir)
+
+    def look() -> tuple[Finding, ...]:
+        found = audit(work_dir, guest_work_dir)
+        return (*found, *deep_audit(work_dir, guest_work_dir, configuration.limits)) if deep else found
+
+    findings = look()
     if not repair:
         return Verified(work_dir, findings, (), ())
     repaired, failures = _repair(configuration, findings, guest_work_dir)
-    return Verified(work_dir, audit(work_dir, guest_work_dir), repaired, failures)
+    return Verified(work_dir, look(), repaired, failures)
 
 
 def _repair(

@@ -41,6 +41,7 @@ from guestpull_server.models import (
 from guestpull_server.presence import Presence
 from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
 from guestpull_server.requests import BakeRequest, PullObserver, PullRequest, Unobserved
+from guestpull_server.reuse import ReuseCheck
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
 from guestpull_server.store import LayerNames, Store
 
@@ -58,6 +59,7 @@ class Puller:
         self._workers = workers
         self.admission = Admission(configuration.limits)
         self._presence = Presence(store)
+        self._reuse = ReuseCheck(store, configuration.verify_reuse, configuration.limits)
         self._fetcher = LayerFetcher(
             store,
             Flights(store, workers, configuration.limits),
@@ -175,6 +177,7 @@ class Puller:
                     request.source, "the image has no name in there", "Give it one by --reference."
                 )
             observer.resolved(resolved)
+            self._reuse.discard_changed(resolved, cancellation)
             with self.store.pin(layer.blob.digest for layer in resolved.layers):
                 layers, pulled = self._fetcher.fetch(resolved, source, cancellation, observer)
                 self.store.record_image(resolved, layers)
@@ -242,13 +245,14 @@ class Puller:
         request: PullRequest,
         cancellation: Cancellation,
     ) -> Iterator[ResolvedImage]:
-        """Resolve the reference, and keep its layers from being deleted."""
+        """Resolve the reference, and keep its layers from being deleted, those that may be reused."""
         resolved = self._resolve(reference, source, request, cancellation)
+        self._reuse.discard_changed(resolved, cancellation)
         with self.store.pin(layer.blob.digest for layer in resolved.layers):
             if not self._presence.has_vanished(resolved):
                 yield resolved
                 return
-        # an image of the store was removed before its layers were pinned: it must come from the registry
+        # an image of the store was removed before its layers were pinned, or was altered: the registry has it
         if request.policy is PullPolicy.NEVER:
             raise ImageNotPresent(request.image)
         platform = request.platform or Platform.host()

@@ -28,7 +28,14 @@ what of these is there, and may be believed.
 Nothing here knows registries, tars or system calls of mounting. Start with `store.Store`.
 """
 
-from guestpull_server.store.audit import Fault, Finding, audit
+from guestpull_server.store.audit import (
+    Fault,
+    Finding,
+    RecordedLayer,
+    audit,
+    proven_diff_ids,
+    recorded_layers,
+)
 from guestpull_server.store.bundles import BundleReservation, Mounts, StoredBundle
 from guestpull_server.store.garbage import collect_garbage
 from guestpull_server.store.outcomes import Deleted, Garbage, LayerNames, Removal, StoreUsage
@@ -43,6 +50,7 @@ __all__ = [
     "Garbage",
     "LayerNames",
     "Mounts",
+    "RecordedLayer",
     "Removal",
     "StagedLayer",
     "Store",
@@ -50,4 +58,6 @@ __all__ = [
     "StoredBundle",
     "audit",
     "collect_garbage",
+    "proven_diff_ids",
+    "recorded_layers",
 ]
