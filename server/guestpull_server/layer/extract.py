@@ -173,15 +173,12 @@ class Extractor:
             os.mkdir(name, entry.mode)
         except FileExistsError:
             existing = os.lstat(name)
-            if not stat.S_ISDIR(existing.st_mode):
-                hides_lower = whiteout.is_whiteout(existing)
-                self._clear(name)
-                os.mkdir(name, entry.mode)
-            else:
-                _check_owner(entry)
-                os.chmod(name, entry.mode)
-                os.chown(name, entry.uid, entry.gid, follow_symlinks=False)
-                self._directories.implied.pop(self._absolute(name)[1:], None)
+            if stat.S_ISDIR(existing.st_mode):
+                self._merge_directory(name, entry)
+                return
+            hides_lower = whiteout.is_whiteout(existing)
+            self._clear(name)
+            os.mkdir(name, entry.mode)
         self._own(name, entry)
         if entry.mode & _SPECIAL_BITS:
             os.chmod(name, entry.mode)
@@ -190,6 +187,16 @@ class Extractor:
         if entry.xattrs:
             self._set_xattrs(name, entry)
         os.utime(name, ns=(entry.atime_ns, entry.mtime_ns))
+
+    def _merge_directory(self, name: bytes, entry: Entry) -> None:
+        """Give a directory that is there already the attributes of its entry; what is in it stays."""
+        _check_owner(entry)
+        os.chmod(name, entry.mode)
+        os.chown(name, entry.uid, entry.gid)
+        if entry.xattrs:
+            self._set_xattrs(name, entry)
+        os.utime(name, ns=(entry.atime_ns, entry.mtime_ns))
+        self._directories.implied.pop(self._absolute(name)[1:], None)
 
     def _root(self, entry: Entry) -> None:
         _check_owner(entry)
@@ -267,6 +274,8 @@ class Extractor:
             raise TarError(f"whiteout {_text(name)} names nothing that could be gone")
         try:
             whiteout.make_whiteout(hidden)
+            if self._directories.inherits_group:
+                os.chown(hidden, 0, 0)
         except FileExistsError:
             # the layer has put something there already; what must go is a lower layer's directory below it
             if stat.S_ISDIR(os.lstat(hidden).st_mode):

@@ -138,10 +138,12 @@ class _Proof:
             for name, child in expected.children.items():
                 if isinstance(child, Directory):
                     left.append(child)
-                elif not (child.stored_size and stat.S_ISREG(child.mode)):
-                    self._comparison.file(child, expected, name, descriptor)
-                elif child.other_names:
+                    continue
+                if child.other_names:
                     self._comparison.name(child, expected, name, descriptor)
+                is_hashed = stat.S_ISREG(child.mode) and child.stored_size
+                if not is_hashed and child.name == name and child.directory is expected:
+                    self._comparison.file(child, descriptor)
 
     def _digest(self, replay: Replay, hasher: _Hash) -> str:
         """The digest of the tar that record and directory make; files are compared on the way."""

@@ -22,6 +22,7 @@ from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.tar_reader import TarReader
 
 _IMPLIED: Final = 0o755
+_NO_NAMES: Final = frozenset((b"", b".", b".."))
 _MAX_LINKS: Final = 1000  # on one way; the kernel gives up at 40
 _NODE_TYPES: Final = {
     tar_entry.CHARACTER_DEVICE: stat.S_IFCHR,
@@ -48,6 +49,8 @@ class Replay:
         """For each content, how many bytes stand in front of it in the tar without contents."""
         self._literal = 0
         self._lost = 0
+        self._parent = b""  # of the entry before, as it was written, and what it leads to
+        self._directory: Directory | None = None
 
     def literal(self, piece: memoryview) -> None:
         """Count what is no content; the reader tells it."""
@@ -75,11 +78,18 @@ class Replay:
             self._make(entry)
 
     def _make(self, entry: Entry) -> None:
-        parent, _, name = clean(entry.path).rpartition(b"/")
-        if parent.startswith(whiteout.AUFS_PREFIX) or b"/" + whiteout.AUFS_PREFIX in parent:
-            return
-        directory = self._directory_at(parent)
-        if name.startswith(whiteout.PREFIX):
+        raw_parent, _, name = entry.path.rpartition(b"/")
+        directory = self._directory
+        # as in the extraction: most entries stand beside the one before them
+        if raw_parent != self._parent or name in _NO_NAMES or directory is None:
+            parent, _, clean_name = clean(entry.path).rpartition(b"/")
+            if parent.startswith(whiteout.AUFS_PREFIX) or b"/" + whiteout.AUFS_PREFIX in parent:
+                return
+            directory = self._directory_at(parent)
+            self._directory = directory if clean_name == name else None
+            self._parent = raw_parent
+            name = clean_name
+        if name[:4] == whiteout.PREFIX:
             self._whiteout(directory, name)
         elif entry.type == tar_entry.DIRECTORY:
             self._make_directory(directory, name, entry)
@@ -112,8 +122,7 @@ class Replay:
         return made
 
     def _take_content(self, made: File) -> None:
-        if made.stored_size:
-            self._reader.omit_content()
+        if self._reader.omit_content():
             self.contents.append(made)
             self.starts.append(self._literal)
 
@@ -164,6 +173,7 @@ class Replay:
 
     def _clear(self, directory: Directory, name: bytes) -> None:
         """Remove what is under a name, in the order in which `removal.py` does."""
+        self._directory = None
         gone = directory.children.pop(name)
         left = [gone] if isinstance(gone, Directory) else []
         if isinstance(gone, File):

@@ -8,7 +8,6 @@ for next mostly lies beside it.
 from __future__ import annotations
 
 import os
-import stat
 from typing import Final, Self
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -80,16 +79,12 @@ class UnpackedTree:
 
     @staticmethod
     def open_file(directory: int, name: bytes) -> int:
-        """Open what `status` told to be a regular file.
+        """Open what `status` just told to be a regular file; without waiting, should it be none any more.
 
         Raises:
-            OSError: it is one no longer, or cannot be read.
+            OSError: it cannot be opened.
         """
-        descriptor = os.open(name, _FILE, dir_fd=directory)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise FileNotFoundError(2, "it was replaced meanwhile", name)
-        return descriptor
+        return os.open(name, _FILE, dir_fd=directory)
 
     @staticmethod
     def xattrs(directory: int, name: bytes) -> dict[bytes, bytes]:
