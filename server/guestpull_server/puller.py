@@ -141,9 +141,12 @@ class Puller:
         ):
             observer.resolved(resolved)
             layers, pulled = self._fetcher.fetch(resolved, source, cancellation, observer)
-            mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs)
-            observer.mounted(bundle.rootfs)
-            write_runtime_config(bundle.bundle_path, bundle.rootfs, resolved.config)
+            with bundle.opened() as directory:
+                mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, bundle_directory=directory)
+                observer.mounted(bundle.rootfs)
+                write_runtime_config(
+                    bundle.bundle_path, bundle.rootfs, resolved.config, bundle_directory=directory
+                )
             cancellation.check()
             bundle.commit(self.store.record_image(resolved, layers))
         return _result(resolved, pulled, bundle.rootfs)

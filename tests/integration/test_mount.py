@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from guestpull_server.bundle import write_runtime_config
 from guestpull_server.errors import BundleBusy, MountFailed, StorageFailed
 from guestpull_server.models import Decoder, Digest, StoredLayer
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
@@ -180,6 +181,9 @@ def test_a_work_directory_on_an_overlay_is_refused_with_a_remedy(stage: Stage) -
 
     with pytest.raises(MountFailed, match="use a tmpfs or a local disk"):
         mount_rootfs([stage.layer("b")], str(rootfs / "overlay"), str(rootfs / "rootfs"))
+
+    # what the kernel refused to mount, it lets go of in its own time
+    subprocess.run(["umount", "--lazy", str(rootfs)], check=True)
 
 
 @pytest.mark.parametrize("count", [1, 130, 500])
@@ -376,6 +380,26 @@ def test_a_rootfs_that_became_a_link_is_not_followed(stage: Stage) -> None:
         stage.mount(stage.layer("a"))
 
     assert os.listdir(elsewhere) == []
+
+
+def test_a_bundle_s_directory_that_was_opened_is_the_one_that_counts(stage: Stage) -> None:
+    bundle = stage.directory / "bundle"
+    (bundle / "rootfs").mkdir(parents=True)
+    elsewhere = stage.directory / "elsewhere"
+    (elsewhere / "rootfs").mkdir(parents=True)
+    directory = os.open(bundle, os.O_RDONLY)
+    bundle.rename(stage.directory / "moved")
+    bundle.symlink_to(elsewhere)
+
+    mount_rootfs([stage.layer("a")], str(stage.overlay), f"{bundle}/rootfs", bundle_directory=directory)
+    write_runtime_config(str(bundle), f"{bundle}/rootfs", b"{}", bundle_directory=directory)
+
+    os.close(directory)
+    assert os.listdir(stage.directory / "moved/rootfs") == ["a"]
+    assert (stage.directory / "moved/config.json").exists()
+    assert os.listdir(elsewhere) == ["rootfs"]
+    assert not os.path.ismount(elsewhere / "rootfs")
+    OverlayMounts().unmount(str(stage.directory / "moved/rootfs"))
 
 
 def test_unmounting_refuses_while_in_use_and_is_harmless_twice(stage: Stage) -> None:

@@ -43,6 +43,7 @@ class MountsInMemory:
 
     def unmount(self, rootfs: str) -> None:
         """Unmount, unless it is busy."""
+        rootfs = os.path.realpath(rootfs)
         if rootfs in self.busy:
             raise BundleBusy(os.path.dirname(rootfs))
         self.places.discard(rootfs)

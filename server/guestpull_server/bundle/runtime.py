@@ -35,6 +35,7 @@ from guestpull_server.bundle.volumes import mounts_of
 from guestpull_server.errors import BundleExists, InvalidManifest, storage_errors
 from guestpull_server.models import ImageConfig
 
+_CONFIG: Final = "config.json"
 _DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULT_ARGUMENTS: Final = ["sh"]
 _ANNOTATION: Final = "org.opencontainers.image."
@@ -86,13 +87,17 @@ _MOUNTS: Final = [
 _NAMESPACES: Final = [Namespace(kind) for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")]
 
 
-def write_runtime_config(bundle_path: str, rootfs: str, image_config: bytes) -> None:
+def write_runtime_config(
+    bundle_path: str, rootfs: str, image_config: bytes, *, bundle_directory: int | None = None
+) -> None:
     """Write a bundle's config.json: all of it or none, and never over another one.
 
     Args:
         bundle_path: the bundle's directory.
-        rootfs: the mounted root filesystem, where users are looked up.
+        rootfs: the mounted root filesystem in it, where users are looked up.
         image_config: the image config as the registry has it.
+        bundle_directory: the bundle's directory, open. Where it is given, whatever has its path by now is of no
+            matter.
 
     Raises:
         BundleExists: there is a config.json.
@@ -105,22 +110,37 @@ def write_runtime_config(bundle_path: str, rootfs: str, image_config: bytes) -> 
         config = msgspec.json.decode(image_config, type=ImageConfig)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidManifest(bundle_path, "the image config", str(error)) from None
-    content = msgspec.json.format(msgspec.json.encode(runtime_config(config, rootfs)), indent=2)
-    path = os.path.join(bundle_path, "config.json")
-    temporary = os.path.join(bundle_path, f".config.json.{secrets.token_hex(8)}")
-    with storage_errors("writing the runtime config", path):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    with storage_errors("writing the runtime config", os.path.join(bundle_path, _CONFIG)):
+        if bundle_directory is None:
+            directory = os.open(bundle_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            directory = os.dup(bundle_directory)
         try:
-            with open(descriptor, "wb") as file:
-                os.fchmod(descriptor, 0o644)  # whatever the umask is
-                file.write(content + b"\n")
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                raise BundleExists(bundle_path, "it holds a config.json") from None
+            there = f"/proc/self/fd/{directory}/{os.path.basename(rootfs)}"
+            document = msgspec.json.encode(runtime_config(config, there))
+            if not _write_new(directory, msgspec.json.format(document, indent=2) + b"\n"):
+                raise BundleExists(bundle_path, f"it holds a {_CONFIG}")
         finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+            os.close(directory)
+
+
+def _write_new(directory: int, content: bytes) -> bool:
+    """Write config.json, unless there is one."""
+    temporary = f".{_CONFIG}.{secrets.token_hex(8)}"
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory
+    )
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)  # whatever the umask is
+            file.write(content)
+        os.link(temporary, _CONFIG, src_dir_fd=directory, dst_dir_fd=directory)
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory)
+    return True
 
 
 def runtime_config(config: ImageConfig, rootfs: str) -> RuntimeConfig:

@@ -29,13 +29,17 @@ _MOUNTINFO: Final = "/proc/self/mountinfo"
 _LETTERS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def mount_rootfs(layers: Sequence[StoredLayer], overlay_directory: str, rootfs: str) -> None:
+def mount_rootfs(
+    layers: Sequence[StoredLayer], overlay_directory: str, rootfs: str, *, bundle_directory: int | None = None
+) -> None:
     """Mount layers, writable, at `rootfs`; when this raises, nothing is mounted.
 
     Args:
         layers: bottom-most first. One that occurs twice counts at its topmost place.
         overlay_directory: where upper and work directories are made; empty.
         rootfs: an empty directory. It is not followed, should it have become a link.
+        bundle_directory: the directory that the rootfs is in, open. Where it is given, whatever has its path by
+            now is of no matter.
 
     Raises:
         MountFailed: the kernel refuses; the error says why, and what to do.
@@ -44,7 +48,9 @@ def mount_rootfs(layers: Sequence[StoredLayer], overlay_directory: str, rootfs: 
     """
     with storage_errors("preparing the mount", overlay_directory):
         lower = _prepare(layers, overlay_directory)
-        target = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        name = rootfs if bundle_directory is None else os.path.basename(rootfs)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        target = os.open(name, flags, dir_fd=bundle_directory)
     try:
         _mount(lower, overlay_directory, target)
     except OSError as error:

@@ -2,7 +2,10 @@
 
 The directories belong to the caller. Without `bundle_roots` any absolute path will do, as containerd has it for
 root. With them, a bundle lies below one of these, and no link on the way from there is followed, neither when
-the bundle is made nor when what we put into it is taken out again.
+the bundle is made nor when what we put into it is taken out again: all that is done there is done in the directory
+that was opened, whatever has its path by then.
+
+No bundle lies in what is the store's own: its directories would become part of a layer, for everyone who uses it.
 """
 
 from __future__ import annotations
@@ -27,16 +30,18 @@ class BundlePaths:
 
     Args:
         roots: directories that bundles must be in; none: any directory will do.
+        stores_own: directories that bundles must not be in.
     """
 
-    def __init__(self, roots: Sequence[str] = ()) -> None:
+    def __init__(self, roots: Sequence[str] = (), stores_own: Sequence[str] = ()) -> None:
         self._roots = [os.path.normpath(root) for root in roots]
+        self._stores_own = [os.path.realpath(own) for own in stores_own]
 
     def checked(self, bundle_path: str) -> str:
         """A bundle's path in its normal form.
 
         Raises:
-            InvalidBundlePath: it is not absolute, too long, outside of the roots, or the root itself.
+            InvalidBundlePath: it is not absolute, too long, outside of the roots, the root itself, or the store's.
         """
         if not bundle_path.startswith("/"):
             raise InvalidBundlePath(bundle_path, "it is not absolute")
@@ -49,6 +54,10 @@ class BundlePaths:
             raise InvalidBundlePath(bundle_path, "it is the root directory")
         if self._roots and self._root_of(path) is None:
             raise InvalidBundlePath(path, f"it is not below any of bundle_roots ({', '.join(self._roots)})")
+        real = os.path.realpath(path)
+        for own in self._stores_own:
+            if f"{real}/".startswith(f"{own}/"):
+                raise InvalidBundlePath(path, f"it is in the store's own {own}")
         return path
 
     def make(self, path: str) -> None:
@@ -66,7 +75,7 @@ class BundlePaths:
                 raise InvalidBundlePath(path, "a file is in its way") from None
         else:
             self._make_below(root, path)
-        with self._opened(path) as bundle, suppress(FileExistsError):
+        with self.opened(path) as bundle, suppress(FileExistsError):
             os.mkdir(ROOTFS, 0o755, dir_fd=bundle)
 
     def refuse_used(self, path: str) -> None:
@@ -76,7 +85,7 @@ class BundlePaths:
             BundleExists: it has.
             OSError: the operating system refuses.
         """
-        with suppress(FileNotFoundError), self._opened(path) as bundle:
+        with suppress(FileNotFoundError), self.opened(path) as bundle:
             if _exists(CONFIG, bundle):
                 raise BundleExists(path, "it holds a config.json")
             if not _exists(ROOTFS, bundle):
@@ -106,26 +115,16 @@ class BundlePaths:
             OSError: the operating system refuses.
         """
         try:
-            with self._opened(path) as bundle:
+            with self.opened(path) as bundle:
                 with suppress(FileNotFoundError):
                     os.unlink(CONFIG, dir_fd=bundle)
                 with suppress(OSError):
                     os.rmdir(ROOTFS, dir_fd=bundle)
             if made_directory:
-                with suppress(OSError):
-                    os.rmdir(path)
+                with self.opened(os.path.dirname(path)) as parent, suppress(OSError):
+                    os.rmdir(os.path.basename(path), dir_fd=parent)
         except (FileNotFoundError, InvalidBundlePath):
             return  # it is gone, or something else has its name
-
-    def is_reached_by_links(self, path: str) -> bool:
-        """Whether a link that may not be followed leads to where a bundle was: what is there is not ours."""
-        try:
-            with self._opened(path):
-                return False
-        except InvalidBundlePath:
-            return True
-        except OSError:
-            return False
 
     def _root_of(self, path: str) -> str | None:
         return next((root for root in self._roots if path.startswith(f"{root.rstrip('/')}/")), None)
@@ -141,8 +140,8 @@ class BundlePaths:
             os.close(here)
 
     @contextmanager
-    def _opened(self, path: str) -> Iterator[int]:
-        """The bundle's directory, open.
+    def opened(self, path: str) -> Iterator[int]:
+        """The bundle's directory, open: what is done in it cannot be led elsewhere.
 
         Raises:
             InvalidBundlePath: a file, or a link that may not be followed, is in the way.

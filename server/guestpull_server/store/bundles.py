@@ -11,8 +11,8 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -20,9 +20,11 @@ from typing import Final, Protocol, Self
 import msgspec
 
 from guestpull_server.errors import (
+    BundleBusy,
     BundleExists,
     BundleNotFound,
     GuestpullError,
+    InvalidBundlePath,
     InvalidDigest,
     storage_errors,
 )
@@ -114,6 +116,17 @@ class BundleReservation:
     def overlay_directory(self) -> str:
         """Where upper and work directories belong."""
         return self._place.overlay_directory
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """The bundle's directory, open. Whatever has its path by then, this is the one that was allowed.
+
+        Raises:
+            InvalidBundlePath: it was replaced by a file, or by a link that may not be followed.
+            StorageFailed: the operating system refuses.
+        """
+        with self._shelf.opened(self._place) as directory:
+            yield directory
 
     def commit(self, image: StoredImage) -> None:
         """Declare the bundle ready; from now on it is listed, and holds on to its layers, also after a crash.
@@ -233,6 +246,14 @@ class BundleShelf:
                 raise
         return place
 
+    @contextmanager
+    def opened(self, place: _Place) -> Iterator[int]:
+        """See BundleReservation.opened."""
+        with ExitStack() as stack:
+            with storage_errors("opening the bundle", place.bundle_path):
+                directory = stack.enter_context(self._paths.opened(place.bundle_path))
+            yield directory
+
     def keep(self, place: _Place, image: StoredImage) -> None:
         """See BundleReservation.commit."""
         layers = [layer.compressed_digest for layer in image.layers]
@@ -300,12 +321,23 @@ class BundleShelf:
             BundleBusy: something uses its rootfs; all is as it was.
             StorageFailed: the operating system refuses.
         """
-        if not self._paths.is_reached_by_links(place.bundle_path):
-            self._mounts.unmount(place.rootfs)
+        self._unmount(place)
         with storage_errors(f"removing bundle {place.bundle_path}", place.bundle_path):
             self._paths.leave(place.bundle_path, made_directory=place.made_directory)
             if os.path.lexists(place.overlay_directory):
                 self._work_dir.discard(place.overlay_directory)
+
+    def _unmount(self, place: _Place | StoredBundle) -> None:
+        """Unmount a bundle's rootfs, and nothing that a link leads to in its place."""
+        with (
+            storage_errors("unmounting the bundle", place.rootfs),
+            suppress(FileNotFoundError, InvalidBundlePath),  # it is gone, or something else has its name
+            self._paths.opened(place.bundle_path) as directory,
+        ):
+            try:
+                self._mounts.unmount(f"/proc/self/fd/{directory}/{ROOTFS}")
+            except BundleBusy:
+                raise BundleBusy(place.bundle_path) from None
 
     def _forget(self, path: str) -> None:
         with self._changed:

@@ -39,7 +39,7 @@ from guestpull_server.store.outcomes import Deleted, LayerNames, Removal, StoreU
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.readonly import ReadOnlyStore
 from guestpull_server.store.trees import remove_tree
-from guestpull_server.store.workdir import StagedLayer, WorkDir
+from guestpull_server.store.workdir import StagedLayer, WorkDir, rooms_of
 
 
 class Store:
@@ -65,9 +65,9 @@ class Store:
             work_dir, durability, self._ledger, self._paths, read_only, layer_names, self._lock
         )
         self._images = ImageShelf(self._ledger, self._paths, read_only, self._lock)
-        self._bundles = BundleShelf(
-            work_dir, durability, mounts, BundlePaths(bundle_roots), self._lock, self._images.keep
-        )
+        stores = (work_dir.path, *(store.work_dir for store in read_only))
+        bundle_paths = BundlePaths(bundle_roots, [room for path in stores for room in rooms_of(path)])
+        self._bundles = BundleShelf(work_dir, durability, mounts, bundle_paths, self._lock, self._images.keep)
 
     @classmethod
     def open(

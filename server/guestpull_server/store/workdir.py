@@ -31,6 +31,11 @@ RECORD_SUFFIX: Final = ".record"
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
+def rooms_of(work_dir: str) -> tuple[str, ...]:
+    """The directories of a work directory."""
+    return tuple(os.path.join(work_dir, room) for room in ROOMS)
+
+
 class WorkDir:
     """One work directory, owned by this process from here to `close`.
 
@@ -41,9 +46,7 @@ class WorkDir:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.layers, self.records, self.images, self.overlay, self.staging = (
-            os.path.join(path, room) for room in ROOMS
-        )
+        self.layers, self.records, self.images, self.overlay, self.staging = rooms_of(path)
         with storage_errors("opening the work directory", path):
             os.makedirs(path, mode=0o755, exist_ok=True)
             self._lock = _locked(path)

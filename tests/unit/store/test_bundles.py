@@ -390,6 +390,62 @@ def test_a_bundle_that_became_a_link_leads_release_to_nothing_outside(
     rooted.close()
 
 
+def test_what_is_done_in_a_bundle_is_done_in_the_directory_that_was_allowed(
+    rooted: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "bundles/sub").mkdir()
+    (tmp_path / "outside/one/rootfs").mkdir(parents=True)
+    with rooted.reserve_bundle(f"{tmp_path}/bundles/sub/one") as bundle:
+        with bundle.opened() as directory:
+            (tmp_path / "bundles/sub").rename(tmp_path / "bundles/moved")
+            (tmp_path / "bundles/sub").symlink_to(tmp_path / "outside")
+            os.close(os.open("config.json", os.O_CREAT | os.O_WRONLY, dir_fd=directory))
+        assert (tmp_path / "bundles/moved/one/config.json").exists()
+
+        with pytest.raises(InvalidBundlePath), bundle.opened():
+            pass
+
+    assert sorted(str(path) for path in (tmp_path / "outside/one").iterdir()) == [
+        f"{tmp_path}/outside/one/rootfs"
+    ]
+    rooted.close()
+
+
+def test_a_busy_bundle_is_named_by_its_path(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path
+) -> None:
+    path = bundled(store, shop, tmp_path / "bundle", mounts)
+    mounts.busy.add(f"{path}/rootfs")
+
+    with pytest.raises(BundleBusy) as caught:
+        store.release_bundle(path)
+
+    assert caught.value.bundle_path == path
+    mounts.busy.clear()
+
+
+@pytest.mark.parametrize(
+    "place", ["layers", "layers/{layer}/usr", "overlay/one", "staging", "images", "records/x"]
+)
+def test_no_bundle_lies_in_what_is_the_store_s_own(
+    store: Store, shop: StoredImage, work_dir: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "alias").symlink_to(work_dir)
+    before = sorted(work_dir.rglob("*"))
+    name = place.format(layer=os.path.basename(shop.layers[0].store_path))
+
+    for path in (work_dir / name, tmp_path / "alias" / name):
+        with pytest.raises(InvalidBundlePath, match="store's own"):
+            store.reserve_bundle(str(path))
+
+    assert sorted(work_dir.rglob("*")) == before
+
+
+def test_a_bundle_may_lie_beside_them(store: Store, work_dir: Path) -> None:
+    with store.reserve_bundle(str(work_dir / "layers-too/bundle")):
+        assert (work_dir / "layers-too/bundle/rootfs").is_dir()
+
+
 def test_bundle_files_say_what_a_bundle_is(
     store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path, work_dir: Path
 ) -> None:
