@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guestpull_server.errors import InvalidManifest
-from guestpull_server.models import Digest
+from guestpull_server.models import Digest, ImageConfig
 from guestpull_server.store import Store
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import Unreadable
@@ -229,6 +230,9 @@ JSON = st.recursive(
     max_leaves=8,
 )
 OBJECTS = st.dictionaries(st.text(max_size=8), JSON, max_size=4)
+# hypothesis knows the words of our sources: keys that mean something are not among the unknown ones
+KNOWN = {one.encode_name for one in msgspec.structs.fields(ImageConfig)} | {"references"}
+UNKNOWN = st.dictionaries(st.text(max_size=8).filter(lambda key: key not in KNOWN), JSON, max_size=4)
 DATABASES = st.dictionaries(st.text(max_size=8), OBJECTS, max_size=4)
 
 
@@ -242,7 +246,7 @@ def test_every_key_of_every_level_survives(databases: dict[str, Any], unknown: d
     assert Catalog.decode(encoded).encode() == encoded
 
 
-@given(OBJECTS, OBJECTS, OBJECTS)
+@given(UNKNOWN, UNKNOWN, UNKNOWN)
 def test_unknown_keys_of_entries_survive_a_change(
     unknown_of_image: dict[str, Any], unknown_of_layer: dict[str, Any], config: dict[str, Any]
 ) -> None:
