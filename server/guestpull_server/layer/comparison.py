@@ -11,7 +11,7 @@ from guestpull_server.layer.changes import ChangeKind, Changes
 from guestpull_server.layer.contents import check_hole
 from guestpull_server.layer.expected import Directory, File, Node, Xattrs
 from guestpull_server.layer.tar_fields import NANOSECONDS
-from guestpull_server.layer.unpacked_tree import UnpackedTree
+from guestpull_server.layer.unpacked_tree import OPEN_FILE, UnpackedTree
 
 _IGNORED_XATTRS: Final = frozenset({b"security.selinux"})  # the machine's own labels
 _MAY_HAVE_WHITEOUTS: Final = (whiteout.HAS_WHITEOUTS_XATTR, whiteout.HAS_WHITEOUTS)
@@ -36,11 +36,12 @@ class Comparison:
         self._changes = changes
         self._unit = 1 if tree.has_nanoseconds else NANOSECONDS
         self._inodes: dict[File, tuple[int, int]] = {}  # of files with several names
-        self._directory: Directory | None = None  # the one that is entered
+        self._directory: Directory | None = None  # the one that is entered, and its descriptor
+        self._descriptor: int | None = None
 
     def directory(self, expected: Directory, descriptor: int) -> None:
         """Compare an open directory, and the names in it."""
-        self._directory = expected
+        self._directory, self._descriptor = expected, descriptor
         path = expected.path
         self._attributes(path, expected, os.fstat(descriptor))
         self._xattrs(path, expected.expected_xattrs(), self._tree.xattrs_of(descriptor))
@@ -86,35 +87,33 @@ class Comparison:
         """Compare a file, and open it for its content to be read; -1 if it is no file any more."""
         if expected.directory is not self._directory:
             self._directory = expected.directory
-            if self._tree.enter(expected.directory.path) is None:
-                self._directory = None
-        if self._directory is None:
+            self._descriptor = self._tree.enter(expected.directory.path)
+        directory, name = self._descriptor, expected.name
+        if directory is None:
             return -1
-        directory = self._tree.current
-        status = self._tree.status(directory, expected.name)
-        if status is None:
+        # by hand what `status`, `open_file` and `xattrs_of` do: a tenth of what verifying a small file takes
+        try:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
             return -1
         if not stat.S_ISREG(status.st_mode):
             self._attributes(expected.path, expected, status)
             return -1
-        descriptor = self._tree.open_file(directory, expected.name)
-        xattrs = self._tree.xattrs_of(descriptor)
-        if not self._is_as(expected, status) or xattrs != (expected.xattrs or _NOTHING):
-            path = expected.path
-            self._attributes(path, expected, status)
-            self._xattrs(path, expected.xattrs or _NOTHING, xattrs)
-        return descriptor
-
-    def _is_as(self, expected: File, status: os.stat_result) -> bool:
-        """Whether nothing differs: what is true of nearly all files, told at once."""
-        return (
+        descriptor = os.open(name, OPEN_FILE, dir_fd=directory)
+        if not (
             status.st_mode == expected.mode
             and status.st_size == expected.size
             and status.st_mtime_ns == expected.mtime_ns
             and status.st_uid == expected.uid
             and status.st_gid == expected.gid
-            and status.st_nlink == 1 == expected.links
-        )
+            and status.st_nlink == 1
+            and expected.other_names is None
+        ):
+            self._attributes(expected.path, expected, status)
+        if os.listxattr(descriptor) or expected.xattrs:
+            xattrs = self._tree.xattrs_of(descriptor)
+            self._xattrs(expected.path, expected.xattrs or _NOTHING, xattrs)
+        return descriptor
 
     def _attributes(self, path: bytes, expected: Node, status: os.stat_result) -> bool:
         """Compare what one system call tells; whether the type is right."""

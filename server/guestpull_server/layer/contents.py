@@ -16,7 +16,7 @@ PIECE_BYTES: Final = 256 * KiB  # stays in the second-level cache between readin
 _ZEROS: Final = bytes(PIECE_BYTES)
 
 
-def content_of(descriptor: int, file: File, changes: Changes) -> Iterator[bytes | memoryview]:
+def content_of(descriptor: int, file: File, changes: Changes) -> Iterator[memoryview]:
     """The bytes that a tar stores of an open file, as many as there are; each piece is valid until the next.
 
     Where a sparse file has bytes in its holes, that is noted.
@@ -26,8 +26,6 @@ def content_of(descriptor: int, file: File, changes: Changes) -> Iterator[bytes 
     """
     if isinstance(file.extra, SparseMap):
         return _segments(descriptor, file, file.extra, changes)
-    if file.size <= PIECE_BYTES:
-        return iter((os.read(descriptor, file.size),))
     return _range(descriptor, 0, file.size)
 
 

@@ -165,16 +165,24 @@ class _Proof:
         if descriptor < 0:
             return
         try:
-            found_sum = 0
-            for piece in content_of(descriptor, file, self._changes):
+            if file.size <= PIECE_BYTES and file.extra is None:
+                piece = os.read(descriptor, file.size)
                 hasher.update(piece)
-                found_sum = crc32(piece, found_sum)
-                if len(piece) == PIECE_BYTES:
-                    self._cancellation.check()
+                found_sum = crc32(piece)
+            else:
+                found_sum = self._hash_large(descriptor, file, hasher)
         finally:
             os.close(descriptor)
         if found_sum != expected_sum:
             self._changes.add(file.path, ChangeKind.CONTENT, "it is not the layer's")
+
+    def _hash_large(self, descriptor: int, file: File, hasher: _Hash) -> int:
+        found_sum = 0
+        for piece in content_of(descriptor, file, self._changes):
+            self._cancellation.check()
+            hasher.update(piece)
+            found_sum = crc32(piece, found_sum)
+        return found_sum
 
     def _hash_lost(self, file: File, expected_sum: int, hasher: _Hash) -> None:
         found_sum = 0
@@ -197,13 +205,18 @@ class _Headers:
 
     def feed(self, end: int) -> None:
         """Feed up to this byte of all."""
-        while self._fed < end:
-            if self._position == len(self._piece):
-                self._piece, self._position = next(self._pieces), 0
-            stop = min(len(self._piece), self._position + end - self._fed)
-            self._hasher.update(self._piece[self._position : stop])
-            self._fed += stop - self._position
-            self._position = stop
+        stop = self._position + end - self._fed
+        if stop > len(self._piece):
+            stop = self._feed_pieces(stop)
+        self._hasher.update(self._piece[self._position : stop])
+        self._position, self._fed = stop, end
+
+    def _feed_pieces(self, stop: int) -> int:
+        while stop > len(self._piece):
+            self._hasher.update(self._piece[self._position :])
+            stop -= len(self._piece)
+            self._piece, self._position = next(self._pieces), 0
+        return stop
 
     def feed_rest(self) -> None:
         """Feed what is left."""

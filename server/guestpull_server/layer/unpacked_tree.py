@@ -11,7 +11,7 @@ import os
 from typing import Final, Self
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _COARSE_FILE_SYSTEMS: Final = frozenset({"squashfs"})  # they keep whole seconds
 
 
@@ -39,11 +39,6 @@ class UnpackedTree:
         """Whether the file system keeps times to the nanosecond."""
         status = os.fstat(self._open[0][1])
         return _file_system_of(os.major(status.st_dev), os.minor(status.st_dev)) not in _COARSE_FILE_SYSTEMS
-
-    @property
-    def current(self) -> int:
-        """The descriptor of the current directory."""
-        return self._open[-1][1]
 
     def enter(self, path: bytes) -> int | None:
         """Make a directory the current one, and give its descriptor; None if it is no directory.
@@ -84,7 +79,7 @@ class UnpackedTree:
         Raises:
             OSError: it cannot be opened.
         """
-        return os.open(name, _FILE, dir_fd=directory)
+        return os.open(name, OPEN_FILE, dir_fd=directory)
 
     @staticmethod
     def xattrs(directory: int, name: bytes) -> dict[bytes, bytes]:
