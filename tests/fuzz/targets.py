@@ -5,12 +5,13 @@ A target's `run` returns, or raises one of the errors that it may raise; whateve
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from fuzz import mutation
 from fuzz.mutation import Mutate
 from guestpull_server.config import Limits
 from guestpull_server.errors import GuestpullError, WorkerFailed
-from guestpull_server.layer import LayerWorkers
+from guestpull_server.layer import LayerWorkers, verify_layer
 from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.models import Digest, KiB, MiB
@@ -108,25 +109,53 @@ def _workers() -> LayerWorkers:
 
 
 def _run_layer(tar: bytes) -> None:
-    """Unpack beside a canary, which must be as it was."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
-        top = Path(name)
+    """Unpack beside a canary, which must be as it was; what was unpacked must be proved."""
+    with _scratch() as top:
         (top / "f").write_bytes(b"canary")
         (top / "d").mkdir()
-        (top / "layer").mkdir(mode=0o755)
         before = {path: node for path, node in tree(top).items() if path}
+        (top / "layer").mkdir(mode=0o755)
+        directory, record = str(top / "layer"), str(top / "record")
         try:
-            with _workers().unpack(str(top / "layer"), "sha256", _DIGEST) as worker:
+            with _workers().unpack(directory, "sha256", _DIGEST, record_path=record) as worker:
                 worker.write(memoryview(tar))
-                worker.finish()
+                unpacked = worker.finish()
+            assert verify_layer(directory, record, unpacked.diff_id, limits=_SMALL) == ()
         except WorkerFailed:
             raise AssertionError("the worker died") from None
         except GuestpullError:
             pass
-        shutil.rmtree(top / "layer")
-        (top / "layer").mkdir(mode=0o755)
+        shutil.rmtree(directory)
+        Path(record).unlink()
         after = {path: node for path, node in tree(top).items() if path}
-        assert differences(after, before, ignoring=frozenset({"mtime_ns"})) == []
+        assert differences(after, before) == []
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
+        yield Path(name)
+
+
+@cache
+def _proved() -> tuple[str, Digest, bytes]:
+    """A layer's directory, its diff_id, and its record."""
+    scratch = ExitStack()
+    atexit.register(scratch.close)
+    top = scratch.enter_context(_scratch())
+    (top / "layer").mkdir()
+    with _workers().unpack(str(top / "layer"), "sha256", _DIGEST, record_path=str(top / "record")) as worker:
+        worker.write(memoryview(_tars()[0]))
+        unpacked = worker.finish()
+    return str(top / "layer"), unpacked.diff_id, (top / "record").read_bytes()
+
+
+def _run_record(record: bytes) -> None:
+    directory, diff_id, _ = _proved()
+    with _scratch() as top:
+        (top / "record").write_bytes(record)
+        for change in verify_layer(directory, str(top / "record"), diff_id, limits=_SMALL):
+            str(change)
 
 
 # -- registries ---------------------------------------------------------------------------------------------
@@ -223,6 +252,7 @@ TARGETS = (
     Target("tar", _tars, mutation.tar_of, _run_tar),
     Target("inflate", _streams, mutation.bytes_of, _run_inflate),
     Target("layer", _tars, mutation.tar_of, _run_layer, needs_root=True),
+    Target("record", lambda: (_proved()[2],), mutation.bytes_of, _run_record, needs_root=True),
     Target("reference", _references, mutation.bytes_of, _run_reference),
     Target("manifest", _manifests, mutation.json_of, _run_manifest),
     Target("config", _configs, mutation.json_of, _run_config),
