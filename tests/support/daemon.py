@@ -117,12 +117,17 @@ class Daemon:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it, and wait until it says that it serves."""
+    def launch(self) -> None:
+        """Start it, and do not wait."""
         command = [sys.executable, "-m", "guestpull_server.cli", "serve", "--work-dir", str(self.work_dir)]
         command += ["--listen", f"unix://{self.socket}", "--log-level", "debug", *self._options]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def start(self) -> None:
+        """Start it, and wait until it says that it serves."""
+        self.launch()
+        assert self._process is not None
         deadline = time.monotonic() + PATIENCE
         while True:
             with contextlib.suppress(GuestpullError):

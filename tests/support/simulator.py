@@ -272,6 +272,11 @@ class RegistrySimulator:
         with self._lock:
             self._faults.append(_Active(_key(target), fault, times))
 
+    def calm(self) -> None:
+        """Have nothing go wrong any more."""
+        with self._lock:
+            self._faults.clear()
+
     def requests_for(self, target: Target) -> list[Request]:
         """The requests for a blob, a manifest, a tag."""
         return [request for request in self.requests if _is_for(request.path, _key(target))]

@@ -1,0 +1,81 @@
+"""The command line of `scripts/torture`."""
+
+# ruff: noqa: T201 - it talks to whoever runs it
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from torture.campaign import Campaign, Violated
+
+
+def main() -> int:
+    """Run a campaign; 1 if something was not as it must be."""
+    arguments = _arguments()
+    print(
+        f"torture: seed {arguments.seed}, {arguments.kills} kills or {arguments.minutes} minutes", flush=True
+    )
+    directory = Path(tempfile.mkdtemp(prefix="guestpull-torture-"))
+    campaign = Campaign(arguments.seed, directory)
+    try:
+        with campaign:
+            try:
+                campaign.run(
+                    kills=arguments.kills,
+                    seconds=arguments.minutes * 60,
+                    tell=lambda report: print(f"torture: {report}", flush=True),
+                )
+            except Violated:
+                _keep(campaign, arguments.keep)
+                raise
+    except Violated as violated:
+        print(f"torture: {campaign.report}")
+        for sentence in violated.args:
+            print(f"torture: VIOLATED: {sentence}")
+        print(
+            f"torture: seed {arguments.seed}; the log and the work directory's files are in {arguments.keep}"
+        )
+        return 1
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    print(f"torture: {campaign.report}")
+    print("torture: nothing was lost, and nothing was believed that is not true")
+    return 0
+
+
+def _keep(campaign: Campaign, directory: Path) -> None:
+    """Keep what tells how it came to that."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    shutil.copy(campaign.daemon.log, directory / "log")
+    for path in campaign.daemon.work_dir.glob("*.json*"):
+        shutil.copy(path, directory)
+    listing = (str(path) for path in sorted(campaign.daemon.work_dir.glob("*/*")))
+    (directory / "listing").write_text("".join(f"{path}\n" for path in listing))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/torture",
+        description="Kill a daemon again and again in the middle of its work, and check what must be true.",
+    )
+    parser.add_argument("--minutes", type=float, default=1.0, help="at most how long; 1 if not given")
+    parser.add_argument(
+        "--kills", type=int, default=1_000_000, help="at most how many; no bound if not given"
+    )
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="random if not given")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=Path("/tmp/guestpull-torture-evidence"),
+        help="for what tells of a failure",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""Rounds of torture: let callers loose, pull the plug, look, start again, look, and now and then clean up.
+
+with Campaign(seed=7, directory=Path("/tmp/torture")) as campaign:
+    campaign.run(kills=100, seconds=300)
+    print(campaign.report)
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from guestpull_client.errors import GuestpullError
+from support.daemon import Daemon, Tmpfs
+from support.simulator import RegistrySimulator
+from torture import inspection
+from torture.callers import Caller, Scene
+from torture.promises import Promises, State
+from torture.weather import PATIENCE, Weather
+from torture.world import KnownImage, World, make_world
+
+_DISK_BYTES: Final = 256 * 1024 * 1024
+_CLEAN_EVERY: Final = 10  # rounds
+_MOST_CALLERS: Final = 6
+_TELL_EVERY: Final = 20.0  # seconds
+
+
+class Violated(Exception):
+    """Something is not as it must be. Its arguments are sentences that say what."""
+
+
+@dataclass
+class Report:
+    """What happened so far.
+
+    Attributes:
+        rounds: how many.
+        kills: of the daemon, by kill -9.
+        kills_at_work: those of them that left something half-done.
+        kills_at_start: those of them that came before it served.
+        workers_killed: layer workers and fork servers that were killed while the daemon lived.
+        ends: how often it was told to end by SIGTERM.
+        damages: how often its files were damaged while it did not run.
+        outcomes: of all calls, by what came of them.
+    """
+
+    rounds: int = 0
+    kills: int = 0
+    kills_at_work: int = 0
+    kills_at_start: int = 0
+    workers_killed: int = 0
+    ends: int = 0
+    damages: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        calls = ", ".join(f"{count} {name}" for name, count in self.outcomes.most_common())
+        return (
+            f"{self.rounds} rounds, {self.kills} kills of the daemon "
+            f"({self.kills_at_work} left something half-done, {self.kills_at_start} came before it served), "
+            f"{self.workers_killed} of workers, {self.ends} SIGTERMs, {self.damages} damages; calls: {calls}"
+        )
+
+
+class Campaign:
+    """A world, a registry, a disk, a daemon, and rounds of what may happen to them. A context manager.
+
+    Args:
+        seed: of everything that is random.
+        directory: where it all happens; its disks are mounted below it.
+    """
+
+    def __init__(self, seed: int, directory: Path) -> None:
+        self.report = Report()
+        self._choices = random.Random(seed)
+        self._directory = directory
+        self._stack = ExitStack()
+        self._promises = Promises()
+        self._world: World = make_world(self._choices)
+        self._references: tuple[tuple[str, KnownImage | None], ...] = ()
+        self._registry: RegistrySimulator
+        self._disk: Path
+        self._daemon: Daemon
+        self._log_read = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._registry = stack.enter_context(RegistrySimulator())
+            named: list[tuple[str, KnownImage | None]] = [
+                (self._registry.push(f"image{number}:1", one.image), one)
+                for number, one in enumerate(self._world.images)
+            ]
+            named += [
+                (f"{name.rpartition(':')[0]}@{one.image.digest}", one)
+                for name, one in named[:3]
+                if one is not None
+            ]
+            self._references = (*named, (self._move_tag(), None))
+            self._disk = stack.enter_context(Tmpfs(self._directory / "disk", f"{_DISK_BYTES}"))
+            configuration = {"limits": PATIENCE | {"max_concurrent_pulls": 4}}
+            rest = stack.enter_context(Tmpfs(self._directory / "rest"))
+            daemon = Daemon(rest, work_dir=self._disk / "work", configuration=configuration)
+            self._daemon = stack.enter_context(daemon)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(error_type, error, trace)
+
+    def run(self, *, kills: int, seconds: float, tell: Callable[[Report], None] | None = None) -> None:
+        """Go on until the daemon was killed so often, or the time is over, and clean up.
+
+        Args:
+            kills: at most so many.
+            seconds: at most so long.
+            tell: called now and then with what happened so far.
+
+        Raises:
+            Violated: something is not as it must be; the disk is as it was then.
+        """
+        end = time.monotonic() + seconds
+        next_word = time.monotonic() + _TELL_EVERY
+        while self.report.kills < kills and time.monotonic() < end:
+            self._round()
+            if self.report.rounds % _CLEAN_EVERY == 0:
+                self._clean()
+            if tell is not None and time.monotonic() > next_word:
+                next_word += _TELL_EVERY
+                tell(self.report)
+        self._clean()
+
+    @property
+    def daemon(self) -> Daemon:
+        """The daemon; for tests that plant a fault."""
+        return self._daemon
+
+    def look(self) -> None:
+        """Look at a daemon that nobody calls.
+
+        Raises:
+            Violated: something is not as it must be.
+        """
+        self._demand(inspection.after_start(self._daemon, self._world, self._promises))
+
+    # -- a round --------------------------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        self.report.rounds += 1
+        choose = self._choices
+        if choose.random() < 0.3:
+            self._move_tag()
+        weather = Weather(choose, self._registry, self._world, self._daemon, self._disk, _DISK_BYTES)
+        weather.begin()
+        scene = Scene(
+            self._daemon.client.address, self._world, self._references, self._promises, weather.possible
+        )
+        callers = [self._caller(scene, number) for number in range(choose.randint(1, _MOST_CALLERS))]
+        for caller in callers:
+            caller.start()
+        scene.await_moments(choose.choice((1, 5, 20, 60, 120)), 2.0)
+        threading.Event().wait(choose.uniform(0.0, 0.03))
+        runs = self._interrupt(scene)
+        scene.stop.set()
+        for caller in callers:
+            caller.join()
+        weather.end()
+        self.report.workers_killed += weather.workers_killed
+        self.report.outcomes += scene.outcomes
+        self._demand(scene.violations)
+        if not runs:
+            self._start_again()
+        self._settle()
+        self.look()
+        self._check_log()
+        self._pull_in_fair_weather()
+
+    def _caller(self, scene: Scene, number: int) -> Caller:
+        places = [str(self._daemon.bundle(f"{number}-{place}")) for place in range(3)]
+        contested = str(self._daemon.bundle("contested"))
+        self._promises.contested.add(contested)
+        return Caller(scene, random.Random(self._choices.random()), places, contested)
+
+    def _interrupt(self, scene: Scene) -> bool:
+        """End the daemon in one way or another; whether it still runs."""
+        kind = self._choices.choices(("kill", "SIGTERM", "nothing"), (80, 8, 12))[0]
+        match kind:
+            case "kill":
+                self._daemon.kill()
+                self.report.kills += 1
+                self.report.kills_at_work += bool(self._half_done())
+            case "SIGTERM":
+                scene.stop.set()  # a caller may take its time to see that nobody is there
+                if self._daemon.stop() != 0:
+                    raise Violated("the daemon did not end well")
+                self.report.ends += 1
+        return kind == "nothing"
+
+    def _start_again(self) -> None:
+        """Look at what is left, perhaps damage it, and start; at times it is killed again before it serves."""
+        self._demand(inspection.remains(self._daemon.work_dir, self._world))
+        if self._choices.random() < 0.08:
+            self._damage()
+        while self._choices.random() < 0.2:
+            self._daemon.launch()
+            threading.Event().wait(self._choices.uniform(0.0, 1.5))
+            self._daemon.kill()
+            self.report.kills += 1
+            self.report.kills_at_start += 1
+            self._demand(inspection.remains(self._daemon.work_dir, self._world))
+        self._daemon.start()
+
+    def _damage(self) -> None:
+        """Do to the work directory what no daemon does."""
+        self.report.damages += 1
+        work_dir = self._daemon.work_dir
+        if self._choices.random() < 0.5:
+            meta_store = work_dir / "meta_store.json"
+            if meta_store.exists():
+                content = meta_store.read_bytes()
+                meta_store.write_bytes(content[: self._choices.randrange(len(content))])
+                self._promises.withdraw_images()
+        elif all(one.state is State.ABSENT for one in self._promises.bundles.values()):
+            # what is mounted cannot be taken away without harm
+            there = sorted((work_dir / "layers").iterdir())
+            for one in self._choices.sample(there, self._choices.randint(0, len(there))):
+                shutil.rmtree(one)
+
+    def _half_done(self) -> list[str]:
+        """What a killed daemon left to be cleaned up."""
+        work_dir = self._daemon.work_dir
+        return [
+            *os.listdir(work_dir / "staging"),
+            *map(str, work_dir.glob("overlay/*/bundle.json.preparing")),
+            *map(str, work_dir.glob("*.tmp*")),
+        ]
+
+    # -- afterwards -----------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Wait until the daemon has ended what callers gave up."""
+        deadline = time.monotonic() + 30
+        while self._half_done():
+            if time.monotonic() > deadline:
+                raise Violated("pulls that were given up never end", *self._half_done())
+            time.sleep(0.005)
+
+    def _pull_in_fair_weather(self) -> None:
+        """The next pull works."""
+        place = self._daemon.bundle("check")
+        reference, image = self._choices.choice(self._references)
+        try:
+            pulled = self._daemon.client.pull(reference, str(place))
+            known = image or self._world.image(pulled.image_id)
+            assert known is not None
+            self._demand(known.violations(place / "rootfs"))
+            self._daemon.client.release_bundle(str(place))
+        except GuestpullError as error:
+            raise Violated(f"in fair weather {reference} fails by {error.reason}: {error.message}") from None
+        self._promises.bundle(str(place))
+
+    def _clean(self) -> None:
+        """Release and remove everything; then nothing may be left."""
+        client = self._daemon.client
+        try:
+            for bundle in client.bundles():
+                client.release_bundle(bundle.bundle_path)
+                self._promises.bundle(bundle.bundle_path).state = State.ABSENT
+            for image in client.images():
+                with self._promises.removing(image.id):
+                    client.remove_image(image.id)
+        except GuestpullError as error:
+            raise Violated(f"cleaning up fails by {error.reason}: {error.message}") from None
+        self._daemon.stop()
+        wrong = inspection.after_cleaning(self._daemon)
+        self._check_log()
+        for aside in self._daemon.work_dir.glob("meta_store.json.corrupt-*"):
+            aside.unlink()
+        self._daemon.start()
+        self._demand(wrong)
+
+    def _check_log(self) -> None:
+        text = self._daemon.log.read_text(errors="replace")[self._log_read :]
+        self._log_read += len(text)
+        if "Traceback" in text or " critical " in text:
+            raise Violated("the log has a traceback", text[-3000:])
+
+    def _move_tag(self) -> str:
+        return self._registry.push("moving:1", self._choices.choice(self._world.images).image)
+
+    @staticmethod
+    def _demand(violations: list[str]) -> None:
+        if violations:
+            raise Violated(*violations[:40])
