@@ -1,0 +1,146 @@
+"""Records: what is written is read again, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from isal.isal_zlib import crc32
+
+from guestpull_server.layer.record import RecordError, RecordReader, RecordWriter
+
+_CONTENTS = st.lists(st.binary(max_size=2000), max_size=6)
+_BOUND = 1 << 20
+
+
+@pytest.fixture
+def record() -> Iterator[int]:
+    descriptor = os.memfd_create("record")
+    yield descriptor
+    os.close(descriptor)
+
+
+def _joined(pieces: Iterator[memoryview]) -> bytes:
+    return b"".join(bytes(piece) for piece in pieces)
+
+
+def _open(path: Path, content: bytes) -> int:
+    path.write_bytes(content)
+    return os.open(path, os.O_RDONLY)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(literals=_CONTENTS, contents=_CONTENTS, lost=_CONTENTS)
+def test_what_was_told_is_read_again(
+    tmp_path: Path, literals: list[bytes], contents: list[bytes], lost: list[bytes]
+) -> None:
+    descriptor = os.memfd_create("record")
+    writer = RecordWriter(descriptor)
+    for literal in literals:
+        writer.literal(memoryview(literal))
+    for content in contents:
+        writer.content(memoryview(content[:7]), False)
+        writer.content(memoryview(content[7:]), True)
+    for content in lost:
+        file = _open(tmp_path / "lost", content)
+        writer.lost(file)
+        os.close(file)
+    writer.finish()
+
+    reader = RecordReader(descriptor)
+    assert _joined(reader.headers(_BOUND)) == b"".join(literals)
+    assert list(reader.sums) == [crc32(content) for content in contents]
+    assert [_joined(reader.lost(number, _BOUND)) for number in range(reader.lost_count)] == lost
+    os.close(descriptor)
+
+
+def test_a_large_record_is_read_again(record: int, tmp_path: Path) -> None:
+    literal, content = os.urandom(3_000_000), os.urandom(2_000_000)
+    writer = RecordWriter(record)
+    for start in range(0, len(literal), 1000):
+        writer.literal(memoryview(literal)[start : start + 1000])
+    for number in range(70_000):
+        writer.content(memoryview(b"%d" % number), True)
+    file = _open(tmp_path / "lost", content)
+    writer.lost(file)
+    os.close(file)
+    writer.finish()
+
+    reader = RecordReader(record)
+    assert _joined(reader.headers(1 << 30)) == literal
+    assert _joined(reader.lost(0, 1 << 30)) == content
+    assert list(reader.sums) == [crc32(b"%d" % number) for number in range(70_000)]
+
+
+def test_headers_can_be_read_more_than_once(record: int) -> None:
+    writer = RecordWriter(record)
+    writer.literal(memoryview(b"headers"))
+    writer.finish()
+    reader = RecordReader(record)
+    assert [_joined(reader.headers(_BOUND)) for _ in range(2)] == [b"headers"] * 2
+
+
+def test_a_record_without_its_end_is_refused(record: int) -> None:
+    RecordWriter(record)
+    with pytest.raises(RecordError, match="cut short"):
+        RecordReader(record)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"something else",
+        b"guestpull layer record 2\nE\0\0\0\0",
+        b"guestpull layer record 1\nX\0\0\0\0",
+        b"guestpull layer record 1\nM\0\0\0\0E\0\0\0\0",  # more of nothing
+        b"guestpull layer record 1\nS\3\0\0\0abcE\0\0\0\0",  # no sum has 3 bytes
+        b"guestpull layer record 1\nS\0\0\0\x7fE\0\0\0\0",
+        b"guestpull layer record 1\nH\xff\xff\xff\xffE\0\0\0\0",
+    ],
+)
+def test_what_is_no_record_is_refused(record: int, content: bytes) -> None:
+    os.write(record, content)
+    with pytest.raises(RecordError):
+        RecordReader(record)
+
+
+def test_headers_that_are_no_zstd_are_refused(record: int) -> None:
+    os.write(record, b"guestpull layer record 1\nH\5\0\0\0helloE\0\0\0\0")
+    with pytest.raises(RecordError, match="decompressed"):
+        _joined(RecordReader(record).headers(_BOUND))
+
+
+def test_headers_are_bounded(record: int) -> None:
+    writer = RecordWriter(record)
+    for _ in range(100):
+        writer.literal(memoryview(bytes(100_000)))
+    writer.finish()
+    with pytest.raises(RecordError, match="larger than"):
+        _joined(RecordReader(record).headers(_BOUND))
+
+
+def test_a_replaced_content_that_is_not_there_is_told(record: int) -> None:
+    RecordWriter(record).finish()
+    with pytest.raises(RecordError, match="replaced file"):
+        RecordReader(record).lost(0, _BOUND)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_record_or_refused(content: bytes) -> None:
+    descriptor = os.memfd_create("record")
+    os.write(descriptor, b"guestpull layer record 1\n" + content)
+    try:
+        reader = RecordReader(descriptor)
+        _joined(reader.headers(_BOUND))
+        for number in range(reader.lost_count):
+            _joined(reader.lost(number, _BOUND))
+    except RecordError:
+        pass
+    finally:
+        os.close(descriptor)
