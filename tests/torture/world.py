@@ -67,7 +67,9 @@ class KnownImage:
 
     def violations(self, rootfs: Path, *, besides: frozenset[bytes] = _NOTHING_ELSE) -> list[str]:
         """What is wrong with a root filesystem that should be this image's, apart from some names in its top."""
-        wrong = differences(_without(tree(rootfs), besides | {b""}), self.nodes)
+        found = _without(tree(rootfs), besides | {b""})
+        # a file whose other names are hidden is a hard link to overlayfs, and none to who unpacks into one tree
+        wrong = differences(_without_lone_links(found), _without_lone_links(self.nodes))
         return [f"{rootfs}: {one}" for one in wrong]
 
 
@@ -233,6 +235,13 @@ def _hide(visible: dict[bytes, tuple[int, Node]], directory: bytes) -> None:
 
 def _without(nodes: Mapping[bytes, Node], paths: frozenset[bytes] | set[bytes]) -> dict[bytes, Node]:
     return {path: node for path, node in nodes.items() if path not in paths}
+
+
+def _without_lone_links(nodes: Mapping[bytes, Node]) -> dict[bytes, Node]:
+    return {
+        path: dataclasses.replace(node, links=frozenset()) if len(node.links) == 1 else node
+        for path, node in nodes.items()
+    }
 
 
 def _is_whiteout(path: bytes) -> bool:
