@@ -82,6 +82,7 @@ class Campaign:
 
     def __init__(self, seed: int, directory: Path) -> None:
         self.report = Report()
+        self._seed = seed
         self._choices = random.Random(seed)
         self._directory = directory
         self._stack = ExitStack()
@@ -133,6 +134,13 @@ class Campaign:
         Raises:
             Violated: something is not as it must be; the disk is as it was then.
         """
+        try:
+            self._run(kills, seconds, tell)
+        except Violated as violated:
+            violated.add_note(f"seed {self._seed}, round {self.report.rounds}")
+            raise
+
+    def _run(self, kills: int, seconds: float, tell: Callable[[Report], None] | None) -> None:
         end = time.monotonic() + seconds
         next_word = time.monotonic() + _TELL_EVERY
         while self.report.kills < kills and time.monotonic() < end:
