@@ -10,9 +10,8 @@ the caller, a kata-agent, brings arguments of its own; volumes.py says what beco
 
 from __future__ import annotations
 
+import errno
 import os
-import secrets
-from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -125,21 +124,41 @@ def write_runtime_config(
 
 
 def _write_new(directory: int, content: bytes) -> bool:
-    """Write config.json, unless there is one."""
-    temporary = f".{_CONFIG}.{secrets.token_hex(8)}"
-    descriptor = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory
-    )
+    """Write config.json, unless there is one.
+
+    It has no name before it is whole: whoever undoes an interrupted pull finds nothing but config.json.
+    """
     try:
-        with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)  # whatever the umask is
-            file.write(content)
-        os.link(temporary, _CONFIG, src_dir_fd=directory, dst_dir_fd=directory)
+        descriptor = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o644, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        return _write_in_place(directory, content)
+    with open(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o644)  # whatever the umask is
+        file.write(content)
+        file.flush()
+        try:
+            os.link(f"/proc/self/fd/{descriptor}", _CONFIG, dst_dir_fd=directory)
+        except FileExistsError:
+            return False
+    return True
+
+
+def _write_in_place(directory: int, content: bytes) -> bool:
+    """The same on file systems that know no files without names; until the pull has ended, nobody relies on it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(_CONFIG, flags, 0o644, dir_fd=directory)
     except FileExistsError:
         return False
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=directory)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)
+            file.write(content)
+    except BaseException:
+        os.unlink(_CONFIG, dir_fd=directory)
+        raise
     return True
 
 

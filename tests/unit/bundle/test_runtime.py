@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -102,6 +103,35 @@ def test_volumes_are_mounts_after_those_that_every_container_has(tmp_path: Path)
     assert destinations[-2:] == ["/srv/a", "/srv/b"]
 
 
+@pytest.fixture(params=[True, False], ids=["O_TMPFILE", "no O_TMPFILE"])
+def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that knows files without names, and one that does not."""
+    if request.param:
+        return
+    opened = os.open
+
+    def without_unnamed_files(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), path)
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", without_unnamed_files)
+
+
+def test_a_writer_that_is_cut_off_leaves_no_name_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_arguments: object, **_options: object) -> None:
+        assert os.listdir(tmp_path) == ["rootfs"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", cut_off)
+
+    with pytest.raises(KeyboardInterrupt):
+        converted(tmp_path, {})
+
+
+@pytest.mark.usefixtures("file_system")
 def test_a_config_that_is_there_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("precious")
 
@@ -112,6 +142,7 @@ def test_a_config_that_is_there_is_never_replaced(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["config.json", "rootfs"]
 
 
+@pytest.mark.usefixtures("file_system")
 def test_the_file_is_readable_for_all_whatever_the_umask_and_nothing_is_left_beside_it(
     tmp_path: Path,
 ) -> None:
