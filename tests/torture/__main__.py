@@ -54,8 +54,9 @@ def _keep(campaign: Campaign, directory: Path) -> None:
     shutil.copy(campaign.daemon.log, directory / "log")
     for path in campaign.daemon.work_dir.glob("*.json*"):
         shutil.copy(path, directory)
-    listing = (str(path) for path in sorted(campaign.daemon.work_dir.glob("*/*")))
-    (directory / "listing").write_text("".join(f"{path}\n" for path in listing))
+    daemon = campaign.daemon
+    listing = [*daemon.work_dir.glob("*/*"), *daemon.disk.glob("bundles/*/*")]
+    (directory / "listing").write_text("".join(f"{path}\n" for path in sorted(listing)))
 
 
 def _arguments() -> argparse.Namespace:
