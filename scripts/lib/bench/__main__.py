@@ -43,6 +43,7 @@ ROWS: Final[dict[str, Callable[[Bench], None]]] = {
     "entries": growth.entries,
     "callers": growth.callers,
     "bake": bake.bake,
+    "verify": bake.verify,
 }
 _QUICK_ROWS: Final = ("cold-gzip", "warm", "store", "layers")
 

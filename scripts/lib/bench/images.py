@@ -148,7 +148,8 @@ class Images:
             self._push("one:gzip", "gzip", (below,), len(lower_nodes))
 
     def _make_small(self, name: str, parts: Iterable[tuple[int, int]]) -> None:
-        self._say(f"making the image {name} (once; it is kept)")
+        if name.startswith("entries:"):
+            self._say(f"making the image {name} (once; it is kept)")
         with tempfile.TemporaryDirectory(dir=self._directory, prefix="making-") as scratch:
             writers: list[LayerWriter] = []
             entries = 0
