@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ from guestpull_client.errors import (
 )
 from support.daemon import Daemon, Tmpfs
 from support.faults import Corrupt, Stall, Status
-from support.images import RawTar, file, files, image, layer, symlink
+from support.images import OCI_MANIFEST, RawTar, file, files, image, layer, symlink
 from support.peers import PATIENCE, GrpcError, grpcurl, grpcurl_list, run
 from support.samples import runnable
 from support.simulator import Basic, RegistrySimulator
@@ -209,6 +209,11 @@ def test_every_error_has_its_code_its_reason_and_says_what_to_do(
     registry.push("artifact:1", artifact)
     registry.push("windows:1", image(config={"os": "windows"}))
     registry.push("forbidden:1", image())
+    lost, resized = layer(file("lost", b"x")), layer(file("resized", b"x"))
+    registry.push("lost:1", image(lost))
+    registry.forget(lost)
+    registry.push("resized:1", image(resized, manifest={"layers": [resized.descriptor | {"size": 7}]}))
+    registry.put_manifest("malformed:1", OCI_MANIFEST, b'{"schemaVersion": 2, "layers": 7}')
     registry.push("traitor:1", image(layer(symlink("evil", "/"), file("evil/../../x", b""), file(".", b""))))
     registry.fault(corrupt, Corrupt(at=0.5))
     registry.fault("forbidden/manifests/1", Status(403))
@@ -228,6 +233,9 @@ def test_every_error_has_its_code_its_reason_and_says_what_to_do(
         (f"{host}/corrupt:1", "b", DataLoss, "DIGEST_MISMATCH"),
         (f"{host}/unreadable:1", "b", DataLoss, "CORRUPT_LAYER"),
         (f"{host}/traitor:1", "b", DataLoss, "CORRUPT_LAYER"),
+        (f"{host}/lost:1", "b", NotFound, "BLOB_NOT_FOUND"),
+        (f"{host}/resized:1", "b", DataLoss, "SIZE_MISMATCH"),
+        (f"{host}/malformed:1", "b", DataLoss, "INVALID_MANIFEST"),
         (f"{host}/forbidden:1", "b", PermissionDenied, "ACCESS_DENIED"),
         (f"{host}/artifact:1", "b", FailedPrecondition, "UNSUPPORTED_IMAGE"),
         (f"{host}/windows:1", "b", FailedPrecondition, "UNSUPPORTED_IMAGE"),
@@ -241,6 +249,37 @@ def test_every_error_has_its_code_its_reason_and_says_what_to_do(
         assert "Traceback" not in caught.value.message
     assert os.listdir(daemon.bundle("taken").parent) == ["taken"]
     assert daemon.staged() == []
+
+
+def test_requests_that_cannot_be_understood_or_fulfilled_say_why(daemon: Daemon) -> None:
+    client, bundle = daemon.client, str(daemon.bundle("b"))
+    expected: list[tuple[Callable[[], object], type[GuestpullError], str]] = [
+        (lambda: client.pull("img", bundle, platform="linux"), InvalidArgument, "INVALID_PLATFORM"),
+        (lambda: client.pull("img", "", timeout=5), InvalidArgument, "INVALID_BUNDLE_PATH"),
+        (lambda: client.pull("", bundle), InvalidArgument, "INVALID_REFERENCE"),
+        (lambda: client.images("Not A Reference"), InvalidArgument, "INVALID_REFERENCE"),
+        (lambda: client.layers("absent:1"), NotFound, "IMAGE_NOT_PRESENT"),
+        (lambda: client.remove_image(""), InvalidArgument, "INVALID_REQUEST"),
+        (lambda: client.remove_image("sha256:" + "0" * 64), NotFound, "IMAGE_NOT_PRESENT"),
+        (lambda: client.release_bundle(bundle), NotFound, "BUNDLE_NOT_FOUND"),
+    ]
+    for call, error_class, reason in expected:
+        with pytest.raises(error_class) as caught:
+            call()
+        assert caught.value.reason == reason, caught.value.message
+    assert not daemon.bundle("b").exists()
+
+
+def test_a_registry_that_wants_us_to_wait_for_too_long_is_unavailable(
+    disk: Path, registry: RegistrySimulator
+) -> None:
+    reference = registry.push("busy:1", image())
+    registry.fault("manifests/1", Status(429, retry_after="0"))
+    with Daemon(disk, configuration={"limits": {"max_attempts": 2}}) as daemon:
+        with pytest.raises(Unavailable) as caught:
+            daemon.client.pull(reference, str(daemon.bundle("one")))
+
+        assert caught.value.reason == "RATE_LIMITED"
 
 
 def test_a_registry_that_is_down_is_unavailable(disk: Path) -> None:
