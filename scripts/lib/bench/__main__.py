@@ -117,7 +117,8 @@ def _terminate(_signal: int, _frame: object) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the benchmark: exit status 0 if it could be done, whatever the figures; 1 if not; 130 on Ctrl-C."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
     try:
         _run(_arguments())
     except (Refusal, GuestpullError) as error:

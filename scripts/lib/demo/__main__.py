@@ -44,7 +44,8 @@ def _terminate(_signal: int, _frame: object) -> NoReturn:
 
 def main() -> NoReturn:
     """Tell the story: exit status 0 if every step did what it should; 1 if not; 130 on Ctrl-C."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
         description="Shows guestpull on real images: a pull, a container, reuse; or, with `bake`, a guest image.",
