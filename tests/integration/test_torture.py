@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,3 +132,22 @@ def test_torture_sees(scenery: Scenery, plant: Callable[[Scenery], object], seen
         assert [one for one in scenery.look() if seen in one]
     finally:
         run("umount", str(scenery.daemon.disk / "bundles/other"), check=False)
+
+
+def test_torture_sees_what_verify_finds(scenery: Scenery) -> None:
+    assert inspection.verified(scenery.daemon) == []
+    alter_a_byte(scenery)
+
+    assert [one for one in inspection.verified(scenery.daemon) if "verify finds" in one]
+
+
+def test_torture_sees_a_process_that_outlives_its_daemon(scenery: Scenery) -> None:
+    scenery.client.release_bundle(scenery.bundle)
+    scenery.daemon.stop()
+    with scenery.daemon.log.open("ab") as log:
+        process = subprocess.Popen(["sleep", "1000"], stderr=log)
+    try:
+        assert f"left running: process {process.pid}" in inspection.after_cleaning(scenery.daemon)
+    finally:
+        process.kill()
+        process.wait()

@@ -31,6 +31,7 @@ from torture.world import KnownImage, World, make_world
 
 _DISK_BYTES: Final = 256 * 1024 * 1024
 _CLEAN_EVERY: Final = 10  # rounds
+_VERIFY_EVERY: Final = 4  # rounds
 _MOST_CALLERS: Final = 6
 _TELL_EVERY: Final = 20.0  # seconds
 
@@ -93,6 +94,7 @@ class Campaign:
         self._disk: Path
         self._daemon: Daemon
         self._log_read = 0
+        self._damaged = False
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -194,6 +196,8 @@ class Campaign:
             self._start_again()
         self._settle()
         self.look()
+        if self.report.rounds % _VERIFY_EVERY == 0 and not self._damaged:
+            self._demand(inspection.verified(self._daemon))
         self._check_log()
         self._pull_in_fair_weather()
 
@@ -235,6 +239,7 @@ class Campaign:
     def _damage(self) -> None:
         """Do to the work directory what no daemon does."""
         self.report.damages += 1
+        self._damaged = True
         work_dir = self._daemon.work_dir
         if self._choices.random() < 0.5:
             meta_store = work_dir / "meta_store.json"
@@ -298,6 +303,7 @@ class Campaign:
         self._check_log()
         for aside in self._daemon.work_dir.glob("meta_store.json.corrupt-*"):
             aside.unlink()
+        self._damaged = False
         self._daemon.start()
         self._demand(wrong)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from guestpull_client.models import Bundle
 from support.daemon import Daemon, mounts_below
@@ -19,6 +20,7 @@ from torture.promises import BundlePromise, Promises, State
 from torture.world import World
 
 _DECODERS = {"+gzip": "Gzip", "+zstd": "Zstd", ".tar": "Uncompressed"}
+_SECONDS_TO_END: Final = 5.0  # for what dies with the daemon, on a machine that has much to do
 
 
 def remains(work_dir: Path, world: World) -> list[str]:
@@ -67,13 +69,39 @@ def after_cleaning(daemon: Daemon) -> list[str]:
     collected = _guestpulld(daemon, "gc")["garbage"]
     wrong = [f"gc finds {one}" for one in collected if "no image and no bundle uses" not in one["what"]]
     wrong += [f"after gc, gc finds {one}" for one in _guestpulld(daemon, "gc", "--dry-run")["garbage"]]
-    findings = _guestpulld(daemon, "verify")["findings"]
-    wrong += [f"verify finds {one}" for one in findings if one["fault"] != "note"]
+    wrong += verified(daemon)
     for room in ("layers", "overlay", "staging", "records", "images"):
         if (daemon.work_dir / room).is_dir():
             wrong += [f"left in {room}: {name}" for name in os.listdir(daemon.work_dir / room)]
     wrong += [f"left mounted: {point}" for point in mounts_below(daemon.disk)]
+    wrong += [f"left running: process {pid}" for pid in _left_running(daemon)]
     return wrong
+
+
+def verified(daemon: Daemon) -> list[str]:
+    """A store that nobody damaged, whether it is served or not: `guestpulld verify` finds nothing but notes.
+
+    It is asked to be thorough, so that every layer must prove the diff_id that its image's id stands for.
+    """
+    findings = _guestpulld(daemon, "verify", "--deep")["findings"]
+    return [f"verify finds {one}" for one in findings if one["fault"] != "note"]
+
+
+def _left_running(daemon: Daemon) -> list[int]:
+    """Processes that outlive their daemon: those that still have its log for their stderr."""
+    deadline = time.monotonic() + _SECONDS_TO_END
+    while True:
+        found = [int(name) for name in os.listdir("/proc") if name.isdigit() and _logs_to(name, daemon.log)]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.01)
+
+
+def _logs_to(process: str, log: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/{process}/fd/2") == str(log)
+    except OSError:
+        return False
 
 
 def _guestpulld(daemon: Daemon, *command: str) -> dict[str, Any]:

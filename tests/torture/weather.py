@@ -14,10 +14,14 @@ from support.daemon import Daemon
 from support.faults import (
     Corrupt,
     Cut,
+    Drip,
+    Endless,
     IgnoreRange,
     NoLength,
     Nonsense,
+    OtherRange,
     Pause,
+    RedirectLoop,
     Refuse,
     SlowHeader,
     Stall,
@@ -38,7 +42,14 @@ PATIENCE: Final = {
 """Limits of a daemon that does not wait long for what this weather never brings."""
 
 _BY_REGISTRY: Final = frozenset(
-    {"REGISTRY_UNAVAILABLE", "RATE_LIMITED", "DIGEST_MISMATCH", "SIZE_MISMATCH", "INVALID_MANIFEST"}
+    {
+        "REGISTRY_UNAVAILABLE",
+        "RATE_LIMITED",
+        "DIGEST_MISMATCH",
+        "SIZE_MISMATCH",
+        "INVALID_MANIFEST",
+        "LIMIT_EXCEEDED",  # of a manifest or config that never ends
+    }
 )
 _BY_DISK: Final = frozenset({"STORAGE_FULL"})
 _BY_WORKERS: Final = frozenset({"WORKER_FAILED"})
@@ -120,6 +131,8 @@ class Weather:
             Cut(share),
             Cut(share, reset=True),
             Stall(share),
+            Drip(share, bytes_per_second=500),
+            Endless(),
             Pause(share),
             Corrupt(share),
             SlowHeader(share / 2),
@@ -127,6 +140,8 @@ class Weather:
             WrongLength(-1),
             NoLength(),
             IgnoreRange(),
+            OtherRange(share),
+            RedirectLoop(),
             Nonsense(),
         )
         return self._choices.choice(faults)
