@@ -24,10 +24,9 @@ def test_nothing_is_lost_and_nothing_untrue_believed_however_often_the_daemon_is
     tmp_path: Path,
 ) -> None:
     with Campaign(seed=random.randrange(1 << 32), directory=tmp_path) as campaign:
-        campaign.run(kills=8, seconds=15)
+        campaign.run(kills=8, seconds=300)
 
-        assert campaign.report.kills > 0
-        assert campaign.report.outcomes["pulled"] > 0
+        assert campaign.report.kills >= 8
 
 
 @pytest.mark.parametrize("seed", range(3))
