@@ -225,19 +225,21 @@ class Campaign:
     def _start_again(self) -> None:
         """Look at what is left, perhaps damage it, and start; at times it is killed again before it serves."""
         self._demand(inspection.remains(self._daemon.work_dir, self._world))
-        if self._choices.random() < 0.08:
-            self._damage()
+        torn = self._damage() if self._choices.random() < 0.08 else None
         while self._choices.random() < 0.2:
             self._daemon.launch()
             threading.Event().wait(self._choices.uniform(0.0, 1.5))
             self._daemon.kill()
             self.report.kills += 1
             self.report.kills_at_start += 1
+            # it may have been killed before it came upon what we tore
+            if self._meta_store() == torn:
+                continue
             self._demand(inspection.remains(self._daemon.work_dir, self._world))
         self._daemon.start()
 
-    def _damage(self) -> None:
-        """Do to the work directory what no daemon does."""
+    def _damage(self) -> bytes | None:
+        """Do to the work directory what no daemon does; returns meta_store.json if that was torn."""
         self.report.damages += 1
         self._damaged = True
         work_dir = self._daemon.work_dir
@@ -247,11 +249,19 @@ class Campaign:
                 content = meta_store.read_bytes()
                 meta_store.write_bytes(content[: self._choices.randrange(len(content))])
                 self._promises.withdraw_images()
+                return self._meta_store()
         elif all(one.state is State.ABSENT for one in self._promises.bundles.values()):
             # what is mounted cannot be taken away without harm
             there = sorted((work_dir / "layers").iterdir())
             for one in self._choices.sample(there, self._choices.randint(0, len(there))):
                 shutil.rmtree(one)
+        return None
+
+    def _meta_store(self) -> bytes | None:
+        try:
+            return (self._daemon.work_dir / "meta_store.json").read_bytes()
+        except FileNotFoundError:
+            return None
 
     def _half_done(self) -> list[str]:
         """What a killed daemon left to be cleaned up."""
