@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from typing import Final
 
 import msgspec
@@ -28,6 +29,7 @@ from guestpull_server.layer.record import RecordWriter
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.tar_reader import TarReader
 
+_SWITCH_SECONDS: Final = 0.0002  # inflate and hash wait less for the interpreter: 3 % of wall time on 2 cores
 _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 _OF_THE_LAYER: Final = frozenset(
     {
@@ -61,6 +63,7 @@ def run(
         record: file descriptor that the record goes to, or None.
         parent: the process that must outlive this one.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     implied = b""
     report: Report
     try:
