@@ -126,11 +126,11 @@ class Campaign:
         self._stack.__exit__(error_type, error, trace)
 
     def run(self, *, kills: int, seconds: float, tell: Callable[[Report], None] | None = None) -> None:
-        """Go on until the daemon was killed so often, or the time is over, and clean up.
+        """Go on until the daemon was killed so often, or the time is over and it was killed once, and clean up.
 
         Args:
             kills: at most so many.
-            seconds: at most so long.
+            seconds: at most so long; a machine that has no time for a kill takes longer.
             tell: called now and then with what happened so far.
 
         Raises:
@@ -145,7 +145,7 @@ class Campaign:
     def _run(self, kills: int, seconds: float, tell: Callable[[Report], None] | None) -> None:
         end = time.monotonic() + seconds
         next_word = time.monotonic() + _TELL_EVERY
-        while self.report.kills < kills and time.monotonic() < end:
+        while self.report.kills < kills and (time.monotonic() < end or self.report.kills == 0):
             self._round()
             if self.report.rounds % _CLEAN_EVERY == 0:
                 self._clean()
@@ -290,6 +290,7 @@ class Campaign:
             pulled = self._daemon.client.pull(reference, str(place))
             known = image or self._world.image(pulled.image_id)
             assert known is not None
+            self.report.outcomes["pulled"] += 1
             self._demand(known.violations(place / "rootfs"))
             self._daemon.client.release_bundle(str(place))
         except GuestpullError as error:
