@@ -129,6 +129,18 @@ class ImageShelf:
         """
         self._ledger.change(lambda: self._ledger.catalog.rename_image(image_id, references))
 
+    def sort_names(self) -> None:
+        """Have no image's names tell in which order they were given.
+
+        Raises:
+            StorageFull: the file system has no room; meta_store.json is as it was.
+            StorageFailed: the operating system refuses; likewise.
+        """
+        for record in list(self._ledger.catalog.images.values()):
+            references = tuple(sorted(record.references, key=lambda name: ("@" in name, name)))
+            if references != record.references:
+                self.rename(record.image_id, references)
+
     def keep(self, image: StoredImage) -> None:
         """Record an image again that was removed while a bundle of it was being made; under the lock."""
         if image.read_only_store or image.image_id in self._ledger.catalog.images:

@@ -117,6 +117,8 @@ class Store:
         """
         with self._lock:
             try:
+                if tidy:
+                    self._images.sort_names()
                 self._ledger.flush()
                 if tidy:
                     self._ledger.rewrite_facts()
