@@ -6,10 +6,12 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guestpull_server.config import Limits
-from guestpull_server.errors import Cancelled, StorageFailed
-from guestpull_server.layer import Change, ChangeKind, verify_layer, verify_unrecorded
+from guestpull_server.errors import Cancelled, DeadlineExceeded, StorageFailed, WorkerFailed
+from guestpull_server.layer import Change, ChangeKind, LayerWorkers, verify_layer, verify_unrecorded
 from guestpull_server.layer.record import RecordReader, RecordWriter
 from guestpull_server.models import Cancellation, Digest
 from support.images import (
@@ -483,6 +485,77 @@ def test_verification_does_not_follow_links_out_of_the_directory(rich: Unpacked,
     os.rename(rich.root / "again", disk / "staging-away" / "again")
     (rich.root / "again").symlink_to(disk / "staging-away" / "again")
     assert ChangeKind.MISSING in {change.kind for change in verify(rich)}
+
+
+def test_a_worker_finds_what_verification_finds(rich: Unpacked, workers: LayerWorkers) -> None:
+    (rich.root / "again/f").chmod(0o600)
+    os.setxattr(rich.root / ("x" * 150), "user.x", b"\xff\0")
+    assert rich.record is not None
+    found = workers.verify(
+        str(rich.root), str(rich.record), Digest(rich.layer.diff_id), Cancellation("verification")
+    )
+    assert list(found) == verify(rich) != []
+
+
+def test_a_worker_proves_what_is_readable_by_root_alone(unpacker: Unpacker, workers: LayerWorkers) -> None:
+    private = [directory("d", mode=0, uid=5), file("d/f", b"f", mode=0, uid=5), directory("t")]
+    marked = file("t/f", b"t", pax={"SCHILY.xattr.trusted.mark": "m"})
+    unpacked = unpacker.unpack(*private, marked, opaque("t"), record=True)
+    digest = Digest(unpacked.layer.diff_id)
+    cancellation = Cancellation("verification")
+    assert workers.verify(str(unpacked.root), str(unpacked.record), digest, cancellation) == ()
+
+
+def test_a_worker_names_what_it_cannot_read(unpacker: Unpacker, workers: LayerWorkers) -> None:
+    unpacked = unpacker.unpack(file("f"))
+    with pytest.raises(StorageFailed, match="No such file"):
+        workers.verify(
+            str(unpacked.root), "/missing", Digest(unpacked.layer.diff_id), Cancellation("verification")
+        )
+
+
+def _slow(unpacker: Unpacker) -> tuple[str, str, Digest]:
+    """What takes a worker longer to verify than a test takes to leave it."""
+    sizes = range(600)
+    hole = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 20)}
+    headers = [file(f"f{size}", b"", pax=hole) for size in sizes]
+    unpacked = unpacker.unpack(*headers, record=True)
+    for size in sizes:
+        (unpacked.root / f"f{size}").write_bytes(bytes(1 << 20))
+    return str(unpacked.root), str(unpacked.record), Digest(unpacked.layer.diff_id)
+
+
+def test_a_worker_ends_when_the_caller_leaves(unpacker: Unpacker, workers: LayerWorkers) -> None:
+    slow = _slow(unpacker)
+    cancellation = Cancellation("verification")
+    threading.Timer(0.05, cancellation.cancel).start()
+    with pytest.raises(Cancelled):
+        workers.verify(*slow, cancellation)
+    assert _children(workers.pid) == []
+
+
+def test_a_worker_ends_when_the_callers_time_is_up(unpacker: Unpacker, workers: LayerWorkers) -> None:
+    slow = _slow(unpacker)
+    with pytest.raises(DeadlineExceeded):
+        workers.verify(*slow, Cancellation("verification", time.monotonic() + 0.05))
+    assert _children(workers.pid) == []
+
+
+def test_a_verifying_worker_that_dies_is_an_error(unpacker: Unpacker, workers: LayerWorkers) -> None:
+    slow = _slow(unpacker)
+
+    def kill() -> None:
+        while not (children := _children(workers.pid)):
+            time.sleep(0.001)
+        os.kill(children[0], signal.SIGKILL)
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(WorkerFailed, match="died"):
+        workers.verify(*slow, Cancellation("verification"))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_verifications_at_once_find_what_one_finds(rich: Unpacked) -> None:

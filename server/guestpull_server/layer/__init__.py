@@ -4,10 +4,12 @@ In: the compressed bytes of one layer, in order. Out: a staging directory in ove
 of the tar that was in the stream; the caller compares the digests and renames the directory into place. Later,
 if a record was kept: whether the directory still is that layer.
 
-  workers.py         the daemon's side: ask the fork server for a layer worker, feed it, hear its result
+  workers.py         the daemon's side: start a layer worker, feed it, hear its result
+  forks.py           ask the fork server for worker processes, hear them, kill them
   fork_server.py     the small single-threaded process that forks a worker for each layer
   worker.py          the child process: confine itself, then inflate -> hash -> read tar -> extract
-  confinement.py     chroot into the staging directory; drop the capabilities that unpacking does not need
+  verifier.py        another kind of worker: proves a layer
+  confinement.py     chroot into the staging directory; drop the capabilities that the work does not need
   messages.py        what daemon, fork server and worker say to each other
 
   inflate.py         compressed bytes -> buffers of tar bytes: gzip, zstd or plain, by what the bytes are

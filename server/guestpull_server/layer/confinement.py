@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
-_KEPT: Final = {
+_FOR_UNPACKING: Final = {
     "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,  # entries in directories that their owner may not write
     "CAP_FOWNER": 3,  # modes, times and xattrs of files that were given away
@@ -27,6 +27,10 @@ _KEPT: Final = {
     "CAP_SYS_ADMIN": 21,  # xattrs trusted.* and security.*
     "CAP_MKNOD": 27,
     "CAP_SETFCAP": 31,  # security.capability
+}
+_FOR_READING: Final = {
+    "CAP_DAC_READ_SEARCH": 2,  # whatever the modes are
+    "CAP_SYS_ADMIN": 21,  # xattrs trusted.*
 }
 
 
@@ -40,22 +44,43 @@ def confine(directory: str, parent: int) -> None:
     Raises:
         OSError: the kernel refused; the process must not go on.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+    _end_with(parent)
     os.chroot(directory)
     os.chdir("/")
     os.umask(0)
+    _give_up_all_but(_FOR_UNPACKING)
+
+
+def confine_to_reading(parent: int) -> None:
+    """Take from this process, for good, what reading a layer's directory does not need.
+
+    Args:
+        parent: the process that must outlive this one: this one is killed when it ends.
+
+    Raises:
+        OSError: the kernel refused; the process must not go on.
+    """
+    _end_with(parent)
+    _give_up_all_but(_FOR_READING)
+
+
+def _end_with(parent: int) -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _give_up_all_but(kept: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _keep_capabilities()
+    _keep_capabilities(kept)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _keep_capabilities() -> None:
+def _keep_capabilities(kept: dict[str, int]) -> None:
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     present = ctypes.create_string_buffer(24)
     _check(_libc.capget(header, present))
-    wanted = sum(1 << number for number in _KEPT.values())
+    wanted = sum(1 << number for number in kept.values())
     permitted_low, permitted_high = (
         struct.unpack_from("I", present, 4)[0],
         struct.unpack_from("I", present, 16)[0],

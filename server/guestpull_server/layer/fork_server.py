@@ -19,11 +19,10 @@ from typing import Final
 
 import msgspec
 
-from guestpull_server.layer import worker
-from guestpull_server.layer.messages import MAX_REQUEST_BYTES, Refused, UnpackRequest
+from guestpull_server.layer import verifier, worker
+from guestpull_server.layer.messages import MAX_REQUEST_BYTES, Refused, Request, UnpackRequest, VerifyRequest
 
-_LEAST_DESCRIPTORS: Final = 2  # the layer's pipe, and the socket for the report
-_MOST_DESCRIPTORS: Final = 3  # and the file for the record
+_MOST_DESCRIPTORS: Final = 3  # the socket for the report, the layer's pipe, the file for the record
 
 
 def serve(requests: socket.socket) -> None:
@@ -41,11 +40,9 @@ def serve(requests: socket.socket) -> None:
         message, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, _MOST_DESCRIPTORS)
         if not message:
             return
-        if len(descriptors) < _LEAST_DESCRIPTORS:  # too many are open; the daemon sees its socket closed
-            for descriptor in descriptors:
-                os.close(descriptor)
+        if not descriptors:  # too many are open; the daemon sees its socket closed
             continue
-        pipe, report_descriptor, *record = descriptors
+        report_descriptor, *others = descriptors
         report_socket = socket.socket(fileno=report_descriptor)
         try:
             child = os.fork()
@@ -59,12 +56,21 @@ def serve(requests: socket.socket) -> None:
                 pidfd = os.pidfd_open(os.getpid())
                 socket.send_fds(report_socket, [b"p"], [pidfd])
                 os.close(pidfd)
-                request = msgspec.json.decode(message, type=UnpackRequest)
-                worker.run(request, pipe, report_socket, record[0] if record else None, server)
+                _work(message, report_socket, others, server)
                 return
         report_socket.close()
-        for descriptor in (pipe, *record):
+        for descriptor in others:
             os.close(descriptor)
+
+
+def _work(message: bytes, report_socket: socket.socket, descriptors: list[int], server: int) -> None:
+    request = msgspec.json.decode(message, type=Request)
+    match request:
+        case UnpackRequest():
+            pipe, *record = descriptors
+            worker.run(request, pipe, report_socket, record[0] if record else None, server)
+        case VerifyRequest():
+            verifier.run(request, report_socket, server)
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 JSON by msgspec, over unix sockets that pass file descriptors along:
 
-    daemon -> fork server   a datagram: UnpackRequest, with the pipe that will carry the layer, the report socket,
-                            and the file for the record, if there is to be one
+    daemon -> fork server   a datagram: UnpackRequest or VerifyRequest, with the report socket; to unpack, also
+                            with the pipe that will carry the layer, and the file for the record, if there is
+                            to be one
     worker -> daemon        over the report socket: a byte with a pidfd, by which the worker can be killed
                             (from the fork server, and without one, where there could be no worker);
                             then one line, a report; then what `Unpacked` announces
@@ -16,12 +17,14 @@ from typing import Final
 import msgspec
 
 from guestpull_server.config import Limits
+from guestpull_server.layer.changes import Change
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
 MAX_REPORT_BYTES: Final = 64 * 1024
+MAX_VERDICT_BYTES: Final = 64 * 1024 * 1024  # a thousand changes, of paths of PATH_MAX
 
 
-class UnpackRequest(msgspec.Struct, frozen=True):
+class UnpackRequest(msgspec.Struct, frozen=True, tag=True):
     """Unpack what the pipe brings into `directory`; `hash_algorithm` is the one of the wanted diff_id.
 
     A layer that is not compressed is hashed only if `hash_plain` says so.
@@ -31,6 +34,18 @@ class UnpackRequest(msgspec.Struct, frozen=True):
     hash_algorithm: str
     hash_plain: bool
     limits: Limits
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, tag=True):
+    """Find what of `directory` is not as the layer with this diff_id has it."""
+
+    directory: str
+    record_path: str
+    diff_id: str
+    limits: Limits
+
+
+Request = UnpackRequest | VerifyRequest
 
 
 class Unpacked(msgspec.Struct, frozen=True, tag=True):
@@ -69,7 +84,14 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     full: bool
 
 
+class Verified(msgspec.Struct, frozen=True, tag=True):
+    """What was found; nothing, if the directory is the layer."""
+
+    changes: list[Change]
+
+
 Report = Unpacked | Corrupt | TooMuch | Refused
+Verdict = Verified | Refused
 
 
 class LayerLimitExceeded(Exception):

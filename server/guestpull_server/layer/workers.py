@@ -4,6 +4,8 @@
         worker.write(compressed)          # as often as there are bytes; blocks when the worker is behind
         unpacked = worker.finish()
 
+    changes = workers.verify(directory, record_path, diff_id, cancellation)
+
 `LayerWorkers` is one per daemon, and thread-safe; a `LayerWorker` belongs to the thread that feeds it, but
 for `kill`.
 """
@@ -12,15 +14,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
-import signal
-import socket
-import subprocess
-import sys
-import threading
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, assert_never
 
 import msgspec
 
@@ -34,37 +30,42 @@ from guestpull_server.errors import (
     WorkerFailed,
     storage_errors,
 )
+from guestpull_server.layer.changes import Change
+from guestpull_server.layer.forks import Forks, WorkerProcess
 from guestpull_server.layer.messages import (
     MAX_REPORT_BYTES,
+    MAX_VERDICT_BYTES,
     Corrupt,
     Refused,
     Report,
     TooMuch,
     Unpacked,
     UnpackRequest,
+    Verdict,
+    Verified,
+    VerifyRequest,
 )
-from guestpull_server.models import Decoder, Digest, MiB, UnpackedLayer
+from guestpull_server.models import Cancellation, Decoder, Digest, MiB, UnpackedLayer
 
 _PIPE_BYTES: Final = 1 * MiB  # the most that a process without CAP_SYS_RESOURCE may have
 _RECORD_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LayerWorkers:
-    """Starts layer workers, by a fork server that is started with it, and again should it die.
+    """Starts layer workers. Thread-safe.
 
     Raises:
-        StorageFailed: the fork server cannot be started.
+        StorageFailed: the fork server that they come from cannot be started.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._lock = threading.Lock()
-        self._server = _ForkServer()
+        self._forks = Forks()
 
     @property
     def pid(self) -> int:
         """The fork server's process id."""
-        return self._server.pid
+        return self._forks.pid
 
     def unpack(
         self,
@@ -104,67 +105,63 @@ class LayerWorkers:
                     record = [os.open(record_path, _RECORD_FLAGS, 0o600)]
                 handed_on.callback(os.close, record[0])
             with storage_errors("start a layer worker", directory):
-                report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                handed_on.enter_context(theirs)
-                handed_on.enter_context(failing := ExitStack())
-                failing.enter_context(report)
                 reader, writer = os.pipe()
-                handed_on.callback(os.close, reader)
-                failing.callback(os.close, writer)
+            handed_on.callback(os.close, reader)
             # more pipes than /proc/sys/fs/pipe-user-pages-soft allows: a small one is slower, no more
             with suppress(PermissionError):
                 fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-            if not self._send(request, [reader, theirs.fileno(), *record]):
-                raise WorkerFailed(layer, "cannot be started, because the fork server is gone")
-            failing.pop_all()
-        return LayerWorker(writer, report, layer, directory, hash_algorithm, checked_digest)
+            try:
+                process = self._forks.start(request, [reader, *record], layer)
+            except BaseException:
+                os.close(writer)
+                raise
+        return LayerWorker(writer, process, layer, request, checked_digest)
+
+    def verify(
+        self, directory: str, record_path: str, diff_id: Digest, cancellation: Cancellation
+    ) -> tuple[Change, ...]:
+        """Do as `verify_layer`, in a process: several at once keep as many cores busy.
+
+        Raises:
+            StorageFailed: directory or record cannot be read.
+            WorkerFailed: the process died.
+            Cancelled: the caller left.
+            DeadlineExceeded: its time is up.
+        """
+        cancellation.check()
+        request = VerifyRequest(
+            directory=directory, record_path=record_path, diff_id=str(diff_id), limits=self._limits
+        )
+        process = self._forks.start(request, [], diff_id)
+        withdraw = cancellation.on_cancel(process.kill)
+        try:
+            process.wait_at_most(cancellation.remaining())
+            verdict = _verdict(process.hear(MAX_VERDICT_BYTES))
+        except TimeoutError:
+            verdict = None
+        finally:
+            withdraw()
+            process.end()
+        match verdict:
+            case Verified(changes):
+                return tuple(changes)
+            case Refused(doing, problem, _):
+                raise StorageFailed(doing, directory, problem)
+            case None:
+                cancellation.check()
+                raise WorkerFailed(diff_id, "died while it verified the layer")
+        assert_never(verdict)
 
     def close(self) -> None:
         """End the fork server; workers that still run are killed."""
-        with self._lock:
-            self._server.close()
-
-    def _send(self, request: UnpackRequest, descriptors: list[int]) -> bool:
-        """Hand a request to the fork server; a dead one is replaced, once."""
-        message = msgspec.json.encode(request)
-        with self._lock:
-            if self._server.send(message, descriptors):
-                return True
-            self._server.close()
-            self._server = _ForkServer()
-            return self._server.send(message, descriptors)
+        self._forks.close()
 
 
-class _ForkServer:
-    """One fork server, from its start to its end."""
-
-    def __init__(self) -> None:
-        with storage_errors("start the layer workers", sys.executable):
-            self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            command = [sys.executable, "-m", "guestpull_server.layer.fork_server", str(theirs.fileno())]
-            with theirs:
-                try:
-                    self._process = subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-                    )
-                except OSError:
-                    self._requests.close()
-                    raise
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def send(self, message: bytes, descriptors: list[int]) -> bool:
-        try:
-            socket.send_fds(self._requests, [message], descriptors)
-        except OSError:
-            return False
-        return True
-
-    def close(self) -> None:
-        self._requests.close()
-        self._process.wait()
+def _verdict(line: bytes) -> Verdict | None:
+    with suppress(msgspec.DecodeError):
+        verdict: Verdict = msgspec.json.decode(line, type=Verdict)
+        return verdict
+    return None
 
 
 class LayerWorker:
@@ -173,25 +170,17 @@ class LayerWorker:
     def __init__(
         self,
         pipe: int,
-        report: socket.socket,
+        process: WorkerProcess,
         layer: str,
-        directory: str,
-        hash_algorithm: str,
+        request: UnpackRequest,
         checked_digest: Digest | None,
     ) -> None:
         self._pipe = pipe
-        self._report = report
+        self._process = process
         self._layer = layer
-        self._directory = directory
-        self._hash_algorithm = hash_algorithm
+        self._directory = request.directory
+        self._hash_algorithm = request.hash_algorithm
         self._checked_digest = checked_digest
-        self._lock = threading.Lock()
-        self._pidfd = -1
-        self._killed = False
-        with suppress(ConnectionError):
-            _, descriptors, _, _ = socket.recv_fds(report, 1, 1)
-            if descriptors:
-                self._pidfd = descriptors[0]
 
     def write(self, compressed: memoryview) -> None:
         """Hand on the next bytes of the layer; blocks while the worker is behind.
@@ -219,7 +208,9 @@ class LayerWorker:
         report = self._hear()
         if not isinstance(report, Unpacked):
             raise self._failure(report)
-        implied = self._receive(report.implied_bytes).split(b"\0")[:-1]
+        implied = self._process.hear(report.implied_bytes)
+        if len(implied) < report.implied_bytes:
+            raise self._failure(None)
         diff_id = self._checked_digest
         if report.hexdigest or diff_id is None:
             diff_id = Digest(f"{self._hash_algorithm}:{report.hexdigest}")
@@ -228,17 +219,13 @@ class LayerWorker:
             decoder=Decoder(report.decoder),
             size_bytes=report.size_bytes,
             entries=report.entries,
-            implied_directories=tuple(implied),
+            implied_directories=tuple(implied.split(b"\0")[:-1]),
             dropped_xattrs=report.dropped_xattrs,
         )
 
     def kill(self) -> None:
         """Kill the worker, from any thread. What waits for it gets WorkerFailed. Harmless if it is gone."""
-        with self._lock:
-            self._killed = True
-            if self._pidfd >= 0:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._process.kill()
 
     def __enter__(self) -> Self:
         return self
@@ -247,36 +234,16 @@ class LayerWorker:
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         """Leave nothing running: once this returns, nothing writes to the directory any more."""
-        self.kill()
+        self._process.kill()
         self._close_pipe()
-        self._report.close()
-        with self._lock:
-            if self._pidfd >= 0:
-                select.select([self._pidfd], [], [])
-                os.close(self._pidfd)
-                self._pidfd = -1
+        self._process.end()
 
     def _hear(self) -> Report | None:
         """The worker's report; None if it died without one."""
-        line = b""
-        with suppress(ConnectionError, msgspec.DecodeError):
-            while not line.endswith(b"\n") and len(line) < MAX_REPORT_BYTES:
-                byte = self._report.recv(1)
-                if not byte:
-                    return None
-                line += byte
-            report: Report = msgspec.json.decode(line, type=Report)
+        with suppress(msgspec.DecodeError):
+            report: Report = msgspec.json.decode(self._process.hear_line(MAX_REPORT_BYTES), type=Report)
             return report
         return None
-
-    def _receive(self, length: int) -> bytes:
-        received = bytearray()
-        while len(received) < length:
-            piece = self._report.recv(length - len(received))
-            if not piece:
-                raise self._failure(None)
-            received += piece
-        return bytes(received)
 
     def _failure(self, report: Report | None) -> GuestpullError:
         match report:
@@ -284,15 +251,16 @@ class LayerWorker:
                 return CorruptLayer(self._layer, problem)
             case TooMuch(what, limit, allowed):
                 return LimitExceeded(f"layer {self._layer}: {what}", limit, allowed)
-            case Refused(doing, _, full=True):
-                return StorageFull(f"layer {self._layer}: {doing}", self._directory)
-            case Refused(doing, problem, full=False):
-                return StorageFailed(f"layer {self._layer}: {doing}", self._directory, problem)
+            case Refused(doing, problem, full):
+                doing = f"layer {self._layer}: {doing}"
+                if full:
+                    return StorageFull(doing, self._directory)
+                return StorageFailed(doing, self._directory, problem)
             case Unpacked():
                 return CorruptLayer(self._layer, "there are bytes behind its end")
             case None:
-                return WorkerFailed(self._layer, "was killed" if self._killed else "died")
-        raise AssertionError(report)
+                return WorkerFailed(self._layer, "was killed" if self._process.killed else "died")
+        assert_never(report)
 
     def _close_pipe(self) -> None:
         if self._pipe >= 0:
