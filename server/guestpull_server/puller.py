@@ -59,7 +59,7 @@ class Puller:
         self._workers = workers
         self.admission = Admission(configuration.limits)
         self._presence = Presence(store)
-        self._reuse = ReuseCheck(store, configuration.verify_reuse, configuration.limits)
+        self._reuse = ReuseCheck(store, configuration.verify_reuse, workers)
         self._fetcher = LayerFetcher(
             store,
             Flights(store, workers, configuration.limits),

@@ -11,9 +11,9 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from guestpull_server.config import Limits, VerifyReuse
+from guestpull_server.config import VerifyReuse
 from guestpull_server.errors import LayerChanged
-from guestpull_server.layer import verify_layer, verify_unrecorded
+from guestpull_server.layer import LayerWorkers, verify_unrecorded
 from guestpull_server.models import Cancellation, Digest, ResolvedImage, StoredLayer
 from guestpull_server.store import Store
 
@@ -23,10 +23,10 @@ _log = logging.getLogger(__name__)
 class ReuseCheck:
     """Checks layers before they are reused. Thread-safe."""
 
-    def __init__(self, store: Store, mode: VerifyReuse, limits: Limits) -> None:
+    def __init__(self, store: Store, mode: VerifyReuse, workers: LayerWorkers) -> None:
         self._store = store
         self._mode = mode
-        self._limits = limits
+        self._workers = workers
         self._lock = threading.Lock()
         self._verified: set[tuple[Digest, int, int, int]] = set()
 
@@ -70,13 +70,7 @@ class ReuseCheck:
         if record is None:
             findings = verify_unrecorded(layer.store_path, cancellation=cancellation)
         else:
-            findings = verify_layer(
-                layer.store_path,
-                record,
-                layer.uncompressed_digest,
-                limits=self._limits,
-                cancellation=cancellation,
-            )
+            findings = self._workers.verify(layer.store_path, record, layer.uncompressed_digest, cancellation)
         if findings:
             return str(findings[0])
         with self._lock:

@@ -24,7 +24,7 @@ from bench.layers import CODECS, MEDIA_TYPES, Blob, Codec, LayerWriter
 from bench.registry import MANIFEST, Registry
 from bench.tree import Layer, Node, Size, choose, merged, write_layer
 
-_FORM: Final = 1  # of what is made; another number makes all images anew
+_FORM: Final = 2  # of what is made; another number makes all images anew
 _CATALOG: Final = "catalog.json"
 _FILES_IN_DIRECTORY: Final = 1000
 _FILE_BYTES: Final = 100

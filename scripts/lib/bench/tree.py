@@ -10,8 +10,10 @@ The upper of the two layers also replaces, removes and hides some of what the lo
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
+import itertools
 import os
 import random
 import stat
@@ -64,7 +66,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A path of a layer, and where its bytes come from.
+    """A path of a layer, and where its bytes come from; `size` is how many those were when it was chosen.
 
     `prefix` goes before the bytes of `source`; without a source it is all there is. `twin` makes it a hard link.
     """
@@ -76,6 +78,7 @@ class Pick:
     uid: int = 0
     gid: int = 0
     source: str = ""
+    size: int = 0
     prefix: bytes = b""
     target: str = ""
     twin: str = ""
@@ -93,7 +96,8 @@ class Layer:
 def choose(wanted: Size) -> tuple[Layer, Layer]:
     """Choose what the lower and the upper layer hold."""
     picks = sorted(_linked(_picked(wanted)), key=lambda one: one.path)
-    cut = int(len(picks) * _LOWER_SHARE)
+    sizes = list(itertools.accumulate(one.size for one in picks))
+    cut = bisect.bisect(sizes, _LOWER_SHARE * sizes[-1])
     lower, upper = picks[:cut], picks[cut:]
     names = {one.path for one in upper}
     # a hard link's file must be in its own layer
@@ -145,20 +149,20 @@ def _picked(wanted: Size) -> list[Pick]:
     directories: set[str] = set()
     taken_bytes = 0
     for copy in range(1000):
-        for pick, size in _files(copy):
+        for pick in _files(copy):
             entries = len(picks) + len(directories)
             if entries >= wanted.entries and taken_bytes >= wanted.content_bytes:
                 return picks
-            if taken_bytes + size > average * (entries + 1) + _AHEAD_BYTES:
+            if taken_bytes + pick.size > average * (entries + 1) + _AHEAD_BYTES:
                 continue
             picks.append(pick)
             directories.add(os.path.dirname(pick.path))
-            taken_bytes += size
+            taken_bytes += pick.size
     raise AssertionError(f"{_SOURCE} has too few files to make an image of")
 
 
-def _files(copy: int) -> Iterator[tuple[Pick, int]]:
-    """All that can be taken of the source, with sizes, in a shuffled order of directories."""
+def _files(copy: int) -> Iterator[Pick]:
+    """All that can be taken of the source, in a shuffled order of directories."""
     root = "usr" if copy == 0 else f"opt/copy{copy}"
     directories: list[tuple[str, list[str]]] = []
     for directory, below, names in os.walk(_SOURCE):
@@ -177,11 +181,11 @@ def _files(copy: int) -> Iterator[tuple[Pick, int]]:
             if stat.S_ISLNK(found.st_mode):
                 target = os.readlink(source)
                 if target.isprintable():
-                    yield Pick(path, "symlink", 0o777, mtime, target=target), 0
+                    yield Pick(path, "symlink", 0o777, mtime, target=target)
             elif stat.S_ISREG(found.st_mode):
                 prefix = f"copy {copy}\n".encode() if copy else b""
                 mode = stat.S_IMODE(found.st_mode)
-                yield Pick(path, "file", mode, mtime, source=source, prefix=prefix), found.st_size
+                yield Pick(path, "file", mode, mtime, source=source, size=found.st_size, prefix=prefix)
 
 
 def _linked(picks: Sequence[Pick]) -> Iterator[Pick]:
@@ -194,7 +198,7 @@ def _linked(picks: Sequence[Pick]) -> Iterator[Pick]:
         else:
             yield pick
             if number % _LINKED == 1:
-                yield replace(pick, path=f"{pick.path}.link", twin=pick.path)
+                yield replace(pick, path=f"{pick.path}.link", size=0, twin=pick.path)
 
 
 def _with_directories(picks: Sequence[Pick], mentioned: Sequence[str] = ()) -> tuple[Pick, ...]:
