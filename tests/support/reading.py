@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from guestpull_server.config import Limits
 from guestpull_server.layer.inflate import Inflater
 from guestpull_server.layer.tar_entry import Entry
 from guestpull_server.layer.tar_reader import TarReader
-
-_F_SETPIPE_SZ = 1031
 
 
 @dataclass(frozen=True)
@@ -72,38 +66,25 @@ def logical(member: Member) -> bytes:
     return bytes(content)
 
 
-@contextmanager
 def inflating(
     compressed: bytes | Sequence[bytes], limits: Limits | None = None, *, hash_plain: bool = True
-) -> Iterator[Inflater]:
-    """An inflater of some bytes, which a pipe brings."""
-    reader, writer = os.pipe()
-    fcntl.fcntl(writer, _F_SETPIPE_SZ, 1 << 20)
-    parts = [compressed] if isinstance(compressed, bytes) else compressed
-    feeder = threading.Thread(target=_feed, args=(writer, parts))
-    feeder.start()
-    try:
-        yield Inflater(reader, "sha256", limits or Limits(), hash_plain=hash_plain)
-    finally:
-        os.close(reader)
-        feeder.join()
+) -> Inflater:
+    """An inflater of some bytes, which come part by part."""
+    parts = filter(None, [compressed] if isinstance(compressed, bytes) else compressed)
 
+    def next_span() -> memoryview | None:
+        part = next(parts, None)
+        return None if part is None else memoryview(part)
 
-def _feed(writer: int, parts: Sequence[bytes]) -> None:
-    with suppress(BrokenPipeError):
-        for part in parts:
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(writer, rest) :]
-    os.close(writer)
+    return Inflater(next_span, "sha256", limits or Limits(), hash_plain=hash_plain)
 
 
 def inflate(
     compressed: bytes | Sequence[bytes], limits: Limits | None = None, *, hash_plain: bool = True
 ) -> tuple[bytes, Inflater]:
     """All bytes that an inflater makes of these."""
-    with inflating(compressed, limits, hash_plain=hash_plain) as inflater:
-        inflated = bytearray()
-        while (chunk := inflater.next_chunk()) is not None:
-            inflated += chunk
-        return bytes(inflated), inflater
+    inflater = inflating(compressed, limits, hash_plain=hash_plain)
+    inflated = bytearray()
+    while (chunk := inflater.next_chunk()) is not None:
+        inflated += chunk
+    return bytes(inflated), inflater

@@ -22,6 +22,7 @@ from guestpull_server.layer.messages import Unpacked, UnpackRequest
 from guestpull_server.models import Digest
 
 _INTERVAL: Final = 0.001  # seconds
+_SPAN_BYTES: Final = 256 * 1024
 _HASH: Final = Digest.of(b"").algorithm
 
 
@@ -34,14 +35,20 @@ def _main(blob: str, directory: str) -> None:
             file = os.path.basename(code.co_filename)
             samples[f"{file}:{frame.f_lineno} {code.co_qualname}"] += 1
 
-    pipe = os.open(blob, os.O_RDONLY)
+    file = os.open(blob, os.O_RDONLY)
+    buffer = memoryview(bytearray(_SPAN_BYTES))
+
+    def next_span() -> memoryview | None:
+        length = os.readv(file, [buffer])
+        return buffer[:length] if length else None
+
     os.chroot(directory)
     os.chdir("/")
     os.umask(0)
     signal.signal(signal.SIGALRM, sample)
     signal.setitimer(signal.ITIMER_REAL, _INTERVAL, _INTERVAL)
     report, _ = worker.unpack(
-        UnpackRequest(directory="/", hash_algorithm=_HASH, hash_plain=True, limits=Limits()), pipe
+        UnpackRequest(directory="/", hash_algorithm=_HASH, hash_plain=True, limits=Limits()), next_span
     )
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert isinstance(report, Unpacked), report

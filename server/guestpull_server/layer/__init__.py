@@ -5,6 +5,7 @@ of the tar that was in the stream; the caller compares the digests and renames t
 if a record was kept: whether the directory still is that layer.
 
   workers.py         the daemon's side: start a layer worker, feed it, hear its result
+  ring.py            the memory by which the bytes come to the worker
   forks.py           ask the fork server for worker processes, hear them, kill them
   fork_server.py     the small single-threaded process that forks a worker for each layer
   worker.py          the child process: confine itself, then inflate -> hash -> read tar -> extract

@@ -21,8 +21,9 @@ import msgspec
 
 from guestpull_server.layer import verifier, worker
 from guestpull_server.layer.messages import MAX_REQUEST_BYTES, Refused, Request, UnpackRequest, VerifyRequest
+from guestpull_server.layer.ring import RingReader
 
-_MOST_DESCRIPTORS: Final = 3  # the socket for the report, the layer's pipe, the file for the record
+_MOST_DESCRIPTORS: Final = 5  # the socket for the report, three of the ring, the file for the record
 
 
 def serve(requests: socket.socket) -> None:
@@ -67,8 +68,9 @@ def _work(message: bytes, report_socket: socket.socket, descriptors: list[int], 
     request = msgspec.json.decode(message, type=Request)
     match request:
         case UnpackRequest():
-            pipe, *record = descriptors
-            worker.run(request, pipe, report_socket, record[0] if record else None, server)
+            memory, announced, give_back, *record = descriptors
+            ring = RingReader(memory, announced, give_back)
+            worker.run(request, ring, report_socket, record[0] if record else None, server)
         case VerifyRequest():
             verifier.run(request, report_socket, server)
 

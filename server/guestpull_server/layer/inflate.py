@@ -3,15 +3,15 @@
 Three threads, each handing buffers on to the next and blocking when that is behind; all three spend their
 time outside of the interpreter's lock, so that they keep as many cores busy:
 
-    pipe -> inflate (readinto a buffer) -> hash (diff_id) -> the tar reader, which gives the buffer back
+    spans of the ring -> inflate (readinto a buffer) -> hash (diff_id) -> the tar reader, which gives it back
 
 The buffers are made once and go round, so that the kernel need not hand out fresh pages for each megabyte,
-and so that a bomb costs no memory: a decompressor gets a buffer to fill and never more.
+and so that a bomb costs no memory: a decompressor gets a buffer to fill and never more. A layer that is not
+compressed needs neither: the tar reader reads it where it lies.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from hashlib import new as new_hash
 from queue import SimpleQueue
@@ -23,6 +23,7 @@ from isal.isal_zlib import _GzipReader
 
 from guestpull_server.config import Limits
 from guestpull_server.layer.messages import LayerLimitExceeded
+from guestpull_server.layer.tar_bytes import NextChunk
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.models import Decoder, KiB, MiB
 
@@ -50,40 +51,51 @@ class _Reader(Protocol):
     def readinto(self, buffer: memoryview, /) -> int: ...
 
 
-class PipeReader:
-    """The compressed bytes as a file object, counted; what was looked at to tell the format comes first.
+class CompressedBytes:
+    """The compressed bytes as a file object, counted, and looked at to tell the format.
 
     Args:
-        pipe: the file descriptor to read; closed by nobody here.
+        next_span: gives the next bytes, valid until it is called again; None at the end.
     """
 
-    def __init__(self, pipe: int) -> None:
-        self._pipe = pipe
-        self._head = b""
-        while len(self._head) < _HEAD_BYTES and (more := os.read(pipe, _HEAD_BYTES - len(self._head))):
-            self._head += more
-        self.received_bytes = len(self._head)
-        self.head = self._head
+    def __init__(self, next_span: NextChunk) -> None:
+        self._next_span = next_span
+        self._ended = False
+        self.received_bytes = 0
+        self._span = memoryview(b"")
+        first = bytearray()
+        while len(first) < _HEAD_BYTES and (span := self.next_span()) is not None:
+            first += span
+        self._span = memoryview(first)
+        self.head = bytes(first[:_HEAD_BYTES])
+
+    def next_span(self) -> memoryview | None:
+        """The next bytes, valid until the next call; None at the end."""
+        if self._span:
+            span, self._span = self._span, memoryview(b"")
+            return span
+        if self._ended:
+            return None
+        following = self._next_span()
+        if following is None:
+            self._ended = True
+        else:
+            self.received_bytes += len(following)
+        return following
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill a buffer as far as the pipe has bytes; 0 at the end."""
-        if self._head:
-            length = min(len(self._head), len(buffer))
-            buffer[:length] = self._head[:length]
-            self._head = self._head[length:]
-            return length
-        length = os.readv(self._pipe, [buffer])
-        self.received_bytes += length
+        """Fill a buffer as far as there are bytes at once; 0 at the end."""
+        span = self.next_span() or memoryview(b"")
+        length = min(len(buffer), len(span))
+        buffer[:length] = span[:length]
+        self._span = span[length:]
         return length
 
     def read(self, length: int) -> bytes:
         """At most so many bytes; none at the end."""
-        if self._head:
-            piece, self._head = self._head[:length], self._head[length:]
-            return piece
-        piece = os.read(self._pipe, length)
-        self.received_bytes += len(piece)
-        return piece
+        span = self.next_span() or memoryview(b"")
+        self._span = span[length:]
+        return bytes(span[:length])
 
 
 def decoder_of(head: bytes) -> Decoder:
@@ -109,36 +121,37 @@ def max_tar_bytes(limits: Limits) -> int:
 
 
 class Inflater:
-    """Turns the pipe's bytes into buffers of tar bytes, hashing them on the way.
+    """Turns compressed bytes into buffers of tar bytes, hashing them on the way.
 
     `next_chunk` is called by one thread, the tar reader's. After it gave None, `hexdigest` and `decoder` are
     those of the whole stream.
 
     Args:
-        pipe: the file descriptor that the compressed bytes come from.
+        next_span: gives the next compressed bytes, valid until it is called again; None at the end.
         hash_algorithm: the algorithm of the diff_id.
         limits: what the layer may cost.
         hash_plain: whether a layer that is not compressed is hashed, too.
     """
 
-    def __init__(self, pipe: int, hash_algorithm: str, limits: Limits, *, hash_plain: bool = True) -> None:
-        self._source = PipeReader(pipe)
+    def __init__(
+        self, next_span: NextChunk, hash_algorithm: str, limits: Limits, *, hash_plain: bool = True
+    ) -> None:
+        self._source = CompressedBytes(next_span)
         self._limits = limits
         self._max_tar_bytes = max_tar_bytes(limits)
         self.decoder = decoder_of(self._source.head)
         self._hash = new_hash(hash_algorithm)
-        self.is_hashed = hash_plain or self.decoder is not Decoder.UNCOMPRESSED
+        self._is_plain = self.decoder is Decoder.UNCOMPRESSED
+        self.is_hashed = hash_plain or not self._is_plain
         self._free: SimpleQueue[memoryview] = SimpleQueue()
         self._inflated: SimpleQueue[tuple[memoryview, int] | Exception] = SimpleQueue()
         self._hashed: SimpleQueue[tuple[memoryview, int] | Exception] = SimpleQueue()
         self._lent: memoryview | None = None
-        for _ in range(_BUFFERS):
-            self._free.put(memoryview(bytearray(_BUFFER_BYTES)))
-        threading.Thread(target=self._inflate, name="inflate", daemon=True).start()
-        if self.is_hashed:
+        if not self._is_plain:
+            for _ in range(_BUFFERS):
+                self._free.put(memoryview(bytearray(_BUFFER_BYTES)))
+            threading.Thread(target=self._inflate, name="inflate", daemon=True).start()
             threading.Thread(target=self._hash_inflated, name="hash", daemon=True).start()
-        else:
-            self._hashed = self._inflated
 
     @property
     def hexdigest(self) -> str:
@@ -152,6 +165,8 @@ class Inflater:
             TarError: the stream cannot be decompressed.
             LayerLimitExceeded: it expands too much.
         """
+        if self._is_plain:
+            return self._next_plain()
         if self._lent is not None:
             self._free.put(self._lent)
             self._lent = None
@@ -162,6 +177,13 @@ class Inflater:
         if length == 0:
             return None
         return self._lent[:length]
+
+    def _next_plain(self) -> memoryview | None:
+        span = self._source.next_span()
+        self._check_limits(self._source.received_bytes)
+        if span is not None and self.is_hashed:
+            self._hash.update(span)
+        return span
 
     def _inflate(self) -> None:
         try:
@@ -200,19 +222,13 @@ class Inflater:
         return TarError(f"it cannot be decompressed ({error})")
 
     def _reader(self) -> _Reader:
-        match self.decoder:
-            case Decoder.GZIP:
-                # ISA-L takes half of zlib's time; the public IGzipFile copies what this reader writes in place
-                return _GzipReader(cast("BinaryIO", self._source), _COMPRESSED_BUFFER_BYTES)
-            case Decoder.ZSTD:
-                decompressor = zstandard.ZstdDecompressor(max_window_size=self._limits.max_zstd_window_bytes)
-                return decompressor.stream_reader(
-                    cast("BinaryIO", self._source),
-                    read_size=_COMPRESSED_BUFFER_BYTES,
-                    read_across_frames=True,
-                )
-            case Decoder.UNCOMPRESSED:
-                return self._source
+        if self.decoder is Decoder.GZIP:
+            # ISA-L takes half of zlib's time; the public IGzipFile copies what this reader writes in place
+            return _GzipReader(cast("BinaryIO", self._source), _COMPRESSED_BUFFER_BYTES)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=self._limits.max_zstd_window_bytes)
+        return decompressor.stream_reader(
+            cast("BinaryIO", self._source), read_size=_COMPRESSED_BUFFER_BYTES, read_across_frames=True
+        )
 
     def _check_limits(self, inflated: int) -> None:
         if inflated <= _RATIO_IS_CHECKED_ABOVE and inflated <= self._max_tar_bytes:

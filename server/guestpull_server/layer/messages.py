@@ -3,7 +3,7 @@
 JSON by msgspec, over unix sockets that pass file descriptors along:
 
     daemon -> fork server   a datagram: UnpackRequest or VerifyRequest, with the report socket; to unpack, also
-                            with the pipe that will carry the layer, and the file for the record, if there is
+                            with the ring that will carry the layer, and the file for the record, if there is
                             to be one
     worker -> daemon        over the report socket: a byte with a pidfd, by which the worker can be killed
                             (from the fork server, and without one, where there could be no worker);
@@ -25,7 +25,7 @@ MAX_VERDICT_BYTES: Final = 64 * 1024 * 1024  # a thousand changes, of paths of P
 
 
 class UnpackRequest(msgspec.Struct, frozen=True, tag=True):
-    """Unpack what the pipe brings into `directory`; `hash_algorithm` is the one of the wanted diff_id.
+    """Unpack what the ring brings into `directory`; `hash_algorithm` is the one of the wanted diff_id.
 
     A layer that is not compressed is hashed only if `hash_plain` says so.
     """

@@ -40,7 +40,7 @@ _MORE: Final = b"M"
 _END: Final = b"E"
 
 _LEVEL: Final = 1  # 3 makes records a fifth smaller, in thrice the time
-_PIECE_BYTES: Final = 256 * KiB
+_PIECE_BYTES: Final = 64 * KiB  # larger ones cost fresh pages each time
 _SUMS_A_PIECE: Final = 64 * KiB
 _MAX_WINDOW_BYTES: Final = 8 * MiB
 _MAX_PIECES: Final = 1_000_000  # each is remembered while a record is read

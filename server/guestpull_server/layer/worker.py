@@ -1,6 +1,6 @@
 """The layer worker: a child process that unpacks one layer into the directory that is its root.
 
-It is forked by the fork server with a request, a pipe that carries the compressed layer, and a socket for its
+It is forked by the fork server with a request, a ring that carries the compressed layer, and a socket for its
 report. It never sees the network, the store or another layer. Killing it at any instant is safe: what it made
 is in a staging directory, which the daemon deletes.
 """
@@ -26,6 +26,8 @@ from guestpull_server.layer.messages import (
     UnpackRequest,
 )
 from guestpull_server.layer.record import RecordWriter
+from guestpull_server.layer.ring import RingReader
+from guestpull_server.layer.tar_bytes import NextChunk
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.tar_reader import TarReader
 
@@ -52,13 +54,13 @@ _OF_THE_LAYER: Final = frozenset(
 
 
 def run(
-    request: UnpackRequest, pipe: int, report_socket: socket.socket, record: int | None, parent: int
+    request: UnpackRequest, ring: RingReader, report_socket: socket.socket, record: int | None, parent: int
 ) -> None:
     """Be a layer worker: confine this process, unpack, report. Returns; the process is to end then.
 
     Args:
         request: what to do.
-        pipe: brings the compressed layer.
+        ring: brings the compressed layer.
         report_socket: takes the report.
         record: file descriptor that the record goes to, or None.
         parent: the process that must outlive this one.
@@ -73,19 +75,24 @@ def run(
             "confine a layer worker to its staging directory", error.strerror or str(error), full=False
         )
     else:
-        report, implied = unpack(request, pipe, record)
+        report, implied = unpack(request, ring.next_span, record)
     report_socket.sendall(msgspec.json.encode(report) + b"\n")
     report_socket.sendall(implied)
 
 
-def unpack(request: UnpackRequest, pipe: int, record: int | None = None) -> tuple[Report, bytes]:
-    """Unpack the layer that `pipe` carries into the root directory, which is empty; `record` takes its record.
+def unpack(request: UnpackRequest, next_span: NextChunk, record: int | None = None) -> tuple[Report, bytes]:
+    """Unpack the layer that `next_span` brings into the root directory, which is empty.
+
+    Args:
+        request: what to do.
+        next_span: gives the next compressed bytes, valid until it is called again; None at the end.
+        record: file descriptor that the record goes to, or None.
 
     Returns the report and the implied directories, each ended by a NUL. No error leaves here: all become
     reports.
     """
     try:
-        inflater = Inflater(pipe, request.hash_algorithm, request.limits, hash_plain=request.hash_plain)
+        inflater = Inflater(next_span, request.hash_algorithm, request.limits, hash_plain=request.hash_plain)
         writer = None if record is None else RecordWriter(record)
         reader = TarReader(inflater.next_chunk, request.limits.max_header_bytes, writer)
         extractor = Extractor(reader, request.limits, writer)

@@ -12,7 +12,6 @@ for `kill`.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import ExitStack, suppress
 from types import TracebackType
@@ -45,9 +44,9 @@ from guestpull_server.layer.messages import (
     Verified,
     VerifyRequest,
 )
-from guestpull_server.models import Cancellation, Decoder, Digest, MiB, UnpackedLayer
+from guestpull_server.layer.ring import RingWriter
+from guestpull_server.models import Cancellation, Decoder, Digest, UnpackedLayer
 
-_PIPE_BYTES: Final = 1 * MiB  # the most that a process without CAP_SYS_RESOURCE may have
 _RECORD_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -105,17 +104,14 @@ class LayerWorkers:
                     record = [os.open(record_path, _RECORD_FLAGS, 0o600)]
                 handed_on.callback(os.close, record[0])
             with storage_errors("start a layer worker", directory):
-                reader, writer = os.pipe()
-            handed_on.callback(os.close, reader)
-            # more pipes than /proc/sys/fs/pipe-user-pages-soft allows: a small one is slower, no more
-            with suppress(PermissionError):
-                fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+                ring = RingWriter()
             try:
-                process = self._forks.start(request, [reader, *record], layer)
+                process = self._forks.start(request, [*ring.descriptors, *record], layer)
             except BaseException:
-                os.close(writer)
+                ring.close()
                 raise
-        return LayerWorker(writer, process, layer, request, checked_digest)
+        ring.hand_over()
+        return LayerWorker(ring, process, layer, request, checked_digest)
 
     def verify(
         self, directory: str, record_path: str, diff_id: Digest, cancellation: Cancellation
@@ -169,13 +165,13 @@ class LayerWorker:
 
     def __init__(
         self,
-        pipe: int,
+        ring: RingWriter,
         process: WorkerProcess,
         layer: str,
         request: UnpackRequest,
         checked_digest: Digest | None,
     ) -> None:
-        self._pipe = pipe
+        self._ring = ring
         self._process = process
         self._layer = layer
         self._directory = request.directory
@@ -189,8 +185,7 @@ class LayerWorker:
             GuestpullError: the worker gave up; the error says why.
         """
         try:
-            while compressed:
-                compressed = compressed[os.write(self._pipe, compressed) :]
+            self._ring.write(compressed)
         except BrokenPipeError:
             raise self._failure(self._hear()) from None
 
@@ -204,7 +199,7 @@ class LayerWorker:
             StorageFailed: the operating system refused a step.
             WorkerFailed: the worker died, or was killed.
         """
-        self._close_pipe()
+        self._ring.finish()
         report = self._hear()
         if not isinstance(report, Unpacked):
             raise self._failure(report)
@@ -235,7 +230,7 @@ class LayerWorker:
     ) -> None:
         """Leave nothing running: once this returns, nothing writes to the directory any more."""
         self._process.kill()
-        self._close_pipe()
+        self._ring.close()
         self._process.end()
 
     def _hear(self) -> Report | None:
@@ -261,8 +256,3 @@ class LayerWorker:
             case None:
                 return WorkerFailed(self._layer, "was killed" if self._process.killed else "died")
         assert_never(report)
-
-    def _close_pipe(self) -> None:
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1

@@ -1,0 +1,121 @@
+"""The ring: what is written comes out, whatever the pieces; neither side waits for one that has gone."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import random
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestpull_server.layer.ring import RingReader, RingWriter
+from guestpull_server.models import KiB, MiB
+
+_NOISE = random.Random(7).randbytes(8 * MiB)
+
+
+@pytest.fixture
+def writer() -> Iterator[RingWriter]:
+    one = RingWriter()
+    yield one
+    one.close()
+
+
+def _reader(writer: RingWriter) -> RingReader:
+    """The other end, as a worker gets it."""
+    reader = RingReader(*(os.dup(descriptor) for descriptor in writer.descriptors))
+    writer.hand_over()
+    return reader
+
+
+def _through_a_ring(pieces: Sequence[bytes]) -> bytes:
+    writer = RingWriter()
+    reader = _reader(writer)
+
+    def write() -> None:
+        for piece in pieces:
+            writer.write(memoryview(piece))
+        writer.finish()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    came = b"".join(bytes(span) for span in iter(reader.next_span, None))
+    thread.join()
+    writer.close()
+    return came
+
+
+@given(st.lists(st.integers(0, 700 * KiB), max_size=12))
+def test_what_is_written_comes_out(lengths: list[int]) -> None:
+    ends = list(itertools.accumulate(lengths, initial=0))
+    pieces = [_NOISE[start:end] for start, end in itertools.pairwise(ends)]
+    assert _through_a_ring(pieces) == b"".join(pieces)
+
+
+def test_what_is_written_can_be_read_at_once(writer: RingWriter) -> None:
+    reader = _reader(writer)
+    writer.write(memoryview(b"a"))
+    span = reader.next_span()
+    assert span is not None
+    assert bytes(span) == b"a"
+
+
+def test_a_span_stays_as_it_is_until_the_next_is_asked_for(writer: RingWriter) -> None:
+    reader = _reader(writer)
+    writer.write(memoryview(bytes(256 * KiB)))
+    span = reader.next_span()
+    assert span is not None
+    filler = threading.Thread(target=lambda: writer.write(memoryview(b"\xff" * (4 * MiB))), daemon=True)
+    filler.start()
+    filler.join(0.1)
+    assert bytes(span) == bytes(256 * KiB)
+    for _ in iter(reader.next_span, None):
+        filler.join(0)
+        if not filler.is_alive():
+            writer.finish()
+
+
+def test_the_end_is_told_again_and_again(writer: RingWriter) -> None:
+    reader = _reader(writer)
+    writer.finish()
+    assert reader.next_span() is None
+    assert reader.next_span() is None
+
+
+def test_the_writer_does_not_wait_for_a_reader_that_has_gone(writer: RingWriter) -> None:
+    writer.hand_over()
+    with pytest.raises(BrokenPipeError):
+        writer.write(memoryview(_NOISE))
+
+
+def test_a_writer_that_waits_hears_that_the_reader_goes(writer: RingWriter) -> None:
+    memory, announced, give_back = (os.dup(descriptor) for descriptor in writer.descriptors)
+    writer.hand_over()
+    os.close(memory)
+    threading.Timer(0.05, os.close, [give_back]).start()
+    with pytest.raises(BrokenPipeError):
+        writer.write(memoryview(_NOISE))
+    os.close(announced)
+
+
+def test_the_reader_can_neither_write_nor_shrink_the_memory(writer: RingWriter) -> None:
+    memory = writer.descriptors[0]
+    with pytest.raises(PermissionError):
+        mmap.mmap(memory, 2 * MiB)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory, 0)
+    with pytest.raises(PermissionError):
+        os.pwrite(memory, b"x", 0)
+
+
+def test_closing_twice_is_harmless_and_leaves_no_descriptors() -> None:
+    before = os.listdir("/proc/self/fd")
+    writer = RingWriter()
+    writer.close()
+    writer.close()
+    assert os.listdir("/proc/self/fd") == before
