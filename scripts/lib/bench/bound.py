@@ -8,7 +8,7 @@ The sum of their CPU seconds divided by the cores is the bound: no pull that use
 digests and makes these files can be faster on these cores. It leaves out the registry, the kernel's sockets
 and pipes, HTTP, reading tar headers, and looking after it all; what guestpulld needs more than the bound is that.
 
-    python -m bench.bound   < request, one JSON object   > result, one JSON object
+    python -P -m bench.bound   < request, one JSON object   > result, one JSON object
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def measure(place: Place, registry: Registry, image: Image, plain: Image) -> Par
             directory=str(directory),
         )
         done = subprocess.run(
-            [sys.executable, "-m", "bench.bound"],
+            [sys.executable, "-P", "-m", "bench.bound"],
             input=msgspec.json.encode(request),
             stdout=subprocess.PIPE,
             check=False,

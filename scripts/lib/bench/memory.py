@@ -35,7 +35,7 @@ class Peak:
 def watched(cgroup: Cgroup) -> Iterator[Peak]:
     """Watch the processes of a cgroup meanwhile."""
     peak = Peak()
-    command = [sys.executable, "-m", "bench.memory", str(cgroup.pids_file)]
+    command = [sys.executable, "-P", "-m", "bench.memory", str(cgroup.pids_file)]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert watcher.stdout is not None

@@ -58,7 +58,7 @@ def _record_daemon(bench: Bench, spy: Path, file: Path) -> None:
 def _sample_worker(bench: Bench, file: Path) -> None:
     blob = bench.registry.blob_path(bench.images.one_layer().layers[0].digest)
     with bench.place.tmpfs() as directory:
-        file.write_text(run(sys.executable, "-m", "bench.sample", blob, directory))
+        file.write_text(run(sys.executable, "-P", "-m", "bench.sample", blob, directory))
     bench.report.say(f"wrote {file}")
 
 

@@ -4,7 +4,7 @@ py-spy cannot see into a worker, because it is chrooted into its layer. So this 
 too, in a process that samples its main thread (the one that reads the tar and makes the entries) by a timer.
 Time in a system call or a library counts for the line that called it.
 
-    python -m bench.sample BLOB DIRECTORY   > one line a place: samples, then where; the most first
+    python -P -m bench.sample BLOB DIRECTORY   > one line a place: samples, then where; the most first
 """
 
 from __future__ import annotations

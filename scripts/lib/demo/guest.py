@@ -88,7 +88,7 @@ def _build(stage: Stage, archive: Path, libraries: Path) -> None:
     )
     guest = stage.directory / "guest"
     for name, module in _PROGRAMS.items():
-        program = f'#!/bin/sh\nPYTHONPATH=/opt/guestpull exec python3 -m {module} "$@"\n'
+        program = f'#!/bin/sh\nPYTHONPATH=/opt/guestpull exec python3 -P -m {module} "$@"\n'
         _write(guest / "usr/bin" / name, program, 0o755)
     (guest / "sbin/init").unlink(missing_ok=True)
     _write(guest / "sbin/init", _INIT, 0o755)
@@ -156,6 +156,7 @@ def _libraries(kept: Path) -> Path:
         shutil.rmtree(making, ignore_errors=True)
         command = [
             sys.executable,
+            "-P",
             "-m",
             "pip",
             "install",

@@ -4,7 +4,7 @@ A process that runs gRPC must not fork: its threads' locks would be copied as th
 this one beside itself, by exec, before anything else; it has one thread, has loaded all that a worker needs,
 and does nothing but fork. It ends when the daemon's end of its socket closes, and its workers die with it.
 
-    python -m guestpull_server.layer.fork_server <number of the inherited socket>
+    python -P -m guestpull_server.layer.fork_server <number of the inherited socket>
 """
 
 from __future__ import annotations

@@ -134,7 +134,8 @@ class _ForkServer:
     def __init__(self) -> None:
         with storage_errors("start the layer workers", sys.executable):
             self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            command = [sys.executable, "-m", "guestpull_server.layer.fork_server", str(theirs.fileno())]
+            # -P: the directory that the daemon was started in is no place to import from
+            command = [sys.executable, "-P", "-m", "guestpull_server.layer.fork_server", str(theirs.fileno())]
             with theirs:
                 try:
                     self._process = subprocess.Popen(
