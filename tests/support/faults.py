@@ -217,6 +217,40 @@ class NoLength:
         exchange.write_raw(b"0\r\n\r\n")
 
 
+def _chunk(content: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content) if content else b""  # an empty one would be the last
+
+
+@dataclass(frozen=True)
+class EndlessTrailers:
+    """All of the body in a chunk, and trailer fields behind it without end, one in so many seconds."""
+
+    seconds: float
+
+    def send(self, exchange: Exchange) -> None:
+        exchange.answer.headers["Transfer-Encoding"] = "chunked"
+        exchange.send_header(length=None)
+        exchange.write_raw(_chunk(exchange.answer.body) + b"0\r\n")
+        while not exchange.wait(self.seconds):
+            exchange.write_raw(b"X-A: b\r\n")
+
+
+@dataclass(frozen=True)
+class EndlessChunkHeader:
+    """After a share of the body, the extension of a chunk's length, byte by byte without end."""
+
+    after: float
+    seconds: float
+
+    def send(self, exchange: Exchange) -> None:
+        body = exchange.answer.body
+        exchange.answer.headers["Transfer-Encoding"] = "chunked"
+        exchange.send_header(length=None)
+        exchange.write_raw(_chunk(body[: _share(self.after, len(body))]) + b"1;")
+        while not exchange.wait(self.seconds):
+            exchange.write_raw(b"x")
+
+
 @dataclass(frozen=True)
 class Endless:
     """A body that never ends."""

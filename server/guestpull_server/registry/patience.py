@@ -1,7 +1,9 @@
 """What ends the waiting for a server: deadlines, the caller's leaving, and a pace that is too slow.
 
 A thread that waits for the network cannot look at a clock. So others end its wait: a `Watch` shuts the sockets of
-an exchange down at its deadline; a `Body` does the same while a response is read, and counts what comes.
+an exchange down at its deadline; a `Body` does the same while a response is read, and counts what comes. The
+timeout of a socket does not do: what frames a body (the lengths of its chunks, what trails behind the last) may
+come for ever without a byte of the body itself.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _this_thread = threading.local()
 
 
 class TooSlow(OSError):
-    """Less comes than `limits.min_bytes_per_second` asks for."""
+    """Less of a body comes than `limits.read_timeout` and `limits.min_bytes_per_second` ask for."""
 
 
 def _at_the_end_of(
@@ -131,6 +133,12 @@ class Body:
         self._bytes = 0
         self._at_end = False
         self._withdraw = _at_the_end_of(cancellation, None, self._end)
+        self._lock = threading.Lock()
+        self._reading_since: float | None = None
+        self._overdue = False
+        self._closed = False
+        # one alarm for all reads, which a blob has thousands of: it looks at the one that is going on
+        self._cancel_look = ALARMS.after(limits.read_timeout, self._look)
 
     def read(self, limit: int) -> bytes:
         """What there is, at most `limit` bytes; nothing at the end.
@@ -140,13 +148,18 @@ class Body:
             Cancelled: the caller left.
             DeadlineExceeded: its time ran out.
         """
-        started = time.monotonic()
+        started = self._reading_since = time.monotonic()
         try:
             piece = self.response.read1(limit)
         except TransportError:
             self._cancellation.check()
+            self._check_in_time()
             raise
+        finally:
+            with self._lock:
+                self._reading_since = None
         self._cancellation.check()
+        self._check_in_time()
         self._at_end = not piece
         self._bytes += len(piece)
         # the time that the reader takes for itself is no fault of the server's
@@ -154,6 +167,24 @@ class Body:
         if self._seconds >= self._limits.read_timeout:
             self._check_pace()
         return piece
+
+    def _look(self) -> None:
+        """End the read that is going on if it takes too long, and look again when the next one may."""
+        patience = self._limits.read_timeout
+        with self._lock:
+            if self._closed:
+                return
+            now = time.monotonic()
+            since = now if self._reading_since is None else self._reading_since
+            self._overdue = now - since >= patience
+            if self._overdue:
+                self._end()
+            else:
+                self._cancel_look = ALARMS.after(since + patience - now, self._look)
+
+    def _check_in_time(self) -> None:
+        if self._overdue:
+            raise TooSlow("it sends nothing in time")
 
     def _check_pace(self) -> None:
         minimum = self._limits.min_bytes_per_second
@@ -164,6 +195,9 @@ class Body:
     def close(self, *, broken: bool) -> None:
         """Let go of it; the connection is kept for the next exchange if it is not broken and at its end."""
         self._withdraw()
+        with self._lock:
+            self._closed = True
+            self._cancel_look()
         # where a length was given, urllib3 has let go of the connection with the last byte already
         if broken or not (self._at_end or self.response.closed):
             self.response.close()

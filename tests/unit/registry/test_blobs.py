@@ -25,6 +25,8 @@ from support.faults import (
     Cut,
     Drip,
     Endless,
+    EndlessChunkHeader,
+    EndlessTrailers,
     IgnoreRange,
     NoLength,
     Nonsense,
@@ -206,6 +208,39 @@ def test_a_header_that_never_ends_is_not_waited_for(
     registry.fault(LAYER, SlowHeader(seconds=10), times=1)  # each byte comes well within read_timeout
 
     assert pull.blob(shop, LAYER) == LAYER.blob
+
+
+@pytest.fixture
+def patient_pull(client: RegistryClient) -> Pull:
+    """A pull that has longer than any registry is waited for, and ends all the same."""
+    return Pull(client, Cancellation("pull", time.monotonic() + 20))
+
+
+def test_a_chunk_header_that_never_ends_is_left_for_another_connection(
+    registry: RegistrySimulator, shop: str, patient_pull: Pull
+) -> None:
+    registry.fault(LAYER, EndlessChunkHeader(after=0.5, seconds=0.02), times=1)
+
+    assert patient_pull.blob(shop, LAYER) == LAYER.blob
+    assert statuses(registry) == [200, 206]
+
+
+def test_chunk_headers_that_never_end_make_a_registry_unavailable(
+    registry: RegistrySimulator, shop: str, patient_pull: Pull
+) -> None:
+    registry.fault(LAYER, EndlessChunkHeader(after=0, seconds=0.02))
+
+    with pytest.raises(RegistryUnavailable, match="it sends nothing in time"):
+        patient_pull.blob(shop, LAYER)
+
+
+def test_what_trails_a_blob_without_end_is_not_waited_for(
+    registry: RegistrySimulator, shop: str, patient_pull: Pull
+) -> None:
+    registry.fault(LAYER, EndlessTrailers(seconds=0.02))
+
+    assert patient_pull.blob(shop, LAYER) == LAYER.blob
+    assert statuses(registry) == [200]
 
 
 # -- ranges ------------------------------------------------------------------------------------------------

@@ -24,10 +24,18 @@ from guestpull_server.errors import (
 )
 from guestpull_server.models import Cancellation
 from guestpull_server.registry import Reference, RegistryClient
-from support.faults import Pause, RedirectLoop, RedirectTo, Stall, Status
+from support.faults import (
+    EndlessChunkHeader,
+    EndlessTrailers,
+    Pause,
+    RedirectLoop,
+    RedirectTo,
+    Stall,
+    Status,
+)
 from support.images import files, image, layer
 from support.pulling import AMD64, IMPATIENT, ClientOf, Pull
-from support.simulator import RegistrySimulator, certificate_authority
+from support.simulator import Fault, RegistrySimulator, certificate_authority
 
 LAYER = layer(*files("srv", count=10, size=20_000))
 SHOP = image(LAYER)
@@ -242,6 +250,20 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for(
     with pytest.raises(RateLimited, match="50 seconds"):
         Pull(client, soon).resolve(reference)
     assert soon.remaining() != 0
+
+
+@pytest.mark.parametrize(
+    "fault", [EndlessTrailers(seconds=0.02), EndlessChunkHeader(after=0.5, seconds=0.02)]
+)
+def test_a_manifest_whose_framing_never_ends_is_asked_for_again_and_given_up(
+    registry: RegistrySimulator, client: RegistryClient, fault: Fault
+) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", fault)
+    pull = Pull(client, Cancellation("pull", time.monotonic() + 20))
+    with pytest.raises(RegistryUnavailable, match="it sends nothing in time; 4 attempts"):
+        pull.resolve(reference)
+    assert len(registry.requests_for("manifests/1.0")) == 4
 
 
 # -- nothing waits for ever --------------------------------------------------------------------------------
