@@ -467,6 +467,21 @@ def test_a_directory_that_is_not_there_is_an_error(unpacker: Unpacker) -> None:
         verify(unpacked)
 
 
+def test_a_link_in_the_place_of_the_directory_is_named(rich: Unpacked, disk: Path) -> None:
+    rich.root.rename(disk / "staging-away")
+    rich.root.symlink_to(disk / "staging-away")
+    assert kinds(verify(rich)) == {(b"", ChangeKind.TYPE)}
+    assert kinds(list(verify_unrecorded(str(rich.root)))) == {(b"", ChangeKind.TYPE)}
+
+
+@pytest.mark.parametrize("put", [lambda path: path.symlink_to("/dev/null"), os.mkfifo, os.mkdir])
+def test_what_is_in_the_place_of_the_record_is_named(rich: Unpacked, put: Callable[[Path], None]) -> None:
+    assert rich.record is not None
+    rich.record.unlink()
+    put(rich.record)
+    assert kinds(verify(rich)) == {(b"", ChangeKind.RECORD)}
+
+
 def test_verification_ends_when_the_caller_leaves(rich: Unpacked) -> None:
     cancellation = Cancellation("verification")
     cancellation.cancel()
@@ -577,18 +592,34 @@ def test_verification_leaves_no_descriptors_and_changes_nothing(rich: Unpacked) 
     assert (len(os.listdir("/proc/self/fd")), rich.nodes) == before
 
 
-def test_a_layer_in_squashfs_is_proved_to_the_second(unpacker: Unpacker, disk: Path) -> None:
-    kept = [one for one in _RICH if not (isinstance(one, Entry) and "acl" in one.header.name)]
-    unpacked = unpacker.unpack(*kept, record=True)
+def verify_in_squashfs(unpacked: Unpacked, disk: Path) -> tuple[Change, ...]:
+    """What the proof finds, with the layer's directory in a squashfs."""
     image, mounted = disk / "staging-image", disk / "staging-mounted"
     mounted.mkdir()
     run("mksquashfs", str(unpacked.root), str(image), "-quiet", "-no-progress")
     run("mount", "-t", "squashfs", "-o", "loop,ro", str(image), str(mounted))
     try:
-        found = verify_layer(str(mounted), str(unpacked.record), Digest(unpacked.layer.diff_id))
-        assert found == ()
+        return verify_layer(str(mounted), str(unpacked.record), Digest(unpacked.layer.diff_id))
     finally:
         run("umount", str(mounted))
+
+
+def test_a_layer_in_squashfs_is_proved_to_the_second(unpacker: Unpacker, disk: Path) -> None:
+    kept = [one for one in _RICH if not (isinstance(one, Entry) and "acl" in one.header.name)]
+    assert verify_in_squashfs(unpacker.unpack(*kept, record=True), disk) == ()
+
+
+def test_a_squashfs_in_which_nothing_has_xattrs_is_proved(unpacker: Unpacker, disk: Path) -> None:
+    plain = [directory("d"), file("d/f", b"content"), file("d/empty"), symlink("d/s", "f"), fifo("p")]
+    assert verify_in_squashfs(unpacker.unpack(*plain, record=True), disk) == ()
+
+
+@pytest.mark.parametrize("mtime", [(1 << 32) + 5, -5])
+def test_a_time_that_squashfs_has_no_bits_for_is_compared_by_those_that_it_has(
+    unpacker: Unpacker, disk: Path, mtime: int
+) -> None:
+    unpacked = unpacker.unpack(file("f", b"content", pax={"mtime": str(mtime)}), record=True)
+    assert verify_in_squashfs(unpacked, disk) == ()
 
 
 # -- without a record ---------------------------------------------------------------------------------------

@@ -11,12 +11,13 @@ from guestpull_server.layer.changes import ChangeKind, Changes
 from guestpull_server.layer.contents import check_hole
 from guestpull_server.layer.expected import Directory, File, Node, Xattrs
 from guestpull_server.layer.tar_fields import NANOSECONDS
-from guestpull_server.layer.unpacked_tree import OPEN_FILE, UnpackedTree
+from guestpull_server.layer.unpacked_tree import OPEN_FILE, UnpackedTree, list_xattrs
 
 _IGNORED_XATTRS: Final = frozenset({b"security.selinux"})  # the machine's own labels
 _MAY_HAVE_WHITEOUTS: Final = (whiteout.HAS_WHITEOUTS_XATTR, whiteout.HAS_WHITEOUTS)
 """Changes nothing but how a directory is listed, and the layers of other programs do without it."""
 _NOTHING: Final[Xattrs] = {}
+_SQUASHFS_SECONDS: Final = 1 << 32  # of which it keeps a time's remainder
 _KINDS: Final = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -34,7 +35,7 @@ class Comparison:
     def __init__(self, tree: UnpackedTree, changes: Changes) -> None:
         self._tree = tree
         self._changes = changes
-        self._unit = 1 if tree.has_nanoseconds else NANOSECONDS
+        self._is_squashfs = tree.is_squashfs
         self._inodes: dict[File, tuple[int, int]] = {}  # of files with several names
         self._directory: Directory | None = None  # the one that is entered, and its descriptor
         self._descriptor: int | None = None
@@ -110,7 +111,7 @@ class Comparison:
             and expected.other_names is None
         ):
             self._attributes(expected.path, expected, status)
-        if os.listxattr(descriptor) or expected.xattrs:
+        if list_xattrs(descriptor) or expected.xattrs:
             xattrs = self._tree.xattrs_of(descriptor)
             self._xattrs(expected.path, expected.xattrs or _NOTHING, xattrs)
         return descriptor
@@ -126,7 +127,7 @@ class Comparison:
         if (status.st_uid, status.st_gid) != (expected.uid, expected.gid):
             found = f"{status.st_uid}:{status.st_gid}"
             self._differs(path, ChangeKind.OWNER, found, f"{expected.uid}:{expected.gid}")
-        if status.st_mtime_ns // self._unit != expected.mtime_ns // self._unit:
+        if not self._is_same_time(status.st_mtime_ns, expected.mtime_ns):
             self._differs(path, ChangeKind.TIME, status.st_mtime_ns, expected.mtime_ns)
         if isinstance(expected, File):
             if kind == stat.S_IFREG and status.st_size != expected.size:
@@ -134,6 +135,11 @@ class Comparison:
             if status.st_nlink != expected.links:
                 self._differs(path, ChangeKind.HARD_LINKS, status.st_nlink, expected.links)
         return True
+
+    def _is_same_time(self, found_ns: int, expected_ns: int) -> bool:
+        if self._is_squashfs:
+            return (found_ns // NANOSECONDS - expected_ns // NANOSECONDS) % _SQUASHFS_SECONDS == 0
+        return found_ns == expected_ns
 
     def _hole(self, path: bytes, expected: File, descriptor: int, name: bytes) -> None:
         file = self._tree.open_file(descriptor, name)

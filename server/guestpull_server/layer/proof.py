@@ -15,6 +15,7 @@ The CRCs in a record are there to name the file when the digest is wrong; nobody
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.record import RecordError, RecordReader
 from guestpull_server.layer.replay import Replay
 from guestpull_server.layer.tar_fields import TarError
-from guestpull_server.layer.unpacked_tree import UnpackedTree
+from guestpull_server.layer.unpacked_tree import NoDirectory, UnpackedTree
 from guestpull_server.models import Cancellation, Digest
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def verify_layer(
     """
     changes = Changes(_MOST_CHANGES)
     with storage_errors("verifying a layer", record_path):
-        record_file = os.open(record_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        record_file = _open_record(record_path)
+    if record_file is None:
+        return (Change(b"", ChangeKind.RECORD, "it is no file"),)
     try:
         with storage_errors("verifying a layer", directory), UnpackedTree(directory) as tree:
             record = RecordReader(record_file)
@@ -81,6 +84,8 @@ def verify_layer(
             proof.run(diff_id)
     except TooManyChanges:
         pass
+    except NoDirectory:
+        changes.found.append(Change(b"", ChangeKind.TYPE, "it is no directory"))
     except (RecordError, TarError) as error:
         changes.found.append(Change(b"", ChangeKind.RECORD, f"it cannot be used: {error}"))
     except LayerLimitExceeded as error:
@@ -89,6 +94,20 @@ def verify_layer(
     finally:
         os.close(record_file)
     return tuple(changes.found)
+
+
+def _open_record(path: str) -> int | None:
+    """Open a record; None where there is something else."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link; a socket
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 class _Proof:

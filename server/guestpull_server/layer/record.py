@@ -172,6 +172,8 @@ class RecordReader:
             piece = _Piece(position + _HEAD.size, length)
             position = piece.start + length
             if kind == _END:
+                if length or os.fstat(self._file).st_size != position:
+                    raise RecordError("something follows its end")
                 return
             self._take(kind, piece)
         raise RecordError("it has too many pieces")

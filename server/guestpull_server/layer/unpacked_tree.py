@@ -7,23 +7,36 @@ for next mostly lies beside it.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import sys
 from typing import Final, Self
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-_COARSE_FILE_SYSTEMS: Final = frozenset({"squashfs"})  # they keep whole seconds
+_SQUASHFS_MAGIC: Final = 0x73717368
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NoDirectory(Exception):
+    """What should be a layer's directory is a link, a file, or anything else."""
 
 
 class UnpackedTree:
     """The tree below a directory. A context manager.
 
     Raises:
+        NoDirectory: there is something else.
         OSError: the directory cannot be opened.
     """
 
     def __init__(self, root: str) -> None:
-        self._open = [(b"", os.open(root, _DIRECTORY))]  # names and descriptors, from the root on
+        try:
+            descriptor = os.open(root, _DIRECTORY)
+        except NotADirectoryError:  # of a symbolic link, too
+            raise NoDirectory from None
+        self._open = [(b"", descriptor)]  # names and descriptors, from the root on
         self._path = b""
 
     def __enter__(self) -> Self:
@@ -35,10 +48,13 @@ class UnpackedTree:
         self._open.clear()
 
     @property
-    def has_nanoseconds(self) -> bool:
-        """Whether the file system keeps times to the nanosecond."""
-        status = os.fstat(self._open[0][1])
-        return _file_system_of(os.major(status.st_dev), os.minor(status.st_dev)) not in _COARSE_FILE_SYSTEMS
+    def is_squashfs(self) -> bool:
+        """Whether it lies in a squashfs, which keeps times as 32 bits of whole seconds."""
+        buffer = ctypes.create_string_buffer(256)
+        if _libc.fstatfs(self._open[0][1], buffer) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) == _SQUASHFS_MAGIC
 
     def enter(self, path: bytes) -> int | None:
         """Make a directory the current one, and give its descriptor; None if it is no directory.
@@ -86,23 +102,24 @@ class UnpackedTree:
         """The xattrs of what has a name in a directory; links are not followed."""
         # there is no *at() for xattrs before Linux 6.13; the link in /proc is the directory that we hold
         path = b"/proc/self/fd/%d/%s" % (directory, name)
-        names = os.listxattr(path, follow_symlinks=False)
+        names = list_xattrs(path, follow_symlinks=False)
         return {os.fsencode(one): os.getxattr(path, one, follow_symlinks=False) for one in names}
 
     @staticmethod
     def xattrs_of(descriptor: int) -> dict[bytes, bytes]:
         """The xattrs of an open file or directory."""
-        names = os.listxattr(descriptor)
+        names = list_xattrs(descriptor)
         return {os.fsencode(one): os.getxattr(descriptor, one) for one in names} if names else _NONE
 
 
 _NONE: Final[dict[bytes, bytes]] = {}
 
 
-def _file_system_of(major: int, minor: int) -> str:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for mount in mounts:
-            before, _, after = mount.partition(" - ")
-            if before.split(" ")[2] == f"{major}:{minor}":
-                return after.split(" ")[0]
-    return ""
+def list_xattrs(what: bytes | int, *, follow_symlinks: bool = True) -> list[str]:
+    """The names of xattrs; none where the file system keeps none, as a squashfs in which nothing has any."""
+    try:
+        return os.listxattr(what, follow_symlinks=follow_symlinks)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return []

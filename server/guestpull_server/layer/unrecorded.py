@@ -13,7 +13,7 @@ from typing import Final
 from guestpull_server.errors import storage_errors
 from guestpull_server.layer import whiteout
 from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
-from guestpull_server.layer.unpacked_tree import UnpackedTree
+from guestpull_server.layer.unpacked_tree import NoDirectory, UnpackedTree
 from guestpull_server.models import Cancellation
 
 _MOST_CHANGES: Final = 1000
@@ -42,6 +42,8 @@ def verify_unrecorded(directory: str, *, cancellation: Cancellation | None = Non
             _walk(tree, changes, caller)
     except TooManyChanges:
         pass
+    except NoDirectory:
+        changes.found.append(Change(b"", ChangeKind.TYPE, "it is no directory"))
     return tuple(changes.found)
 
 

@@ -101,6 +101,8 @@ def test_a_record_without_its_end_is_refused(record: int) -> None:
         b"guestpull layer record 1\nS\3\0\0\0abcE\0\0\0\0",  # no sum has 3 bytes
         b"guestpull layer record 1\nS\0\0\0\x7fE\0\0\0\0",
         b"guestpull layer record 1\nH\xff\xff\xff\xffE\0\0\0\0",
+        b"guestpull layer record 1\nE\0\0\0\0more",
+        b"guestpull layer record 1\nE\4\0\0\0more",
     ],
 )
 def test_what_is_no_record_is_refused(record: int, content: bytes) -> None:
