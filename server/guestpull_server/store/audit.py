@@ -107,7 +107,7 @@ def recorded_layers(work_dir: str, guest_work_dir: str | None = None) -> tuple[R
     users = _users(inventory)
     found: list[RecordedLayer] = []
     for digest, layer in sorted(inventory.catalog.layers.items()):
-        path = inventory.paths.local(layer.store_path)
+        path = inventory.paths.local(layer)
         if os.path.isdir(path):
             store = os.path.dirname(os.path.dirname(path))
             record = os.path.join(store, "records", os.path.basename(path) + RECORD_SUFFIX)
@@ -176,7 +176,7 @@ def _layers(inventory: Inventory) -> Iterator[Finding]:
 
 def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...]) -> Iterator[Finding]:
     digest = layer.compressed_digest
-    path = inventory.paths.local(layer.store_path)
+    path = inventory.paths.local(layer)
     if not os.path.isdir(path):
         sentence = f"layer {digest} is not there: {path} is no directory."
         yield Finding(Fault.MISSING, path, sentence, _REPAIR if images else _COLLECT, digest, images)
@@ -248,7 +248,7 @@ def _bundles(inventory: Inventory) -> Iterator[Finding]:
     for name, bundle in inventory.bundles.items():
         for text in bundle.layers:
             layer = inventory.catalog.layers.get(Digest(text))
-            if layer is None or not os.path.isdir(inventory.paths.local(layer.store_path)):
+            if layer is None or not os.path.isdir(inventory.paths.local(layer)):
                 sentence = f"layer {text} of bundle {bundle.bundle_path} is not there."
                 yield Finding(Fault.MISSING, inventory.path("overlay", name), sentence, "Release the bundle.")
     for name in inventory.unreadable:

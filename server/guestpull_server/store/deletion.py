@@ -23,11 +23,7 @@ class Deletion:
         """The layers whose directories were there, and go."""
         self._work_dir = work_dir
         self._durability = durability
-        self._going = {
-            layer.compressed_digest: paths.local(layer.store_path)
-            for layer in going
-            if paths.is_ours(layer.store_path)
-        }
+        self._going = {layer.compressed_digest: paths.local(layer) for layer in going if paths.is_ours(layer)}
         self._aside: list[str] = []
         self._freed_bytes = 0
 

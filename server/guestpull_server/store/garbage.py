@@ -65,7 +65,7 @@ def _unused(inventory: Inventory) -> tuple[Garbage, ...]:
     return (
         *(
             _garbage(
-                inventory.paths.local(layer.store_path),
+                inventory.paths.local(layer),
                 f"layer {layer.compressed_digest}, which no image and no bundle uses",
             )
             for layer in _unused_layers(inventory)
@@ -82,10 +82,7 @@ def _unused_layers(inventory: Inventory) -> list[StoredLayer]:
         layer
         for digest, layer in sorted(inventory.catalog.layers.items())
         if digest not in used
-        and (
-            inventory.paths.is_ours(layer.store_path)
-            or not os.path.isdir(inventory.paths.local(layer.store_path))
-        )
+        and (inventory.paths.is_ours(layer) or not os.path.isdir(inventory.paths.local(layer)))
     ]
 
 

@@ -152,7 +152,7 @@ class ImageShelf:
 
     def _has_entry(self, layer: StoredLayer) -> bool:
         entry = self._ledger.catalog.layers.get(layer.compressed_digest)
-        return entry is not None and self._paths.local(entry.store_path) == layer.store_path
+        return entry is not None and self._paths.local(entry) == layer.store_path
 
     def _take_name_away(self, resolved: ResolvedImage) -> None:
         platform = msgspec.json.decode(resolved.config, type=ImageConfig).platform

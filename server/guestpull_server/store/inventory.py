@@ -80,9 +80,9 @@ class Inventory:
 
     def directory_of(self, layer: StoredLayer) -> str | None:
         """A layer's name in layers/; None if it lies in another store."""
-        if not self.paths.is_ours(layer.store_path):
+        if not self.paths.is_ours(layer):
             return None
-        return os.path.basename(self.paths.local(layer.store_path))
+        return os.path.basename(self.paths.local(layer))
 
     def claimed_directories(self) -> frozenset[str]:
         """The names in layers/ that belong to a layer, by its entry or by its facts."""
@@ -146,7 +146,7 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
         facts, _ = read_facts(work_dir)
         catalog, damage = _read_catalog(work_dir)
     paths = LayerPaths(work_dir, guest_work_dir)
-    paths.find_moved(catalog.layers.values(), facts)
+    paths.find_moved(catalog.layers.values(), facts, is_made_elsewhere=False)
     overlay = os.path.join(work_dir, "overlay")
     ours = [name for name in rooms["overlay"] if is_bundle_directory(name)]
     bundles = {

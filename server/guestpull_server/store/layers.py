@@ -82,15 +82,15 @@ class LayerShelf:
 
     def is_present(self, layer: StoredLayer) -> bool:
         """See Store.is_present."""
-        return os.path.isdir(self._paths.local(layer.store_path))
+        return os.path.isdir(self._paths.local(layer))
 
     def is_read_only(self, layer: StoredLayer) -> bool:
         """See Store.is_read_only."""
-        return not self._paths.is_ours(layer.store_path)
+        return not self._paths.is_ours(layer)
 
     def record_of(self, layer: StoredLayer) -> str | None:
         """See Store.record_of."""
-        path = self._paths.local(layer.store_path)
+        path = self._paths.local(layer)
         store = os.path.dirname(os.path.dirname(path))
         record = os.path.join(store, "records", os.path.basename(self._work_dir.record_path(path)))
         return record if os.path.isfile(record) else None

@@ -115,7 +115,7 @@ class Ledger:
                 with suppress(InvalidDigest):
                     self.catalog.put_layer(facts.layer(self._paths.written(facts.directory)))
                     self._dirty = True
-        self._paths.find_moved(self.catalog.layers.values(), self._facts)
+        self._paths.find_moved(self.catalog.layers.values(), self._facts, is_made_elsewhere=False)
         for layer in self.catalog.layers.values():
             self.catalog.layers[layer.compressed_digest] = with_facts(layer, self._facts_of(layer))
 
@@ -125,9 +125,9 @@ class Ledger:
         Another program may have given a running number anew, which our facts know as another layer's.
         """
         return {
-            os.path.basename(self._paths.local(layer.store_path)): layer.compressed_digest
+            os.path.basename(self._paths.local(layer)): layer.compressed_digest
             for layer in self.catalog.layers.values()
-            if self._paths.is_ours(layer.store_path)
+            if self._paths.is_ours(layer)
         }
 
     def _facts_of(self, layer: StoredLayer) -> LayerFacts | None:
@@ -135,7 +135,7 @@ class Ledger:
         known = self._facts.get(layer.compressed_digest)
         if known is not None:
             return known
-        path = self._paths.local(layer.store_path)
+        path = self._paths.local(layer)
         foreign = os.path.dirname(os.path.dirname(path))
         if foreign == self._work_dir.path:
             return None

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from guestpull_server.models import StoredLayer
+from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store.facts import LayerFacts
 
 
@@ -29,29 +30,31 @@ class LayerPaths:
         self._inside_here = f"{work_dir.rstrip('/')}/"
         self._inside_guest = f"{os.path.normpath(guest_work_dir or work_dir).rstrip('/')}/"
         self._layers_of_guest = f"{self._inside_guest}layers"
-        self._moved: dict[str, str] = {}
+        self._moved: dict[tuple[Digest, str], str] = {}
         self._ours: dict[str, bool] = {self._layers: True}
 
     def written(self, directory_name: str) -> str:
         """The store_path that is written for a directory in our layers/."""
         return f"{self._layers_of_guest}/{directory_name}"
 
-    def local(self, store_path: str) -> str:
-        """Where a store_path is on this machine."""
+    def local(self, layer: StoredLayer) -> str:
+        """Where a layer is on this machine."""
+        store_path = layer.store_path
+        if self._moved:
+            found = self._moved.get((layer.compressed_digest, store_path))
+            if found is not None:
+                return found
         parent, _, name = store_path.rpartition("/")
         if parent == self._layers_of_guest and name not in ("", ".", ".."):  # as nearly all are
             return f"{self._layers}/{name}"
-        found = self._moved.get(store_path)
-        if found is not None:
-            return found
         path = os.path.normpath(store_path)
         if path.startswith(self._inside_guest):
             return self._inside_here + path[len(self._inside_guest) :]
         return path
 
-    def is_ours(self, store_path: str) -> bool:
+    def is_ours(self, layer: StoredLayer) -> bool:
         """Whether a layer lies in our layers/; all others are only read."""
-        parent = self.local(store_path).rpartition("/")[0]
+        parent = self.local(layer).rpartition("/")[0]
         known = self._ours.get(parent)
         if known is None:
             # the work directory may be known by two names, one of them through a link
@@ -60,25 +63,71 @@ class LayerPaths:
 
     def localised(self, layer: StoredLayer) -> StoredLayer:
         """A layer with its path as it is here."""
-        path = self.local(layer.store_path)
+        path = self.local(layer)
         return layer if path == layer.store_path else dataclasses.replace(layer, store_path=path)
 
-    def find_moved(self, layers: Iterable[StoredLayer], facts: Mapping[str, LayerFacts]) -> None:
+    def find_moved(
+        self, layers: Iterable[StoredLayer], facts: Mapping[str, LayerFacts], *, is_made_elsewhere: bool
+    ) -> None:
         """Look in our layers/ for layers that are not where their entries say; the entries stay as they are.
 
-        A directory is taken for a layer only where its name cannot mean another: running numbers of two stores
-        (as image-rs gives them) are the same numbers.
+        What the store's own facts vouch for is in its layers/, whatever lies at the place that it was made for:
+        another store may have been made for the same. Without facts, a directory is taken for a layer only where
+        its name cannot mean another: running numbers of two stores (as image-rs gives them) are the same numbers.
+
+        Args:
+            layers: the layers that have entries.
+            facts: of this store.
+            is_made_elsewhere: nobody unpacks layers here, so that what is here is whole, and goes before what
+                lies where the entries say; unless some entries say that it is here, and mean others as well.
         """
-        elsewhere = [layer for layer in layers if not self.is_ours(layer.store_path)]
+        layers = list(layers)
+        claims = Counter(_name(layer) for layer in layers)
+        vouched = [layer for layer in layers if self._is_vouched_for(layer, facts, claims)]
+        for layer in vouched:
+            self._put(layer, facts[layer.compressed_digest].directory)
+        elsewhere = [layer for layer in layers if not self.is_ours(layer)]
         if not elsewhere:
             return
-        claims = Counter(os.path.basename(os.path.normpath(layer.store_path)) for layer in layers)
+        is_whole = is_made_elsewhere and len(elsewhere) + len(vouched) == len(layers)
+        known_as_others = {one.directory for one in facts.values()}
         for layer in elsewhere:
-            name = os.path.basename(os.path.normpath(layer.store_path))
+            name = _name(layer)
             known = facts.get(layer.compressed_digest)
-            certain = name == layer.compressed_digest.directory_name or (
-                known.directory == name if known is not None else claims[name] == 1
+            is_certain = name == layer.compressed_digest.directory_name or (
+                known.directory == name
+                if known is not None
+                else claims[name] == 1 and name not in known_as_others
             )
             here = os.path.join(self._layers, name)
-            if certain and not os.path.isdir(layer.store_path) and os.path.isdir(here):
-                self._moved[layer.store_path] = here
+            if is_certain and is_directory(here) and (is_whole or not is_directory(layer.store_path)):
+                self._put(layer, name)
+
+    def _is_vouched_for(
+        self, layer: StoredLayer, facts: Mapping[str, LayerFacts], claims: Mapping[str, int]
+    ) -> bool:
+        known = facts.get(layer.compressed_digest)
+        if known is None or known.uncompressed_digest != layer.uncompressed_digest:
+            return False
+        name = known.directory
+        if name != _name(layer) and name in claims:  # another program gave its number to another layer
+            return False
+        here = os.path.join(self._layers, name)
+        return "/" not in name and (self.local(layer) == here or is_directory(here))
+
+    def _put(self, layer: StoredLayer, directory_name: str) -> None:
+        here = f"{self._layers}/{directory_name}"
+        if self.local(layer) != here:
+            self._moved[layer.compressed_digest, layer.store_path] = here
+
+
+def is_directory(path: str) -> bool:
+    """Whether a layer can lie at a path: a directory, and no link to one, which may lead anywhere."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _name(layer: StoredLayer) -> str:
+    return os.path.basename(os.path.normpath(layer.store_path))

@@ -1,8 +1,9 @@
 """A store that is only read: one of `additional_stores`, in the guest's rootfs or on a shared file system.
 
 Nothing is written there, not even a lock. It was made by us (`guestpulld bake`) or by image-rs; where it is
-mounted now may be another place than where it was made, so that a layer is looked for at its store_path first,
-and then in the store's own layers/ under the same name.
+mounted now may be another place than where it was made, and at that place there may be another store by now. So
+a layer is looked for in the store's own layers/ first, under the name that its store_path ends with, and then at
+its store_path.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class ReadOnlyStore:
             raise InvalidStore(path, f"it cannot be read: {error}") from None
         facts, _ = read_facts(self.work_dir)
         paths = LayerPaths(self.work_dir)
-        paths.find_moved(catalog.layers.values(), facts)
+        paths.find_moved(catalog.layers.values(), facts, is_made_elsewhere=True)
         self.layers = {
             digest: with_facts(paths.localised(layer), facts.get(digest))
             for digest, layer in catalog.layers.items()

@@ -12,7 +12,7 @@ import pytest
 
 from guestpull_server.errors import InvalidStore, WorkDirInUse
 from guestpull_server.models import Digest
-from guestpull_server.store import Fault, Finding, Store, audit, collect_garbage
+from guestpull_server.store import Fault, Finding, Store, audit, collect_garbage, recorded_layers
 from support.images import Layer, file, image, layer
 from support.stores import MountsInMemory, bundled, open_store, pulled, put_layer
 
@@ -84,6 +84,20 @@ def test_a_missing_layer_is_found_with_the_images_that_need_it(shop: Path) -> No
     assert (finding.layer, finding.images) == (BASE.digest, (SHOP.image_id,))
     assert BASE.digest in finding.sentence
     assert "verify --repair" in finding.remedy
+
+
+def test_a_copy_is_audited_although_what_it_was_copied_from_is_still_there(
+    shop: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shop, tmp_path / "copy")
+    (directory_of(tmp_path / "copy", BASE) / "one").unlink()
+
+    (finding,) = audit(str(tmp_path / "copy"))
+
+    assert finding.fault is Fault.INCOMPLETE
+    assert Path(finding.path) == directory_of(tmp_path / "copy", BASE)
+    recorded = recorded_layers(str(tmp_path / "copy"))
+    assert {Path(one.layer.store_path).parent for one in recorded} == {tmp_path / "copy/layers"}
 
 
 @pytest.mark.parametrize("change", ["a file less", "a byte less", "a file more"])

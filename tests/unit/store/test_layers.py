@@ -22,6 +22,7 @@ from support.stores import (
     open_store,
     pulled,
     put_layer,
+    resolved,
 )
 
 BASE, TOP, SIDE = layer(file("a")), layer(file("b")), layer(file("c"))
@@ -310,6 +311,88 @@ def test_a_running_number_is_not_taken_for_that_of_another_store(tmp_path: Path)
     assert second.layer(digest_of(BASE)) is None
     assert second.layer(digest_of(TOP)) is not None
     second.close()
+
+
+def test_a_read_only_store_that_was_made_for_our_own_path_keeps_its_own_layers(tmp_path: Path) -> None:
+    own = open_store(tmp_path / "work", layer_names=LayerNames.INDEX)
+    pulled(own, image(BASE), LATEST)
+    own.close()
+    baked = open_store(
+        tmp_path / "baked", guest_work_dir=str(tmp_path / "work"), layer_names=LayerNames.INDEX
+    )
+    pulled(baked, image(TOP), "docker.io/library/other:1")
+    baked.close(tidy=True)
+
+    own = open_store(tmp_path / "work", additional_stores=[tmp_path / "baked"])
+
+    theirs = own.layer(digest_of(TOP))
+    assert theirs is not None
+    assert is_whole(theirs.store_path, TOP)
+    assert own.is_read_only(theirs)
+    ours = own.layer(digest_of(BASE))
+    assert ours is not None
+    assert is_whole(ours.store_path, BASE)
+    own.close()
+
+
+def test_a_read_only_store_outlives_the_same_layers_at_the_path_that_it_was_made_for(tmp_path: Path) -> None:
+    baked = open_store(tmp_path / "baked", guest_work_dir=str(tmp_path / "work"))
+    pulled(baked, SHOP, "docker.io/library/other:1")
+    baked.close(tidy=True)
+    own = open_store(tmp_path / "work", additional_stores=[tmp_path / "baked"])
+    for one in SHOP.layers:
+        put_layer(own, one)
+    own.record_image(resolved(SHOP, LATEST), [one for one in own.layers() if not own.is_read_only(one)])
+    own.remove_image(own.find_image(LATEST, LATEST), LATEST, force=False)
+
+    found = own.find_image("docker.io/library/other:1", "docker.io/library/other:1")
+
+    assert all(own.is_present(one) and own.is_read_only(one) for one in found.layers)
+    own.close()
+
+
+@pytest.mark.parametrize("files", [(), ("layer_facts.jsonl",)], ids=["of ours", "of image-rs"])
+def test_two_stores_that_were_made_at_the_same_path_are_not_taken_for_each_other(
+    tmp_path: Path, files: tuple[str, ...]
+) -> None:
+    for of, name in ((TOP, "other"), (BASE, "work")):
+        store = open_store(tmp_path / "work", layer_names=LayerNames.INDEX)
+        pulled(store, image(of), f"docker.io/library/{name}:1")
+        store.close()
+        for each in files:
+            (tmp_path / "work" / each).unlink()
+        if name == "other":
+            (tmp_path / "work").rename(tmp_path / "other")
+
+    store = open_store(tmp_path / "work", additional_stores=[tmp_path / "other"])
+
+    for of in (TOP, BASE):
+        found = store.layer(digest_of(of))
+        assert found is not None
+        assert is_whole(found.store_path, of)
+    store.close()
+
+
+def test_a_store_that_says_where_its_layers_are_may_mean_others_as_well(tmp_path: Path) -> None:
+    """image-rs, started with a copy of another work directory's meta_store.json; its numbers begin anew."""
+    first = open_store(tmp_path / "first", layer_names=LayerNames.INDEX)
+    pulled(first, image(TOP, BASE), LATEST)
+    first.close()
+    meta = json.loads((tmp_path / "first/meta_store.json").read_bytes())
+    (second := tmp_path / "second/layers").mkdir(parents=True)
+    shutil.copytree(tmp_path / "first/layers/0", second / "0")
+    (second / "1").mkdir()  # half unpacked
+    meta["layer_db"][TOP.digest]["store_path"] = str(second / "0")
+    for entry in meta["image_db"].values():
+        entry["layer_metas"][0]["store_path"] = str(second / "0")
+    (tmp_path / "second/meta_store.json").write_text(json.dumps(meta))
+
+    store = open_store(tmp_path / "work", additional_stores=[tmp_path / "second"])
+
+    found = store.layer(digest_of(BASE))
+    assert found is not None
+    assert found.store_path == str(tmp_path / "first/layers/1")
+    store.close()
 
 
 def test_store_paths_are_written_as_the_guest_sees_them_and_found_where_they_are(tmp_path: Path) -> None:
