@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 
 from guestpull_server.config import Limits
 from guestpull_server.errors import Cancelled, DeadlineExceeded, StorageFailed, WorkerFailed
-from guestpull_server.layer import Change, ChangeKind, LayerWorkers, verify_layer, verify_unrecorded
+from guestpull_server.layer import (
+    Change,
+    ChangeKind,
+    LayerWorkers,
+    implied_fingerprint,
+    verify_layer,
+    verify_unrecorded,
+)
 from guestpull_server.layer.record import RecordReader, RecordWriter
 from guestpull_server.models import Cancellation, Digest
 from support.images import (
@@ -50,7 +57,9 @@ MTIME = 1_600_000_000
 def verify(unpacked: Unpacked) -> list[Change]:
     """What the proof finds."""
     assert unpacked.record is not None
-    return list(verify_layer(str(unpacked.root), str(unpacked.record), Digest(unpacked.layer.diff_id)))
+    implied = implied_fingerprint(unpacked.result.implied_directories)
+    digest = Digest(unpacked.layer.diff_id)
+    return list(verify_layer(str(unpacked.root), str(unpacked.record), digest, implied=implied))
 
 
 def kinds(changes: list[Change]) -> set[tuple[bytes, ChangeKind]]:
@@ -202,12 +211,13 @@ def test_any_layer_that_can_be_unpacked_is_proved(unpacker: Unpacker, entries: l
     try:
         with unpacker.workers.unpack(str(root), "sha256", one.digest, record_path=str(record)) as worker:
             worker.write(memoryview(one.blob))
-            worker.finish()
+            result = worker.finish()
     except Exception:  # noqa: BLE001 - what could not be unpacked needs no proof
         return
     finally:
         unpacker.check_canaries()
-    found = verify_layer(str(root), str(record), Digest(one.diff_id))
+    implied = implied_fingerprint(result.implied_directories)
+    found = verify_layer(str(root), str(record), Digest(one.diff_id), implied=implied)
     shutil.rmtree(root.parent)
     assert found == ()
 
@@ -378,6 +388,34 @@ def test_a_directory_and_a_record_that_agree_prove_nothing_without_the_diff_id(u
 
 
 # -- the record ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("listed", [(), (b"",), (b"", b"implied", b"implied/a", b"d")])
+def test_directories_that_are_listed_wrongly_as_without_an_entry_are_told(
+    unpacker: Unpacker, workers: LayerWorkers, listed: tuple[bytes, ...]
+) -> None:
+    unpacked = unpacker.unpack(directory("d"), file("implied/a/b", b"b"), record=True)
+    assert set(unpacked.result.implied_directories) == {b"", b"implied", b"implied/a"}
+    place = str(unpacked.root), str(unpacked.record), Digest(unpacked.layer.diff_id)
+    found = verify_layer(*place, implied=implied_fingerprint(listed))
+    assert [change.kind for change in found] == [ChangeKind.IMPLIED]
+    cancellation = Cancellation("verification")
+    assert workers.verify(*place, cancellation, implied=implied_fingerprint(listed)) == found
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [file("a/b/c", b"c"), directory("a/b")],
+        [file("a/b/c", b"c"), whiteout("a/b"), opaque("a")],
+        [whiteout("a"), file("a/b/c", b"c")],
+        [file("a/b/c", b"c"), file("a/b", b"b"), file("x/y", b"y"), directory("./")],
+        [symlink("s", "real/place"), file("s/f", b"f"), directory("real")],
+        [file("a/f", b"f"), symlink("a", "t"), directory("a"), file("a/b/c", b"c")],
+    ],
+)
+def test_the_proof_knows_which_directories_have_no_entry(unpacker: Unpacker, entries: list[Entry]) -> None:
+    assert verify(unpacker.unpack(*entries, record=True)) == []
 
 
 def test_a_record_is_for_its_owner_alone(rich: Unpacked) -> None:

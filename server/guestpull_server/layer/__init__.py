@@ -28,14 +28,24 @@ if a record was kept: whether the directory still is that layer.
   proof.py           verify_layer: record + directory -> tar -> diff_id; and the tree, to every attribute
   replay.py          the extraction again, on a tree in memory (expected.py)
   comparison.py      that tree against the directory (unpacked_tree.py, contents.py); changes.py: the findings
+  implied.py         which directories the tar has no entries for, as a fingerprint
   unrecorded.py      what can be said of a layer that has no record
 
 Nothing here knows of registries, images or the store. Start with `worker.unpack`, then `proof.verify_layer`.
 """
 
 from guestpull_server.layer.changes import Change, ChangeKind
+from guestpull_server.layer.implied import implied_fingerprint
 from guestpull_server.layer.proof import verify_layer
 from guestpull_server.layer.unrecorded import verify_unrecorded
 from guestpull_server.layer.workers import LayerWorker, LayerWorkers
 
-__all__ = ["Change", "ChangeKind", "LayerWorker", "LayerWorkers", "verify_layer", "verify_unrecorded"]
+__all__ = [
+    "Change",
+    "ChangeKind",
+    "LayerWorker",
+    "LayerWorkers",
+    "implied_fingerprint",
+    "verify_layer",
+    "verify_unrecorded",
+]

@@ -23,6 +23,7 @@ class ChangeKind(Enum):
     XATTR = "xattr"
     RECORD = "record"
     DIFF_ID = "diff_id"
+    IMPLIED = "directories without an entry"
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,12 @@ class Node:
 
 
 class Directory(Node):
-    """A directory, and what is in it."""
+    """A directory, and what is in it.
 
-    __slots__ = ("children", "name", "opaque", "parent")
+    `implied` says that the tar has it only because something is in it: its attributes are none of the image's.
+    """
+
+    __slots__ = ("children", "implied", "name", "opaque", "parent")
 
     def __init__(
         self, parent: Directory | None, name: bytes, permissions: int, uid: int, gid: int, mtime_ns: int
@@ -80,6 +83,7 @@ class Directory(Node):
         self.parent = parent
         self.name = name
         self.opaque = False
+        self.implied = False
         self.children: dict[bytes, File | Directory] = {}
 
     @property

@@ -37,11 +37,12 @@ class UnpackRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, tag=True):
-    """Find what of `directory` is not as the layer with this diff_id has it."""
+    """Find what of `directory` is not as the layer with this diff_id has it; `implied` as verify_layer wants it."""
 
     directory: str
     record_path: str
     diff_id: str
+    implied: str
     limits: Limits
 
 

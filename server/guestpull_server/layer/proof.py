@@ -29,6 +29,7 @@ from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyC
 from guestpull_server.layer.comparison import Comparison
 from guestpull_server.layer.contents import PIECE_BYTES, content_of, stored_part
 from guestpull_server.layer.expected import Directory, File
+from guestpull_server.layer.implied import implied_fingerprint
 from guestpull_server.layer.inflate import max_tar_bytes
 from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.record import RecordError, RecordReader
@@ -52,6 +53,7 @@ def verify_layer(
     record_path: str,
     diff_id: Digest,
     *,
+    implied: str = "",
     limits: Limits | None = None,
     cancellation: Cancellation | None = None,
 ) -> tuple[Change, ...]:
@@ -64,6 +66,8 @@ def verify_layer(
         directory: the layer's directory.
         record_path: the record that was written when it was unpacked.
         diff_id: from the image's config, which the image's id proves.
+        implied: the `implied_fingerprint` that the directories without an entry must have; empty: it is not
+            compared.
         limits: bounds of what a record may make us remember; those of the configuration.
         cancellation: asked now and then.
 
@@ -81,7 +85,7 @@ def verify_layer(
         with storage_errors("verifying a layer", directory), UnpackedTree(directory) as tree:
             record = RecordReader(record_file)
             proof = _Proof(record, tree, changes, limits or Limits(), cancellation)
-            proof.run(diff_id)
+            proof.run(diff_id, implied)
     except TooManyChanges:
         pass
     except NoDirectory:
@@ -129,12 +133,14 @@ class _Proof:
         self._cancellation = cancellation or Cancellation("verification of a layer")
         self._comparison = Comparison(tree, changes)
 
-    def run(self, diff_id: Digest) -> None:
+    def run(self, diff_id: Digest, implied: str) -> None:
         headers = self._record.headers(self._max_headers)
         replay = Replay(lambda: next(headers, None), self._limits)
         replay.run()
         if len(self._record.sums) != len(replay.contents) or self._record.lost_count != replay.lost_count:
             raise RecordError("its parts do not belong together")
+        if implied and implied_fingerprint(replay.implied_directories()) != implied:
+            self._changes.add(b"", ChangeKind.IMPLIED, "they are others than those that are listed")
         self._compare_names(replay.root)
         digest = self._digest(replay, diff_id.hasher())
         if digest == diff_id.hex:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import stat
 from array import array
+from collections.abc import Iterator
 from typing import Final
 
 from guestpull_server.config import Limits
@@ -43,6 +44,7 @@ class Replay:
         self._reader = TarReader(next_chunk, limits.max_header_bytes, self)
         self._limits = limits
         self.root = Directory(None, b"", _IMPLIED, 0, 0, 0)
+        self.root.implied = True
         self.contents: list[File] = []
         """The file that took each content, in the tar's order, whether or not it is still there."""
         self.starts = array("Q")
@@ -64,6 +66,15 @@ class Replay:
     def lost_count(self) -> int:
         """How many contents were replaced."""
         return self._lost
+
+    def implied_directories(self) -> Iterator[bytes]:
+        """The paths of directories that have no entry, once all are replayed; the root's is b""."""
+        left = [self.root]
+        while left:
+            directory = left.pop()
+            if directory.implied:
+                yield directory.path
+            left += [child for child in directory.children.values() if isinstance(child, Directory)]
 
     def run(self) -> None:
         """Replay all entries.
@@ -135,6 +146,7 @@ class Replay:
                 self._clear(directory, name)
             existing = Directory(directory, name, 0, 0, 0, 0)
             directory.children[name] = existing
+        existing.implied = False
         existing.change_mode(entry.mode)
         existing.uid, existing.gid, existing.mtime_ns = entry.uid, entry.gid, entry.mtime_ns
         existing.opaque = existing.opaque or hides_lower
@@ -168,6 +180,7 @@ class Replay:
             directory.children[hidden] = File(directory, hidden, stat.S_IFCHR, 0, 0, 0, 0, (0, 0))
         elif isinstance(existing, Directory):
             existing.opaque = True
+            existing.implied = False
 
     # -- replacing ------------------------------------------------------------------------------------------
 
@@ -225,6 +238,8 @@ class Replay:
         if child is not None:
             self._clear(directory, name)
             made.opaque = True
+        else:
+            made.implied = True
         directory.children[name] = made
         return made
 

@@ -31,7 +31,11 @@ def run(request: VerifyRequest, report_socket: socket.socket, parent: int) -> No
     try:
         confine_to_reading(parent)
         found = verify_layer(
-            request.directory, request.record_path, Digest(request.diff_id), limits=request.limits
+            request.directory,
+            request.record_path,
+            Digest(request.diff_id),
+            implied=request.implied,
+            limits=request.limits,
         )
         verdict = Verified(list(found))
     except OSError as error:

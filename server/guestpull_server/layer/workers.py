@@ -114,7 +114,13 @@ class LayerWorkers:
         return LayerWorker(ring, process, layer, request, checked_digest)
 
     def verify(
-        self, directory: str, record_path: str, diff_id: Digest, cancellation: Cancellation
+        self,
+        directory: str,
+        record_path: str,
+        diff_id: Digest,
+        cancellation: Cancellation,
+        *,
+        implied: str = "",
     ) -> tuple[Change, ...]:
         """Do as `verify_layer`, in a process: several at once keep as many cores busy.
 
@@ -126,7 +132,11 @@ class LayerWorkers:
         """
         cancellation.check()
         request = VerifyRequest(
-            directory=directory, record_path=record_path, diff_id=str(diff_id), limits=self._limits
+            directory=directory,
+            record_path=record_path,
+            diff_id=str(diff_id),
+            implied=implied,
+            limits=self._limits,
         )
         process = self._forks.start(request, [], diff_id)
         withdraw = cancellation.on_cancel(process.kill)
