@@ -37,7 +37,7 @@ class UnpackRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, tag=True):
-    """Find what of `directory` is not as the layer with this diff_id has it; `implied` as verify_layer wants it."""
+    """Find what of `directory` is not as the layer with this diff_id has it; `implied` is verify_layer's."""
 
     directory: str
     record_path: str
