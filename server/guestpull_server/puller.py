@@ -145,7 +145,11 @@ class Puller:
                 mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, bundle_directory=directory)
                 observer.mounted(bundle.rootfs)
                 write_runtime_config(
-                    bundle.bundle_path, bundle.rootfs, resolved.config, bundle_directory=directory
+                    bundle.bundle_path,
+                    bundle.rootfs,
+                    resolved.config,
+                    bundle_directory=directory,
+                    written=bundle.writes_config,
                 )
             cancellation.check()
             bundle.commit(self.store.record_image(resolved, layers))

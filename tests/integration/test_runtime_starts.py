@@ -54,7 +54,8 @@ class Bundles:
         self._count += 1
         bundle = self._disk / f"bundle{self._count}"
         overlay = self._disk / f"overlay{self._count}"
-        (bundle / "rootfs").mkdir(parents=True)
+        bundle.mkdir(mode=0o700)  # as the store makes it: no other user reaches what is in there
+        (bundle / "rootfs").mkdir()
         overlay.mkdir()
         mount_rootfs(self._layers, str(overlay), str(bundle / "rootfs"))
         config = {"os": "linux", "architecture": "amd64", "config": process}

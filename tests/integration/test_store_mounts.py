@@ -16,7 +16,7 @@ from guestpull_server.models import Digest, StoredImage
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
 from guestpull_server.store import Store, audit, collect_garbage
 from support.images import file, image, layer
-from support.stores import pulled
+from support.stores import pulled, write_config
 
 BASE, TOP = layer(file("a")), layer(file("b"))
 SHOP = image(BASE, TOP)
@@ -76,7 +76,7 @@ def test_a_pull_that_was_killed_after_it_mounted_is_undone(disk: Path) -> None:
             stored = pulled(store, SHOP, LATEST)
             bundle = store.reserve_bundle(str(disk / "bundle"))
             mount_rootfs(stored.layers, bundle.overlay_directory, bundle.rootfs)
-            Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+            write_config(bundle)
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(1)
@@ -116,6 +116,20 @@ def test_a_layer_below_a_mounted_bundle_is_neither_replaced_nor_collected(disk: 
 
     with opened(disk / "work") as store:
         assert len(store.release_bundle(str(disk / "bundle")).layers) == 2
+
+
+def test_a_bundle_behind_a_link_is_mounted_and_keeps_its_layers(disk: Path) -> None:
+    (disk / "real").mkdir()
+    (disk / "alias").symlink_to("real")
+    with opened(disk / "work") as store:
+        mounted_bundle(store, pulled(store, SHOP, LATEST), disk / "alias/bundle")
+
+    with opened(disk / "work") as store:
+        assert [bundle.mounted for bundle in store.bundles()] == [True]
+        with pytest.raises(LayerInUse):
+            store.discard_layer(Digest(BASE.digest))
+        store.release_bundle(str(disk / "alias/bundle"))
+        assert not os.path.ismount(disk / "real/bundle/rootfs")
 
 
 @pytest.mark.parametrize("kind", ["squashfs", "erofs"])

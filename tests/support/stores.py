@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from guestpull_server.bundle import write_runtime_config
 from guestpull_server.errors import BundleBusy, storage_errors
 from guestpull_server.models import (
     Decoder,
@@ -24,7 +25,7 @@ from guestpull_server.models import (
     StoredLayer,
     UnpackedLayer,
 )
-from guestpull_server.store import LayerNames, Store
+from guestpull_server.store import BundleReservation, LayerNames, Store
 from support.images import Image, Layer
 
 AMD64: Final = Platform("linux", "amd64")
@@ -114,6 +115,11 @@ def pulled(store: Store, image: Image, reference: str) -> StoredImage:
         return store.record_image(resolved(image, reference), layers)
 
 
+def write_config(bundle: BundleReservation) -> None:
+    """Write a bundle's config.json, as a pull does it."""
+    write_runtime_config(bundle.bundle_path, bundle.rootfs, b"{}", written=bundle.writes_config)
+
+
 def bundled(store: Store, image: StoredImage, bundle_path: Path | str, mounts: MountsInMemory) -> str:
     """Have a bundle of an image, mounted; returns its path."""
     with store.reserve_bundle(str(bundle_path)) as bundle:
@@ -121,6 +127,6 @@ def bundled(store: Store, image: StoredImage, bundle_path: Path | str, mounts: M
             for name in ("upper", "work"):
                 os.mkdir(os.path.join(bundle.overlay_directory, name))
         mounts.places.add(bundle.rootfs)
-        Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+        write_config(bundle)
         bundle.commit(image)
         return bundle.bundle_path

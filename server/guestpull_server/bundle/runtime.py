@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -87,7 +88,12 @@ _NAMESPACES: Final = [Namespace(kind) for kind in ("pid", "network", "ipc", "uts
 
 
 def write_runtime_config(
-    bundle_path: str, rootfs: str, image_config: bytes, *, bundle_directory: int | None = None
+    bundle_path: str,
+    rootfs: str,
+    image_config: bytes,
+    *,
+    bundle_directory: int | None = None,
+    written: Callable[[os.stat_result], None] = lambda _status: None,
 ) -> None:
     """Write a bundle's config.json: all of it or none, and never over another one.
 
@@ -97,6 +103,7 @@ def write_runtime_config(
         image_config: the image config as the registry has it.
         bundle_directory: the bundle's directory, open. Where it is given, whatever has its path by now is of no
             matter.
+        written: told which file it is, before that has the name config.json.
 
     Raises:
         BundleExists: there is a config.json.
@@ -117,13 +124,13 @@ def write_runtime_config(
         try:
             there = f"/proc/self/fd/{directory}/{os.path.basename(rootfs)}"
             document = msgspec.json.encode(runtime_config(config, there))
-            if not _write_new(directory, msgspec.json.format(document, indent=2) + b"\n"):
+            if not _write_new(directory, msgspec.json.format(document, indent=2) + b"\n", written):
                 raise BundleExists(bundle_path, f"it holds a {_CONFIG}")
         finally:
             os.close(directory)
 
 
-def _write_new(directory: int, content: bytes) -> bool:
+def _write_new(directory: int, content: bytes, written: Callable[[os.stat_result], None]) -> bool:
     """Write config.json, unless there is one.
 
     It has no name before it is whole: whoever undoes an interrupted pull finds nothing but config.json.
@@ -133,11 +140,12 @@ def _write_new(directory: int, content: bytes) -> bool:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
             raise
-        return _write_in_place(directory, content)
+        return _write_in_place(directory, content, written)
     with open(descriptor, "wb") as file:
         os.fchmod(descriptor, 0o644)  # whatever the umask is
         file.write(content)
         file.flush()
+        written(os.fstat(descriptor))
         try:
             os.link(f"/proc/self/fd/{descriptor}", _CONFIG, dst_dir_fd=directory)
         except FileExistsError:
@@ -145,8 +153,11 @@ def _write_new(directory: int, content: bytes) -> bool:
     return True
 
 
-def _write_in_place(directory: int, content: bytes) -> bool:
-    """The same on file systems that know no files without names; until the pull has ended, nobody relies on it."""
+def _write_in_place(directory: int, content: bytes, written: Callable[[os.stat_result], None]) -> bool:
+    """The same on file systems that know no files without names; until the pull has ended, nobody relies on it.
+
+    A kill in its midst leaves the file: nobody was told whose it is.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(_CONFIG, flags, 0o644, dir_fd=directory)
@@ -156,6 +167,8 @@ def _write_in_place(directory: int, content: bytes) -> bool:
         with open(descriptor, "wb") as file:
             os.fchmod(descriptor, 0o644)
             file.write(content)
+            file.flush()
+            written(os.fstat(descriptor))
     except BaseException:
         os.unlink(_CONFIG, dir_fd=directory)
         raise

@@ -18,6 +18,7 @@ what of these is there, and may be believed.
   trees.py         whole directories, deleted and measured
   deletion.py      how layers go
   bundles.py       bundles: reserved, ready, released
+  bundle_files.py  what is written down of a bundle
   bundle_paths.py  where bundles may be, and what of their directories is ours
   readonly.py      stores that are only read
   inventory.py     what lies in a work directory, read without changing anything

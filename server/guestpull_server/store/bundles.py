@@ -1,21 +1,21 @@
 """Bundles: which ones there are, what they hold on to, and how they come and go.
 
 A bundle has a directory of ours, `<work_dir>/overlay/<id>/`, with its upper and work directories and a small
-file that says what it is: `bundle.json.preparing` while a pull makes it, `bundle.json` from then on. The
-directories outside of the work directory, the bundle and its rootfs, are the caller's (bundle_paths.py).
+file that says what it is (bundle_files.py). The directories outside of the work directory, the bundle and its
+rootfs, are the caller's (bundle_paths.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Protocol, Self
 
 import msgspec
 
@@ -25,17 +25,21 @@ from guestpull_server.errors import (
     BundleNotFound,
     GuestpullError,
     InvalidBundlePath,
-    InvalidDigest,
     storage_errors,
 )
 from guestpull_server.models import Digest, StoredImage
-from guestpull_server.store.bundle_paths import ROOTFS, BundlePaths, normal
+from guestpull_server.store.bundle_files import (
+    PREPARING,
+    READY,
+    BundleFile,
+    FileIdentity,
+    is_bundle_directory,
+    read_bundle_file,
+)
+from guestpull_server.store.bundle_paths import ROOTFS, BundlePath, BundlePaths
 from guestpull_server.store.durability import Durability
+from guestpull_server.store.trees import remove_tree
 from guestpull_server.store.workdir import WorkDir
-
-READY: Final = "bundle.json"
-PREPARING: Final = "bundle.json.preparing"
-_ID: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class Mounts(Protocol):
@@ -53,21 +57,11 @@ class Mounts(Protocol):
         """
 
 
-class BundleFile(msgspec.Struct, frozen=True):
-    """What bundle.json says; while a bundle is being prepared, its image is not known yet."""
-
-    bundle_path: str
-    made_directory: bool
-    image_id: str = ""
-    reference: str = ""
-    layers: list[str] = []
-
-
 @dataclass(frozen=True, slots=True)
 class StoredBundle:
     """A bundle that is ready. `layers` are the compressed digests that it is mounted from."""
 
-    bundle_path: str
+    path: BundlePath
     image_id: Digest
     reference: str
     layers: tuple[Digest, ...]
@@ -76,22 +70,37 @@ class StoredBundle:
     made_directory: bool
 
     @property
+    def bundle_path(self) -> str:
+        """Its directory, as its caller wrote it."""
+        return self.path.told
+
+    @property
     def rootfs(self) -> str:
-        """Where its file system is mounted."""
-        return os.path.join(self.bundle_path, ROOTFS)
+        """Where its file system is mounted, as its caller would write it."""
+        return self.path.rootfs
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a bundle is, and what of it we made."""
+    """Where a bundle is, and what of it we made.
 
-    bundle_path: str
+    Args:
+        path: of the bundle.
+        overlay_directory: in the work directory.
+        made: how many directories, the bundle's own and those above it.
+        config: the config.json that is ours, while the bundle is being prepared.
+        ready: whatever is config.json by now is ours: its owner may have written it anew.
+    """
+
+    path: BundlePath
     overlay_directory: str
-    made_directory: bool
+    made: int
+    config: FileIdentity | None = None
+    ready: bool = False
 
-    @property
-    def rootfs(self) -> str:
-        return os.path.join(self.bundle_path, ROOTFS)
+    def is_ours(self, config: os.stat_result) -> bool:
+        """Whether a config.json in the bundle may be deleted."""
+        return self.ready or self.config == FileIdentity.of(config)
 
 
 class BundleReservation:
@@ -104,13 +113,13 @@ class BundleReservation:
 
     @property
     def bundle_path(self) -> str:
-        """The bundle's directory."""
-        return self._place.bundle_path
+        """The bundle's directory, as its caller wrote it."""
+        return self._place.path.told
 
     @property
     def rootfs(self) -> str:
         """Where the root filesystem is to be mounted; the directory is there, and empty."""
-        return self._place.rootfs
+        return self._place.path.rootfs
 
     @property
     def overlay_directory(self) -> str:
@@ -127,6 +136,15 @@ class BundleReservation:
         """
         with self._shelf.opened(self._place) as directory:
             yield directory
+
+    def writes_config(self, status: os.stat_result) -> None:
+        """Say which file is to be config.json, before it gets that name: any other one stays, whatever happens.
+
+        Raises:
+            StorageFull: the file system has no room.
+            StorageFailed: the operating system refuses.
+        """
+        self._place = self._shelf.writes_config(self._place, FileIdentity.of(status))
 
     def commit(self, image: StoredImage) -> None:
         """Declare the bundle ready; from now on it is listed, and holds on to its layers, also after a crash.
@@ -180,6 +198,7 @@ class BundleShelf:
         self._coming: set[str] = set()
         self._leaving: set[str] = set()
         self.ready: dict[str, StoredBundle] = {}
+        """By their real paths, so that no two bundles are the same directory."""
 
     def take_stock(self) -> list[str]:
         """Know the bundles that are ready, undo those that were in the making; returns what was strange."""
@@ -192,19 +211,20 @@ class BundleShelf:
                 continue
             kept, unfinished = read_bundle_file(directory, READY), read_bundle_file(directory, PREPARING)
             if kept is not None:
-                place = _Place(kept.bundle_path, directory, kept.made_directory)
-                self._put(place, kept, place.rootfs in mounted)
+                path = _path_of(kept)
+                self._put(path, directory, kept, path.real_rootfs in mounted)
             elif os.path.lexists(os.path.join(directory, READY)):
                 strange.append(f"{directory} belongs to a bundle, but its {READY} cannot be read: left alone")
             elif unfinished is not None:
-                place = _Place(unfinished.bundle_path, directory, unfinished.made_directory)
+                made = unfinished.made_directory + unfinished.made_parents
+                place = _Place(_path_of(unfinished), directory, made, unfinished.config)
                 try:
                     self._undo(place)
                 except GuestpullError as error:
                     strange.append(f"a bundle that was being made cannot be undone yet: {error}")
             else:
                 with storage_errors("deleting leftovers", directory):
-                    self._work_dir.discard(directory)
+                    self._discard(directory)
         return strange
 
     def reserve(self, bundle_path: str) -> BundleReservation:
@@ -218,28 +238,26 @@ class BundleShelf:
         """
         path = self._paths.checked(bundle_path)
         with self._changed:
-            if path in self.ready:
-                raise BundleExists(path, "it is a bundle of this service already")
-            if path in self._coming:
-                raise BundleExists(path, "another pull is making it")
-            self._coming.add(path)
+            if path.real in self.ready:
+                raise BundleExists(path.told, "it is a bundle of this service already")
+            if path.real in self._coming:
+                raise BundleExists(path.told, "another pull is making it")
+            self._coming.add(path.real)
         try:
             return BundleReservation(self, self._make(path))
         except BaseException:
             self._forget(path)
             raise
 
-    def _make(self, path: str) -> _Place:
-        with storage_errors(f"making bundle {path}", path):
+    def _make(self, path: BundlePath) -> _Place:
+        with storage_errors(f"making bundle {path.told}", path.told):
             self._paths.refuse_used(path)
-            place = _Place(
-                path,
-                os.path.join(self._work_dir.overlay, secrets.token_hex(8)),
-                made_directory=not os.path.lexists(path),
-            )
-            os.mkdir(place.overlay_directory, 0o700)
+            overlay_directory = os.path.join(self._work_dir.overlay, secrets.token_hex(8))
+            place = _Place(path, overlay_directory, self._paths.missing(path))
+            os.mkdir(overlay_directory, 0o700)
             try:
-                self._write(PREPARING, place, BundleFile(path, place.made_directory))
+                self._prepare(place)
+                self._durability.sync_names(self._work_dir.overlay)
                 self._paths.make(path)
             except BaseException:
                 self._undo(place)
@@ -250,37 +268,45 @@ class BundleShelf:
     def opened(self, place: _Place) -> Iterator[int]:
         """See BundleReservation.opened."""
         with ExitStack() as stack:
-            with storage_errors("opening the bundle", place.bundle_path):
-                directory = stack.enter_context(self._paths.opened(place.bundle_path))
+            with storage_errors("opening the bundle", place.path.told):
+                directory = stack.enter_context(self._paths.opened(place.path))
             yield directory
+
+    def writes_config(self, place: _Place, config: FileIdentity) -> _Place:
+        """See BundleReservation.writes_config."""
+        place = dataclasses.replace(place, config=config)
+        with storage_errors("noting the runtime config", place.overlay_directory):
+            self._prepare(place)
+        return place
 
     def keep(self, place: _Place, image: StoredImage) -> None:
         """See BundleReservation.commit."""
         layers = [layer.compressed_digest for layer in image.layers]
         kept = BundleFile(
-            place.bundle_path,
-            place.made_directory,
+            place.path.told,
+            place.made > 0,
             image.image_id,
             image.references[0] if image.references else "",
             list(dict.fromkeys(layers)),
+            place.path.real,
         )
         with (
             self._changed,
-            storage_errors(f"committing bundle {place.bundle_path}", place.overlay_directory),
+            storage_errors(f"committing bundle {place.path.told}", place.overlay_directory),
         ):
             self._keep_image(image)
             self._write(READY, place, kept)
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(place.overlay_directory, PREPARING))
-            self._put(place, kept, mounted=True)
-            self._coming.discard(place.bundle_path)
+            self._put(place.path, place.overlay_directory, kept, mounted=True)
+            self._coming.discard(place.path.real)
 
     def give_up(self, place: _Place) -> None:
         """Undo what was made of a bundle that was not committed."""
         try:
             self._undo(place)
         finally:
-            self._forget(place.bundle_path)
+            self._forget(place.path)
 
     def release(self, bundle_path: str) -> StoredBundle:
         """Unmount a bundle, and delete what was written in it; then it still holds on to its layers.
@@ -292,15 +318,18 @@ class BundleShelf:
             BundleBusy: something uses its rootfs; it stays a bundle.
             StorageFailed: the operating system refuses.
         """
-        path = normal(bundle_path) if bundle_path.startswith("/") else ""
+        if not bundle_path.startswith("/") or "\0" in bundle_path:
+            raise BundleNotFound(bundle_path)
+        path = self._paths.resolved(bundle_path)
         with self._changed:
-            self._changed.wait_for(lambda: path not in self._leaving)
-            bundle = self.ready.get(path)
+            while (bundle := self._find(path)) is not None and bundle.path.real in self._leaving:
+                self._changed.wait()
             if bundle is None:
                 raise BundleNotFound(bundle_path)
-            self._leaving.add(path)
+            self._leaving.add(bundle.path.real)
+        made = int(bundle.made_directory)
         try:
-            self._undo(bundle)
+            self._undo(_Place(bundle.path, bundle.overlay_directory, made, ready=True))
         except BaseException:
             self.released(bundle, ready=True)
             raise
@@ -309,68 +338,75 @@ class BundleShelf:
     def released(self, bundle: StoredBundle, *, ready: bool = False) -> None:
         """End a release: the bundle lets go of its layers, unless it is still `ready`."""
         with self._changed:
-            self._leaving.discard(bundle.bundle_path)
+            self._leaving.discard(bundle.path.real)
             if not ready:
-                self.ready.pop(bundle.bundle_path, None)
+                self.ready.pop(bundle.path.real, None)
             self._changed.notify_all()
 
-    def _undo(self, place: _Place | StoredBundle) -> None:
+    def _find(self, path: BundlePath) -> StoredBundle | None:
+        """The bundle of a directory; or of the name that its maker gave it, should links lead elsewhere now."""
+        named = (bundle for bundle in self.ready.values() if bundle.path.told == path.told)
+        return self.ready.get(path.real) or next(named, None)
+
+    def _undo(self, place: _Place) -> None:
         """Take a bundle away: unmount it, and remove what we made. Harmless to repeat.
 
         Raises:
             BundleBusy: something uses its rootfs; all is as it was.
             StorageFailed: the operating system refuses.
         """
-        self._unmount(place)
-        with storage_errors(f"removing bundle {place.bundle_path}", place.bundle_path):
-            self._paths.leave(place.bundle_path, made_directory=place.made_directory)
+        self._unmount(place.path)
+        with storage_errors(f"removing bundle {place.path.told}", place.path.told):
+            self._paths.leave(place.path, made=place.made, is_ours=place.is_ours)
             if os.path.lexists(place.overlay_directory):
-                self._work_dir.discard(place.overlay_directory)
+                self._discard(place.overlay_directory)
 
-    def _unmount(self, place: _Place | StoredBundle) -> None:
+    def _unmount(self, path: BundlePath) -> None:
         """Unmount a bundle's rootfs, and nothing that a link leads to in its place."""
         with (
-            storage_errors("unmounting the bundle", place.rootfs),
+            storage_errors("unmounting the bundle", path.rootfs),
             suppress(FileNotFoundError, InvalidBundlePath),  # it is gone, or something else has its name
-            self._paths.opened(place.bundle_path) as directory,
+            self._paths.opened(path) as directory,
         ):
             try:
                 self._mounts.unmount(f"/proc/self/fd/{directory}/{ROOTFS}")
             except BundleBusy:
-                raise BundleBusy(place.bundle_path) from None
+                raise BundleBusy(path.told) from None
 
-    def _forget(self, path: str) -> None:
+    def _discard(self, overlay_directory: str) -> None:
+        aside = self._work_dir.set_aside(overlay_directory)
+        self._durability.sync_names(self._work_dir.overlay)
+        remove_tree(aside)
+
+    def _forget(self, path: BundlePath) -> None:
         with self._changed:
-            self._coming.discard(path)
+            self._coming.discard(path.real)
+
+    def _prepare(self, place: _Place) -> None:
+        content = BundleFile(
+            place.path.told,
+            place.made > 0,
+            real_path=place.path.real,
+            made_parents=max(place.made - 1, 0),
+            config=place.config,
+        )
+        self._write(PREPARING, place, content)
 
     def _write(self, name: str, place: _Place, content: BundleFile) -> None:
         path = os.path.join(place.overlay_directory, name)
         self._durability.replace(path, msgspec.json.encode(content, enc_hook=str))
 
-    def _put(self, place: _Place, kept: BundleFile, mounted: bool) -> None:
-        self.ready[place.bundle_path] = StoredBundle(
-            place.bundle_path,
+    def _put(self, path: BundlePath, overlay_directory: str, kept: BundleFile, mounted: bool) -> None:
+        self.ready[path.real] = StoredBundle(
+            path,
             Digest(kept.image_id),
             kept.reference,
             tuple(Digest(layer) for layer in kept.layers),
             mounted,
-            place.overlay_directory,
-            place.made_directory,
+            overlay_directory,
+            kept.made_directory,
         )
 
 
-def is_bundle_directory(name: str) -> bool:
-    """Whether a directory in overlay/ is one of ours, by its name."""
-    return _ID.fullmatch(name) is not None
-
-
-def read_bundle_file(overlay_directory: str, name: str) -> BundleFile | None:
-    """A bundle's file; None where there is none, or none that can be used."""
-    try:
-        with open(os.path.join(overlay_directory, name), "rb") as file:
-            found = msgspec.json.decode(file.read(), type=BundleFile)
-        for digest in (found.image_id, *found.layers) if name == READY else ():
-            Digest(digest)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, InvalidDigest):
-        return None
-    return found if found.bundle_path.startswith("/") else None
+def _path_of(file: BundleFile) -> BundlePath:
+    return BundlePath(file.bundle_path, file.real_path or os.path.realpath(file.bundle_path))

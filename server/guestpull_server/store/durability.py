@@ -29,8 +29,16 @@ Nothing is deleted in place. To delete a layer:
 A crash after 1 leaves a whole layer, which the next start takes in as one that nobody uses (gc deletes it). A
 crash after 2 leaves a directory in staging/, and facts without a directory, which the next start deletes.
 
-A bundle: overlay/<id>/bundle.json.preparing is there before anything is made or mounted, and is renamed to
-bundle.json when all is ready. The next start undoes what is still being prepared, and knows all others.
+A bundle:
+
+  1. overlay/<id>/bundle.json.preparing             temporary file, fsync, rename, fsync of both directories
+  2. its directories, and its mount                 not synced: the next start undoes what is being prepared
+  3. bundle.json.preparing names its config.json    temporary file, fsync, rename, fsync of overlay/<id>/
+  4. config.json                                    not synced
+  5. overlay/<id>/bundle.json                       temporary file, fsync, rename, fsync of overlay/<id>/
+
+From 5 on the next start knows it. To release it: what we made in its directory goes, then overlay/<id>/ is renamed
+into staging/, with an fsync of overlay/. A crash before that leaves a bundle that is not mounted, to be released.
 """
 
 from __future__ import annotations

@@ -11,13 +11,7 @@ from guestpull_server.errors import InvalidStore, storage_errors
 from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store import catalog as catalogs
 from guestpull_server.store import facts as fact_files
-from guestpull_server.store.bundles import (
-    PREPARING,
-    READY,
-    BundleFile,
-    is_bundle_directory,
-    read_bundle_file,
-)
+from guestpull_server.store.bundle_files import READY, BundleFile, is_bundle_directory, read_bundle_file
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.copies import image_id_of
 from guestpull_server.store.durability import TEMPORARY
@@ -178,11 +172,6 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
         half_written=tuple(half_written),
         unknown=_without(rest, set_aside, half_written),
     )
-
-
-def prepared_bundle(inventory: Inventory, name: str) -> BundleFile | None:
-    """The bundle that a pull was making, by its directory in overlay/."""
-    return read_bundle_file(inventory.path("overlay", name), PREPARING)
 
 
 def _read_catalog(work_dir: str) -> tuple[Catalog, str]:

@@ -39,7 +39,7 @@ from guestpull_server.store.outcomes import Deleted, LayerNames, Removal, StoreU
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.readonly import ReadOnlyStore
 from guestpull_server.store.trees import remove_tree
-from guestpull_server.store.workdir import StagedLayer, WorkDir, rooms_of
+from guestpull_server.store.workdir import StagedLayer, WorkDir, files_of, rooms_of
 
 
 class Store:
@@ -66,7 +66,8 @@ class Store:
         )
         self._images = ImageShelf(self._ledger, self._paths, read_only, self._lock)
         stores = (work_dir.path, *(store.work_dir for store in read_only))
-        bundle_paths = BundlePaths(bundle_roots, [room for path in stores for room in rooms_of(path)])
+        own = [own for path in stores for own in (*rooms_of(path), *files_of(path))]
+        bundle_paths = BundlePaths(bundle_roots, stores, own)
         self._bundles = BundleShelf(work_dir, durability, mounts, bundle_paths, self._lock, self._images.keep)
 
     @classmethod
@@ -209,7 +210,7 @@ class Store:
             users = [
                 bundle.bundle_path
                 for bundle in self._bundles.ready.values()
-                if digest in bundle.layers and bundle.rootfs in mounted
+                if digest in bundle.layers and bundle.path.real_rootfs in mounted
             ]
             if users or digest in self._layers.pinned:
                 raise LayerInUse(digest, tuple(sorted(users)))
@@ -328,7 +329,9 @@ class Store:
         mounted = self._mounts.mounted()
         with self._lock:
             ready = sorted(self._bundles.ready.values(), key=lambda bundle: bundle.bundle_path)
-        return tuple(dataclasses.replace(bundle, mounted=bundle.rootfs in mounted) for bundle in ready)
+        return tuple(
+            dataclasses.replace(bundle, mounted=bundle.path.real_rootfs in mounted) for bundle in ready
+        )
 
     def release_bundle(self, bundle_path: str) -> Deleted:
         """Unmount a bundle, delete what was written in it, and the layers of images that were removed before.

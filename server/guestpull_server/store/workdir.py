@@ -28,12 +28,19 @@ from guestpull_server.store.trees import remove_tree
 LOCK: Final = "lock"
 ROOMS: Final = ("layers", "records", "images", "overlay", "staging")
 RECORD_SUFFIX: Final = ".record"
+_CONFIGURATION: Final = "config.json"
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
 def rooms_of(work_dir: str) -> tuple[str, ...]:
     """The directories of a work directory."""
     return tuple(os.path.join(work_dir, room) for room in ROOMS)
+
+
+def files_of(work_dir: str) -> tuple[str, ...]:
+    """The files of a work directory, those that are there and those that may come."""
+    names = (_CONFIGURATION, catalog.FILE_NAME, facts.FILE_NAME, LOCK)
+    return tuple(os.path.join(work_dir, f"{name}{end}") for name in names for end in ("", TEMPORARY))
 
 
 class WorkDir:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,14 @@ from guestpull_server.errors import (
     BundleExists,
     BundleNotFound,
     InvalidBundlePath,
+    LayerInUse,
     StorageFailed,
 )
 from guestpull_server.models import StoredImage
 from guestpull_server.store import Store
 from guestpull_server.store.bundle_paths import BundlePaths
 from support.images import file, image, layer
-from support.stores import MountsInMemory, bundled, open_store, pulled
+from support.stores import MountsInMemory, bundled, open_store, pulled, write_config
 
 SHOP = image(layer(file("a")))
 LATEST = "docker.io/library/shop:latest"
@@ -84,7 +86,7 @@ def test_a_reservation_that_is_not_committed_leaves_nothing(
     with store.reserve_bundle(str(tmp_path / "bundle")) as bundle:
         mounts.places.add(bundle.rootfs)
         os.mkdir(os.path.join(bundle.overlay_directory, "upper"))
-        Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+        write_config(bundle)
 
     assert not (tmp_path / "bundle").exists()
     assert overlays(work_dir) == os.listdir(work_dir / "staging") == []
@@ -97,9 +99,92 @@ def test_what_was_in_the_directory_before_stays(store: Store, tmp_path: Path) ->
     (tmp_path / "bundle/theirs").write_bytes(b"x")
 
     with store.reserve_bundle(str(tmp_path / "bundle")) as bundle:
-        Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+        write_config(bundle)
 
     assert os.listdir(tmp_path / "bundle") == ["theirs"]
+
+
+def test_a_config_that_another_wrote_meanwhile_stays(store: Store, tmp_path: Path) -> None:
+    theirs = tmp_path / "bundle/config.json"
+
+    with store.reserve_bundle(str(tmp_path / "bundle")) as bundle:
+        theirs.write_bytes(b"theirs")
+        with pytest.raises(BundleExists):
+            write_config(bundle)
+
+    assert theirs.read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_config_that_another_wrote_stays_when_an_interrupted_pull_is_undone(
+    store: Store, tmp_path: Path, reopened: Callable[[], Store], written: bool
+) -> None:
+    bundle = store.reserve_bundle(str(tmp_path / "bundle"))
+    theirs = tmp_path / "bundle/config.json"
+    if written:
+        write_config(bundle)
+        theirs.unlink()
+    theirs.write_bytes(b"theirs")
+
+    reopened()
+
+    assert theirs.read_bytes() == b"theirs"
+
+
+def test_a_config_that_the_bundles_owner_wrote_anew_goes_with_the_bundle(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path
+) -> None:
+    path = Path(bundled(store, shop, tmp_path / "bundle", mounts))
+    (path / "config.json").unlink()
+    (path / "config.json").write_bytes(b"merged")
+
+    store.release_bundle(str(path))
+
+    assert not path.exists()
+
+
+def test_directories_that_were_made_for_a_bundle_go_if_it_is_not_committed(
+    store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    with store.reserve_bundle(str(tmp_path / "there/p/q/bundle")):
+        assert (tmp_path / "there/p/q/bundle/rootfs").is_dir()
+
+    assert os.listdir(tmp_path / "there") == []
+
+
+def test_directories_that_were_made_for_an_interrupted_pull_go_at_the_next_start(
+    store: Store, tmp_path: Path, reopened: Callable[[], Store]
+) -> None:
+    store.reserve_bundle(str(tmp_path / "p/q/bundle"))
+
+    reopened()
+
+    assert not (tmp_path / "p").exists()
+
+
+def test_directories_that_were_made_for_a_bundle_stay_where_another_uses_them(
+    store: Store, tmp_path: Path
+) -> None:
+    with store.reserve_bundle(str(tmp_path / "p/q/bundle")):
+        (tmp_path / "p/theirs").mkdir()
+
+    assert sorted(tmp_path.glob("p/**")) == [tmp_path / "p", tmp_path / "p/theirs"]
+
+
+def test_nobody_else_reaches_into_a_bundle_that_we_made(store: Store, tmp_path: Path) -> None:
+    """What is setuid in an image, or a device, is another user's way up (CVE-2021-41103)."""
+    with store.reserve_bundle(str(tmp_path / "p/bundle")):
+        assert stat.S_IMODE((tmp_path / "p/bundle").stat().st_mode) == 0o700
+        assert stat.S_IMODE((tmp_path / "p").stat().st_mode) == 0o755
+
+
+def test_a_directory_that_is_there_keeps_its_mode(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle").chmod(0o751)
+
+    with store.reserve_bundle(str(tmp_path / "bundle")):
+        assert stat.S_IMODE((tmp_path / "bundle").stat().st_mode) == 0o751
 
 
 def test_a_reservation_that_a_crash_interrupted_is_undone_at_the_next_start(
@@ -107,7 +192,7 @@ def test_a_reservation_that_a_crash_interrupted_is_undone_at_the_next_start(
 ) -> None:
     bundle = store.reserve_bundle(str(tmp_path / "bundle"))
     mounts.places.add(bundle.rootfs)
-    Path(bundle.bundle_path, "config.json").write_bytes(b"{}")
+    write_config(bundle)
 
     store = reopened()
 
@@ -156,6 +241,31 @@ def test_an_overlay_directory_without_a_word_is_deleted(
     assert overlays(work_dir) == []
 
 
+@pytest.mark.parametrize("key", ["bundle_path", "real_path"])
+def test_a_bundle_file_with_a_path_that_cannot_be_is_unreadable(
+    store: Store,
+    shop: StoredImage,
+    mounts: MountsInMemory,
+    work_dir: Path,
+    tmp_path: Path,
+    reopened: Callable[[], Store],
+    key: str,
+) -> None:
+    bundled(store, shop, tmp_path / "bundle", mounts)
+    (overlay,) = overlays(work_dir)
+    ready = work_dir / "overlay" / overlay / "bundle.json"
+    ready.write_text(json.dumps(json.loads(ready.read_bytes()) | {key: "/a\0b"}))
+    preparing = work_dir / "overlay" / ("ab" * 8)
+    preparing.mkdir()
+    (preparing / "bundle.json.preparing").write_text(json.dumps({key: "/a\0b", "made_directory": True}))
+
+    store = reopened()
+
+    assert [warning for warning in store.warnings if "cannot be read" in warning]
+    assert store.bundles() == ()
+    assert overlays(work_dir) == [overlay]
+
+
 # -- one bundle, one pull -----------------------------------------------------------------------------------
 
 
@@ -165,6 +275,72 @@ def test_a_second_pull_to_the_same_bundle_is_refused(store: Store, tmp_path: Pat
         pytest.raises(BundleExists, match="another pull is making it"),
     ):
         store.reserve_bundle(f"{tmp_path}/bundle/")
+
+
+@pytest.fixture
+def alias(tmp_path: Path) -> Path:
+    """A link, and what it leads to."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "alias").symlink_to("real")
+    return tmp_path / "alias"
+
+
+def test_a_second_pull_by_another_name_of_the_same_directory_is_refused(
+    store: Store, tmp_path: Path, alias: Path
+) -> None:
+    with (
+        store.reserve_bundle(str(tmp_path / "real/bundle")) as bundle,
+        pytest.raises(BundleExists, match="another pull is making it"),
+    ):
+        store.reserve_bundle(f"{alias}/bundle")
+
+    assert bundle.bundle_path == str(tmp_path / "real/bundle")
+
+
+def test_a_bundle_behind_a_link_is_mounted_and_keeps_the_name_that_it_was_given(
+    store: Store,
+    shop: StoredImage,
+    mounts: MountsInMemory,
+    alias: Path,
+    tmp_path: Path,
+    reopened: Callable[[], Store],
+) -> None:
+    with store.reserve_bundle(f"{alias}/bundle") as bundle:
+        assert bundle.rootfs == f"{alias}/bundle/rootfs"
+        mounts.places.add(str(tmp_path / "real/bundle/rootfs"))
+        bundle.commit(shop)
+
+    for opened in (store, reopened()):
+        assert [(one.bundle_path, one.mounted) for one in opened.bundles()] == [(f"{alias}/bundle", True)]
+        with pytest.raises(LayerInUse):
+            opened.discard_layer(shop.layers[0].compressed_digest)
+
+
+@pytest.mark.parametrize("name", ["alias/bundle", "real/bundle"])
+def test_a_bundle_is_released_by_any_name_of_its_directory(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, alias: Path, tmp_path: Path, name: str
+) -> None:
+    bundled(store, shop, alias / "bundle", mounts)
+
+    store.release_bundle(str(tmp_path / name))
+
+    assert store.bundles() == ()
+    assert os.listdir(tmp_path / "real") == []
+
+
+def test_a_link_that_leads_elsewhere_by_now_leads_release_to_nothing_there(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, alias: Path, tmp_path: Path
+) -> None:
+    path = bundled(store, shop, alias / "bundle", mounts)
+    (tmp_path / "elsewhere/bundle/rootfs").mkdir(parents=True)
+    (tmp_path / "elsewhere/bundle/config.json").write_bytes(b"theirs")
+    alias.unlink()
+    alias.symlink_to("elsewhere")
+
+    store.release_bundle(path)
+
+    assert sorted(os.listdir(tmp_path / "elsewhere/bundle")) == ["config.json", "rootfs"]
+    assert os.listdir(tmp_path / "real") == []
 
 
 def test_a_bundle_is_not_made_twice(
@@ -338,7 +514,7 @@ def test_a_file_in_the_way_is_refused(store: Store, tmp_path: Path, work_dir: Pa
 def test_a_checked_path_is_normal_and_below_a_root(path: str) -> None:
     paths = BundlePaths(["/a", "/a.a/"])
     try:
-        checked = paths.checked(path)
+        checked = paths.checked(path).told
     except InvalidBundlePath:
         return
     assert checked == os.path.normpath(checked)
@@ -441,6 +617,28 @@ def test_no_bundle_lies_in_what_is_the_store_s_own(
     assert sorted(work_dir.rglob("*")) == before
 
 
+@pytest.mark.parametrize("place", ["", "config.json", "meta_store.json", "meta_store.json.new", "lock/x"])
+def test_no_bundle_is_a_store_or_one_of_its_files(store: Store, work_dir: Path, place: str) -> None:
+    before = sorted(work_dir.rglob("*"))
+
+    with pytest.raises(InvalidBundlePath, match="store"):
+        store.reserve_bundle(f"{work_dir}/{place}")
+
+    assert sorted(work_dir.rglob("*")) == before
+
+
+def test_no_bundle_is_another_store(work_dir: Path, tmp_path: Path) -> None:
+    baked = open_store(tmp_path / "baked")
+    pulled(baked, SHOP, LATEST)
+    baked.close(tidy=True)
+    store = open_store(work_dir, additional_stores=[tmp_path / "baked"])
+
+    with pytest.raises(InvalidBundlePath, match="directory of a store"):
+        store.reserve_bundle(str(tmp_path / "baked"))
+
+    store.close()
+
+
 def test_a_bundle_may_lie_beside_them(store: Store, work_dir: Path) -> None:
     with store.reserve_bundle(str(work_dir / "layers-too/bundle")):
         assert (work_dir / "layers-too/bundle/rootfs").is_dir()
@@ -459,4 +657,5 @@ def test_bundle_files_say_what_a_bundle_is(
         "image_id": SHOP.image_id,
         "reference": LATEST,
         "layers": [SHOP.layers[0].digest],
+        "real_path": path,
     }

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from guestpull_server.errors import InvalidStore, StorageFailed
 from guestpull_server.store import audit
-from guestpull_server.store.bundles import PREPARING, READY, read_bundle_file
+from guestpull_server.store.bundle_files import PREPARING, READY, read_bundle_file
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import Unreadable
 from guestpull_server.store.facts import FILE_NAME, read_facts
