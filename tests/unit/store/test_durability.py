@@ -101,6 +101,40 @@ def test_an_entry_is_gone_before_its_layer(disk: Recorder, work_dir: Path) -> No
     store.close()
 
 
+def test_what_a_bundle_is_is_durable_before_it_is_made_and_once_it_is_ready(
+    disk: Recorder, work_dir: Path, tmp_path: Path, mounts: MountsInMemory
+) -> None:
+    store = open_store(work_dir, mounts)
+    stored = pulled(store, SHOP, LATEST)
+    disk.steps.clear()
+
+    bundled(store, stored, tmp_path / "bundle", mounts)
+
+    (name,) = os.listdir(work_dir / "overlay")
+    preparing, ready = (f"overlay/{name}/bundle.json{end}" for end in (".preparing", ""))
+    written = [f"fsync {preparing}", f"rename {preparing}", f"fsync overlay/{name}"]
+    assert disk.steps == [
+        *written,
+        "fsync overlay",
+        *written,
+        *(step.replace(preparing, ready) for step in written),
+    ]
+    store.close()
+
+
+def test_a_bundle_that_is_gone_stays_gone(
+    disk: Recorder, work_dir: Path, tmp_path: Path, mounts: MountsInMemory
+) -> None:
+    store = open_store(work_dir, mounts)
+    path = bundled(store, pulled(store, SHOP, LATEST), tmp_path / "bundle", mounts)
+    disk.steps.clear()
+
+    store.release_bundle(path)
+
+    assert disk.steps == ["rename staging/…", "fsync overlay"]
+    store.close()
+
+
 def test_where_the_work_directory_is_memory_nothing_is_synced(
     monkeypatch: pytest.MonkeyPatch, work_dir: Path, tmp_path: Path, mounts: MountsInMemory
 ) -> None:
