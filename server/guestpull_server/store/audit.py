@@ -23,6 +23,7 @@ from guestpull_server.models import Digest, ImageConfig, StoredLayer
 from guestpull_server.store.catalog import FILE_NAME
 from guestpull_server.store.copies import image_id_of, read_copy
 from guestpull_server.store.entries import ImageRecord, Unreadable
+from guestpull_server.store.facts import contradiction
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.trees import tree_bytes
 from guestpull_server.store.workdir import RECORD_SUFFIX
@@ -176,20 +177,18 @@ def _layers(inventory: Inventory) -> Iterator[Finding]:
 
 def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...]) -> Iterator[Finding]:
     digest = layer.compressed_digest
+    facts = inventory.facts.get(digest)
+    altered = contradiction(layer, facts) if facts is not None else ""
+    if facts is not None and altered:
+        path = inventory.path("layers", facts.directory)
+        yield Finding(Fault.CORRUPT, path, f"layer {digest} was altered in {FILE_NAME}: {altered}.", _START)
+        return
     path = inventory.paths.local(layer)
     if not os.path.isdir(path):
         sentence = f"layer {digest} is not there: {path} is no directory."
         yield Finding(Fault.MISSING, path, sentence, _REPAIR if images else _COLLECT, digest, images)
         return
-    facts = inventory.facts.get(digest)
     if facts is None or facts.directory != inventory.directory_of(layer):
-        return
-    if facts.uncompressed_digest != layer.uncompressed_digest:
-        sentence = (
-            f"layer {digest} was unpacked from {facts.uncompressed_digest}, but its entry says "
-            f"{layer.uncompressed_digest}."
-        )
-        yield Finding(Fault.CORRUPT, path, sentence, _START)
         return
     with storage_errors("measuring a layer", path):
         size = tree_bytes(path)
@@ -200,9 +199,10 @@ def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...])
 
 def _images(inventory: Inventory) -> Iterator[Finding]:
     path = inventory.path(FILE_NAME)
+    known = frozenset(inventory.catalog.layers.keys() | inventory.facts.keys())
     for image_id, record in sorted(inventory.catalog.images.items()):
         for layer in dict.fromkeys(record.layers):
-            if layer.compressed_digest not in inventory.catalog.layers:
+            if layer.compressed_digest not in known:
                 sentence = f"layer {layer.compressed_digest} of image {image_id} has no entry in layer_db."
                 yield Finding(Fault.MISSING, path, sentence, _REPAIR, layer.compressed_digest, (image_id,))
         yield from _image(inventory, record)

@@ -9,7 +9,7 @@ its entries are sorted, so that the same content gives the same bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -55,8 +55,12 @@ class Catalog:
         self.touched: set[Digest] = set()
 
     @classmethod
-    def decode(cls, content: bytes) -> Catalog:
+    def decode(cls, content: bytes, misplaced: Callable[[StoredLayer], str] = lambda _layer: "") -> Catalog:
         """Read the file.
+
+        Args:
+            content: of the file.
+            misplaced: why a layer cannot be where its entry says; empty if it can.
 
         Raises:
             Unreadable: it is no MetaStore.
@@ -75,8 +79,9 @@ class Catalog:
         catalog._document = document
         reader = EntryReader()
         for key, layer in reader.layers(catalog._layers):
-            if isinstance(layer, Unreadable):
-                catalog.unusable.append(f"layer_db entry {key[:100]!r} cannot be used: {layer}")
+            problem = str(layer) if isinstance(layer, Unreadable) else misplaced(layer)
+            if problem or isinstance(layer, Unreadable):
+                catalog.unusable.append(f"layer_db entry {key[:100]!r} cannot be used: {problem}")
             else:
                 catalog.layers[layer.compressed_digest] = layer
         for key, image in reader.images(catalog._images):

@@ -17,7 +17,7 @@ from guestpull_server.errors import InvalidDigest
 from guestpull_server.models import Digest
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.durability import TEMPORARY, Durability
-from guestpull_server.store.entries import EntryReader, ImageRecord, Unreadable
+from guestpull_server.store.entries import EntryReader, ImageRecord, Unreadable, read_entry, written_entry
 from guestpull_server.store.workdir import WorkDir
 
 _SUFFIX: Final = ".json"
@@ -31,11 +31,22 @@ class ImageCopies:
         self._durability = durability
 
     def write(self, catalog: Catalog, image_ids: Iterable[Digest]) -> None:
-        """Write the copies of images that there are; called before meta_store.json is written."""
+        """Write the copies of images that there are; called before meta_store.json is written.
+
+        A copy keeps its config to the letter: other programs write the one in meta_store.json anew in their own
+        way, so that it has not the digest any more. An image of theirs gets no copy.
+        """
         for image_id in sorted(image_ids):
-            entry = catalog.image_entry(image_id)
-            if entry is not None:
-                self._durability.replace(self._path(image_id), bytes(entry))
+            record, entry = catalog.images.get(image_id), catalog.image_entry(image_id)
+            if record is None or entry is None:
+                continue
+            if not _is_named_by(image_id, record.config):
+                try:
+                    kept, _ = read_copy(self._path(image_id), image_id)
+                except (Unreadable, OSError):
+                    continue
+                entry = written_entry(read_entry(entry) | {"image_config": msgspec.Raw(kept.config)})
+            self._durability.replace(self._path(image_id), bytes(entry))
 
     def drop(self, catalog: Catalog, image_ids: Iterable[Digest]) -> None:
         """Delete the copies of images that there are no more; called after meta_store.json is written."""
@@ -96,7 +107,11 @@ def read_copy(path: str, image_id: Digest) -> tuple[ImageRecord, msgspec.Raw]:
     ((_, record),) = EntryReader().images({image_id: msgspec.Raw(content)})
     if isinstance(record, Unreadable):
         raise record
-    # JSON has no place for the line end that some configs close with
-    if not any(image_id.matches(record.config + end) for end in (b"", b"\n")):
+    if not _is_named_by(image_id, record.config):
         raise Unreadable("its image_config is not the one that its id names")
     return record, msgspec.Raw(content)
+
+
+def _is_named_by(image_id: Digest, config: bytes) -> bool:
+    # JSON has no place for the line end that some configs close with
+    return any(image_id.matches(config + end) for end in (b"", b"\n"))

@@ -9,7 +9,7 @@ just before a crash, and what is left when meta_store.json is damaged.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Self
 
 import msgspec
@@ -134,6 +134,26 @@ def read_facts(work_dir: str) -> tuple[dict[str, LayerFacts], int]:
     return facts, count - len(facts)
 
 
+def standing_facts(
+    facts: Mapping[str, LayerFacts], present: Iterable[str], claims: Mapping[str, Collection[str]]
+) -> dict[str, LayerFacts]:
+    """The facts that are of directories that are there, and are still the layer's own.
+
+    Another program may have given a running number anew, which our facts know as another layer's.
+
+    Args:
+        facts: by compressed digest.
+        present: the names in layers/.
+        claims: the layers that entries say to be in them.
+    """
+    there = frozenset(present)
+    return {
+        digest: one
+        for digest, one in facts.items()
+        if one.directory in there and digest in claims.get(one.directory, (digest,))
+    }
+
+
 def with_facts(layer: StoredLayer, facts: LayerFacts | None) -> StoredLayer:
     """A layer with what its facts say, if they are of the same tar."""
     if facts is None or facts.uncompressed_digest != layer.uncompressed_digest:
@@ -147,3 +167,15 @@ def with_facts(layer: StoredLayer, facts: LayerFacts | None) -> StoredLayer:
         facts.size_bytes,
         facts.implied_paths,
     )
+
+
+def contradiction(entry: StoredLayer, facts: LayerFacts) -> str:
+    """How a layer's entry differs from what is known of it, though its directory is there; empty if it does not.
+
+    An entry may name our directory at another place: a work directory is made here, and moved or mounted there.
+    """
+    if facts.uncompressed_digest != entry.uncompressed_digest:
+        return f"it was unpacked from {facts.uncompressed_digest}, but its entry says {entry.uncompressed_digest}"
+    if os.path.basename(os.path.normpath(entry.store_path)) != facts.directory:
+        return f"it is in layers/{facts.directory}, but its entry says {entry.store_path[:100]!r}"
+    return ""

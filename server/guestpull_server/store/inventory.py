@@ -16,7 +16,7 @@ from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.copies import image_id_of
 from guestpull_server.store.durability import TEMPORARY
 from guestpull_server.store.entries import Unreadable
-from guestpull_server.store.facts import LayerFacts, read_facts
+from guestpull_server.store.facts import LayerFacts, read_facts, standing_facts
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.workdir import LOCK, RECORD_SUFFIX, ROOMS, owner_of
 
@@ -35,7 +35,7 @@ class Inventory:
         owner: the process that owns it now, which may change it meanwhile; None: nobody.
         damage: why meta_store.json cannot be read; "" if it can, or is not there.
         catalog: what it says; an empty one where it is damaged.
-        facts: the facts of layers, by compressed digest.
+        facts: the facts of layers whose directories are there, by compressed digest.
         paths: where layers are.
         layer_directories: what is in layers/.
         records: what is in records/.
@@ -138,8 +138,10 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
         # the catalog last: a layer that is committed meanwhile has its entry after its directory
         rooms = {room: _names(os.path.join(work_dir, room)) for room in ROOMS}
         facts, _ = read_facts(work_dir)
-        catalog, damage = _read_catalog(work_dir)
-    paths = LayerPaths(work_dir, guest_work_dir)
+        paths = LayerPaths(work_dir, guest_work_dir)
+        catalog, damage = _read_catalog(work_dir, paths)
+    claims = paths.claims(catalog.layers.values())
+    facts = standing_facts(facts, rooms["layers"], claims)
     paths.find_moved(catalog.layers.values(), facts, is_made_elsewhere=False)
     overlay = os.path.join(work_dir, "overlay")
     ours = [name for name in rooms["overlay"] if is_bundle_directory(name)]
@@ -174,10 +176,10 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
     )
 
 
-def _read_catalog(work_dir: str) -> tuple[Catalog, str]:
+def _read_catalog(work_dir: str, paths: LayerPaths) -> tuple[Catalog, str]:
     try:
         with open(os.path.join(work_dir, catalogs.FILE_NAME), "rb") as file:
-            return Catalog.decode(file.read()), ""
+            return Catalog.decode(file.read(), paths.misplaced), ""
     except FileNotFoundError:
         return Catalog(), ""
     except Unreadable as error:

@@ -66,7 +66,8 @@ class LayerShelf:
             return self._paths.localised(found)
         for store in self._read_only:
             found = store.layer(digest)
-            if found is not None:
+            # what is ours has an entry of ours: another store's entry for it may mean another store at our path
+            if found is not None and not self._paths.is_ours(found):
                 return found
         return None
 
@@ -77,7 +78,8 @@ class LayerShelf:
             layers = {digest: self._paths.localised(layer) for digest, layer in ours.items()}
         for store in self._read_only:
             for digest, layer in store.layers.items():
-                layers.setdefault(digest, layer)
+                if not self._paths.is_ours(layer):
+                    layers.setdefault(digest, layer)
         return tuple(layers.values())
 
     def is_present(self, layer: StoredLayer) -> bool:

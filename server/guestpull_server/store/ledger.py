@@ -19,7 +19,14 @@ from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.copies import ImageCopies
 from guestpull_server.store.durability import Durability
 from guestpull_server.store.entries import Unreadable
-from guestpull_server.store.facts import FactsFile, LayerFacts, read_facts, with_facts
+from guestpull_server.store.facts import (
+    FactsFile,
+    LayerFacts,
+    contradiction,
+    read_facts,
+    standing_facts,
+    with_facts,
+)
 from guestpull_server.store.names import ImageNames
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.workdir import WorkDir
@@ -84,7 +91,7 @@ class Ledger:
         except FileNotFoundError:
             return
         try:
-            self.catalog = Catalog.decode(content)
+            self.catalog = Catalog.decode(content, self._paths.misplaced)
         except Unreadable as error:
             aside = f"{self._path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
             while os.path.lexists(aside):
@@ -97,38 +104,25 @@ class Ledger:
 
     def _take_layers_in(self) -> None:
         """Believe the layers that were committed just before a crash, or whose entry was lost or altered."""
-        present = set(os.listdir(self._work_dir.layers))
-        owners = self._owners_of_directories()
-        gone = [
-            digest
-            for digest, facts in self._facts.items()
-            if facts.directory not in present or owners.get(facts.directory, digest) != digest
-        ]
-        for digest in gone:
-            del self._facts[digest]
+        claims = self._paths.claims(self.catalog.layers.values())
+        standing = standing_facts(self._facts, os.listdir(self._work_dir.layers), claims)
+        gone = self._facts.keys() - standing.keys()
+        self._facts = standing
         # a line without a directory must not vouch for a directory that another program makes later
         self.strike_out(gone)
-        known: Mapping[str, StoredLayer] = dict(self.catalog.layers.items())
+        entries: Mapping[str, StoredLayer] = dict(self.catalog.layers.items())
         for digest, facts in self._facts.items():
-            altered = digest in known and known[digest].uncompressed_digest != facts.uncompressed_digest
-            if digest not in known or (altered and facts.directory in owners):
+            entry = entries.get(digest)
+            altered = contradiction(entry, facts) if entry is not None else ""
+            if entry is None or altered:
                 with suppress(InvalidDigest):
                     self.catalog.put_layer(facts.layer(self._paths.written(facts.directory)))
                     self._dirty = True
+            if altered:
+                self.warnings.append(f"{self._path}: the entry of layer {digest} was put right: {altered}")
         self._paths.find_moved(self.catalog.layers.values(), self._facts, is_made_elsewhere=False)
         for layer in self.catalog.layers.values():
             self.catalog.layers[layer.compressed_digest] = with_facts(layer, self._facts_of(layer))
-
-    def _owners_of_directories(self) -> dict[str, str]:
-        """The layers that entries say to be in our layers/, by their directories' names there.
-
-        Another program may have given a running number anew, which our facts know as another layer's.
-        """
-        return {
-            os.path.basename(self._paths.local(layer)): layer.compressed_digest
-            for layer in self.catalog.layers.values()
-            if self._paths.is_ours(layer)
-        }
 
     def _facts_of(self, layer: StoredLayer) -> LayerFacts | None:
         """What is known of a layer: here, or beside the foreign store that it lies in."""

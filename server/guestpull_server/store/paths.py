@@ -3,18 +3,26 @@
 Three things set the two apart. A store that is baked is mounted somewhere while it is made, and elsewhere in the
 guest (`--guest-work-dir`). A store that is copied or mounted to another place still has the old paths in it. And
 an entry may lead to another store, which is then only read.
+
+Whoever can write meta_store.json must not have the host's own directories mounted by it: what an entry names is a
+layer's directory by its form, and none of the other directories of the work directory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store.facts import LayerFacts
+
+_DIGEST_NAME: Final = re.compile(r"sha\d+_[0-9a-f]+")
+_RUNNING_NUMBER: Final = re.compile(r"[0-9]+")
 
 
 class LayerPaths:
@@ -26,12 +34,14 @@ class LayerPaths:
     """
 
     def __init__(self, work_dir: str, guest_work_dir: str | None = None) -> None:
+        self._work_dir = work_dir
         self._layers = os.path.join(work_dir, "layers")
         self._inside_here = f"{work_dir.rstrip('/')}/"
         self._inside_guest = f"{os.path.normpath(guest_work_dir or work_dir).rstrip('/')}/"
         self._layers_of_guest = f"{self._inside_guest}layers"
         self._moved: dict[tuple[Digest, str], str] = {}
         self._ours: dict[str, bool] = {self._layers: True}
+        self._places: dict[str, str] = {self._layers: ""}
 
     def written(self, directory_name: str) -> str:
         """The store_path that is written for a directory in our layers/."""
@@ -60,6 +70,45 @@ class LayerPaths:
             # the work directory may be known by two names, one of them through a link
             known = self._ours[parent] = os.path.realpath(parent) == os.path.realpath(self._layers)
         return known
+
+    def claims(self, layers: Iterable[StoredLayer]) -> dict[str, set[str]]:
+        """The layers that lie in our layers/ by their entries, by their directories' names there."""
+        claims: dict[str, set[str]] = {}
+        for layer in layers:
+            if self.is_ours(layer):
+                claims.setdefault(os.path.basename(self.local(layer)), set()).add(layer.compressed_digest)
+        return claims
+
+    def misplaced(self, layer: StoredLayer) -> str:
+        """Why a layer's entry cannot be believed to name its directory; empty if it can."""
+        parent, _, name = layer.store_path.rpartition("/")
+        if parent == self._layers_of_guest and name == layer.compressed_digest.directory_name:
+            return ""
+        if "/../" in f"{layer.store_path}/":
+            return f"store_path {layer.store_path[:100]!r} leads back up"
+        name = _name(layer)
+        if _RUNNING_NUMBER.fullmatch(name) is None:
+            if _DIGEST_NAME.fullmatch(name) is None:
+                return f"store_path {layer.store_path[:100]!r} is no layer's directory"
+            if name != layer.compressed_digest.directory_name:
+                return f"store_path {layer.store_path[:100]!r} is another layer's directory"
+        parent = os.path.dirname(self.local(layer))
+        if parent not in self._places:
+            self._places[parent] = self._misplaced_parent(parent)
+        return self._places[parent] and f"store_path {layer.store_path[:100]!r} {self._places[parent]}"
+
+    def _misplaced_parent(self, parent: str) -> str:
+        if os.path.basename(parent) != "layers":
+            return "is in no directory of layers"
+        # either may be known by two names, one of them through a link
+        real, work_dir = os.path.realpath(parent), os.path.realpath(self._work_dir)
+        if real == os.path.realpath(self._layers):
+            return ""
+        if f"{real}/".startswith(f"{work_dir}/"):
+            return "is inside of the work directory, but not in its layers/"
+        if f"{work_dir}/".startswith(f"{real}/"):
+            return "is around the work directory"
+        return ""
 
     def localised(self, layer: StoredLayer) -> StoredLayer:
         """A layer with its path as it is here."""

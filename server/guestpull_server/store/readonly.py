@@ -31,16 +31,16 @@ class ReadOnlyStore:
             InvalidStore: there is no meta_store.json, or none that can be read.
         """
         self.work_dir = os.path.normpath(work_dir)
+        paths = LayerPaths(self.work_dir)
         path = os.path.join(self.work_dir, catalogs.FILE_NAME)
         try:
             with open(path, "rb") as file:
-                catalog = Catalog.decode(file.read())
+                catalog = Catalog.decode(file.read(), paths.misplaced)
         except OSError as error:
             raise InvalidStore(path, error.strerror or str(error)) from None
         except Unreadable as error:
             raise InvalidStore(path, f"it cannot be read: {error}") from None
         facts, _ = read_facts(self.work_dir)
-        paths = LayerPaths(self.work_dir)
         paths.find_moved(catalog.layers.values(), facts, is_made_elsewhere=True)
         self.layers = {
             digest: with_facts(paths.localised(layer), facts.get(digest))

@@ -84,6 +84,26 @@ def test_images_layers_and_bundles_come_back(
     store.close()
 
 
+def test_a_config_that_another_program_wrote_anew_does_not_spoil_what_is_certain(
+    store: Store, work_dir: Path
+) -> None:
+    for name in (LATEST, "docker.io/library/shop:2"):
+        pulled(store, SHOP, name)
+    store.close()
+    path = work_dir / "meta_store.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()), indent=1))
+    store = open_store(work_dir)
+    store.remove_image(store.find_image(LATEST, LATEST), LATEST, force=False)
+    store.close()
+    damage(work_dir)
+
+    store = open_store(work_dir)
+
+    assert [one.image_id for one in store.images()] == [SHOP.image_id]
+    assert store.images()[0].references == ("docker.io/library/shop:2",)
+    store.close()
+
+
 def test_a_removed_image_does_not_come_back(store: Store, work_dir: Path) -> None:
     pulled(store, OTHER, "docker.io/library/other:1")
     store.remove_image(pulled(store, SHOP, LATEST), None, force=False)

@@ -13,16 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestpull_server.errors import InvalidStore, StorageFailed
-from guestpull_server.store import audit
+from guestpull_server.models import Digest
+from guestpull_server.store import Fault, LayerNames, audit
 from guestpull_server.store.bundle_files import PREPARING, READY, read_bundle_file
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import Unreadable
 from guestpull_server.store.facts import FILE_NAME, read_facts
 from support.images import file, image, layer
-from support.stores import open_store, pulled
+from support.stores import is_whole, open_store, pulled, put_layer
 
 BASE = layer(file("a"))
 SHOP = image(BASE)
+OTHER = layer(file("other"))
 LATEST = "docker.io/library/shop:latest"
 
 JSON = st.recursive(
@@ -125,6 +127,98 @@ def test_one_bad_value_costs_one_entry_at_most(tmp_path: Path, place: list[str])
         assert found.uncompressed_digest == BASE.diff_id
         store.close()
         path.write_bytes(good)
+
+
+HOSTILE_PLACES = [
+    "/",
+    "/etc",
+    "/etc/passwd",
+    "{work}",
+    "{work}/layers",
+    "{work}/layers/../overlay",
+    "{work}/layers/{other}",
+    "{work}/layers/{other}/layers/0",
+    "{work}/layers/../staging/layers/0",
+    "{work}/overlay/one/layers/0",
+    "{work}/staging/0",
+    "{link}/overlay/one/layers/0",
+    "/somewhere/else/0",
+    "/somewhere/layers/..",
+]
+
+
+@pytest.fixture(params=HOSTILE_PLACES)
+def led_away(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A work directory with SHOP, whose layer BASE is said to be at a place that is none of a layer."""
+    work_dir = tmp_path / "work"
+    store = open_store(work_dir)
+    pulled(store, SHOP, LATEST)
+    put_layer(store, OTHER)
+    store.close()
+    (tmp_path / "link").symlink_to(work_dir)
+    other = OTHER.digest.replace(":", "_")
+    place = str(request.param).format(work=work_dir, link=tmp_path / "link", other=other)
+    if place.startswith(str(tmp_path)):
+        Path(place).mkdir(parents=True, exist_ok=True)
+    path = work_dir / "meta_store.json"
+    meta = changed(json.loads(path.read_bytes()), ["layer_db", BASE.digest, "store_path"], place)
+    meta = changed(meta, ["image_db", SHOP.image_id, "layer_metas", "0", "store_path"], place)
+    path.write_text(json.dumps(meta))
+    return work_dir
+
+
+def test_a_layer_of_ours_that_is_said_to_be_elsewhere_is_reported_and_put_right(led_away: Path) -> None:
+    assert Fault.CORRUPT in {finding.fault for finding in audit(str(led_away))}
+
+    store = open_store(led_away)
+
+    assert BASE.digest in " ".join(store.warnings)
+    found = store.layer(Digest(BASE.digest))
+    assert found is not None
+    assert is_whole(found.store_path, BASE)
+    assert store.find_image(LATEST, LATEST).layers == (found,)
+    store.close()
+    assert Fault.CORRUPT not in {finding.fault for finding in audit(str(led_away))}
+
+
+def test_a_place_that_is_no_layers_is_never_mounted_without_facts_either(led_away: Path) -> None:
+    (led_away / "layer_facts.jsonl").unlink()
+    assert Fault.CORRUPT in {finding.fault for finding in audit(str(led_away))}
+
+    store = open_store(led_away)
+
+    assert store.layer(Digest(BASE.digest)) is None
+    stored = pulled(store, SHOP, LATEST)
+    assert is_whole(stored.layers[0].store_path, BASE)
+    store.close()
+    assert Fault.CORRUPT not in {finding.fault for finding in audit(str(led_away))}
+
+
+def test_a_read_only_store_leads_to_no_such_place(led_away: Path, tmp_path: Path) -> None:
+    (led_away / "layer_facts.jsonl").unlink()
+
+    store = open_store(tmp_path / "reader", additional_stores=[led_away])
+
+    assert store.layer(Digest(BASE.digest)) is None
+    store.close()
+
+
+def test_a_read_only_store_leads_to_no_layer_of_the_work_directory(tmp_path: Path) -> None:
+    own = open_store(tmp_path / "work", layer_names=LayerNames.INDEX)
+    put_layer(own, OTHER)
+    own.close()
+    other = open_store(
+        tmp_path / "other", guest_work_dir=str(tmp_path / "work"), layer_names=LayerNames.INDEX
+    )
+    pulled(other, SHOP, LATEST)
+    other.close()
+    (tmp_path / "other/layers/0").rename(tmp_path / "lost")
+
+    own = open_store(tmp_path / "work", additional_stores=[tmp_path / "other"])
+
+    assert own.layer(Digest(BASE.digest)) is None
+    assert Digest(BASE.digest) not in [one.compressed_digest for one in own.layers()]
+    own.close()
 
 
 @pytest.mark.parametrize("name", ["meta_store.json", "layer_facts.jsonl"])
