@@ -5,57 +5,76 @@ made. So the daemon listens itself, asks the kernel (SO_PEERCRED, unix(7)), and 
 that gRPC listens at: to the service for those who may, to a server that answers PERMISSION_DENIED to every
 call for those who may not. gRPC's own sockets have no name in any file system once they are bound: they are
 reached by a descriptor of this process alone.
+
+A connection costs two threads and three descriptors. What users who may not call can have of them is little, and
+bounded in time; what a user has who may call is bounded, too; root and the daemon's own user are not.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
-import stat
 import struct
-import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from guestpull_server.errors import AddressInUse
+from guestpull_server.service.sockets import HiddenSocket, listen
 
 _log = logging.getLogger(__name__)
 
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _BUFFER_BYTES: Final = 64 * 1024
-_BACKLOG: Final = 128
+_MOST_REFUSED: Final = (
+    16  # connections of all who may not call, at once; any more are closed without an answer
+)
+_SECONDS_FOR_REFUSAL: Final = 5.0  # until such a connection is cut
+_MOST_OF_A_USER: Final = 128  # connections of one of allowed_uids at once
+_SECONDS_BETWEEN_COMPLAINTS: Final = 10.0
 
 
-class HiddenSocket:
-    """A unix socket that a server binds by name, and that has no name any more afterwards."""
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """A caller, and what it is passed on to."""
 
-    def __init__(self, bind: Callable[[str], int]) -> None:
-        directory = tempfile.mkdtemp(prefix="guestpulld-")
-        try:
-            path = os.path.join(directory, "grpc")
-            bind(f"unix:{path}")
-            self._inode = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        finally:
-            shutil.rmtree(directory)
+    uid: int
+    allowed: bool
+    caller: socket.socket
+    served: socket.socket
+    until: float | None
+    """When it is cut, whatever goes on (time.monotonic); None: never."""
+    directions: int = 2
+    """In how many of them bytes may still pass."""
 
-    def connect(self) -> socket.socket:
-        """A new connection to it."""
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(f"/proc/self/fd/{self._inode}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def cut(self) -> None:
+        for end in (self.caller, self.served):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give the descriptor back."""
-        os.close(self._inode)
+        self.caller.close()
+        self.served.close()
+
+
+@dataclass(slots=True)
+class _Complaints:
+    """Tells what callers can bring about, but not as often as they can: a log has an end, too."""
+
+    next_at: float = 0.0
+    untold: int = 0
+
+    def tell(self, level: int, text: str, *arguments: object) -> None:
+        now = time.monotonic()
+        if now < self.next_at:
+            self.untold += 1
+            return
+        more = f" ({self.untold} more such lines were left out before it)" if self.untold else ""
+        self.next_at, self.untold = now + _SECONDS_BETWEEN_COMPLAINTS, 0
+        _log.log(level, text + more, *arguments)
 
 
 class Gate:
@@ -76,16 +95,18 @@ class Gate:
         self, path: str, allowed_uids: frozenset[int], service: HiddenSocket, refusal: HiddenSocket
     ) -> None:
         self._path = path
-        self._allowed_uids = allowed_uids | {0, os.geteuid()}
+        self._unbounded_uids = frozenset({0, os.geteuid()})
+        self._allowed_uids = allowed_uids | self._unbounded_uids
         self._service = service
         self._refusal = refusal
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
-        self._connections: set[socket.socket] = set()
+        self._connections: set[_Connection] = set()
+        self._complaints = _Complaints()
         self._closed = False
-        mode = 0o600 if self._allowed_uids == {0, os.geteuid()} else 0o666
+        mode = 0o600 if self._allowed_uids == self._unbounded_uids else 0o666
         try:
-            self._listener = _listen(path, mode)
+            self._listener = listen(path, mode)
         except OSError as error:
             raise AddressInUse(f"unix://{path}", error.strerror or str(error)) from error
         self._bound = os.lstat(path)
@@ -110,8 +131,7 @@ class Gate:
         with self._ended:
             self._ended.wait_for(lambda: not self._connections, patience)
             for connection in self._connections:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                connection.cut()
 
     def _accept(self) -> None:
         while True:
@@ -120,90 +140,105 @@ class Gate:
             except OSError as error:
                 if self._closed:
                     return
-                _log.error("accept failed: %s", error.strerror)
+                self._complaints.tell(logging.ERROR, "accept failed: %s", error.strerror)
                 time.sleep(0.1)  # out of descriptors or memory: the next one may fare better
                 continue
             try:
-                self._let_in(caller)
-            except OSError as error:
-                _log.error("a caller was turned away: %s", error.strerror)
+                connection = self._admitted(caller)
+            except (OSError, MemoryError) as error:
+                self._complaints.tell(logging.ERROR, "a caller was turned away: %s", error)
+                connection = None
+            if connection is None:
                 caller.close()
+                continue
+            try:
+                self._join(connection)
+            except (RuntimeError, MemoryError) as error:  # no thread can be had
+                self._complaints.tell(logging.ERROR, "a caller was turned away: %s", error)
 
-    def _let_in(self, caller: socket.socket) -> None:
+    def _admitted(self, caller: socket.socket) -> _Connection | None:
+        """A caller, connected with what it is to be passed on to; None: with nothing, it has had its share.
+
+        Raises:
+            OSError: the operating system refuses.
+        """
         _, uid, _ = _CREDENTIALS.unpack(
             caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         )
-        if uid in self._allowed_uids:
-            served = self._service.connect()
-        else:
-            _log.warning("uid %d is not among allowed_uids and is refused", uid)
-            served = self._refusal.connect()
-        with self._lock:
-            self._connections |= {caller, served}
-        left = [caller, served]
-        for source, target in ((caller, served), (served, caller)):
-            threading.Thread(target=self._pump, args=(source, target, left), name="gate", daemon=True).start()
+        allowed = uid in self._allowed_uids
+        if not allowed:
+            told = "uid %d is not among allowed_uids and is refused"
+            self._complaints.tell(logging.WARNING, told, uid)
+        if self._has_too_many(uid, allowed=allowed):
+            if allowed:
+                told = "uid %d has %d connections already, and gets no other"
+                self._complaints.tell(logging.WARNING, told, uid, _MOST_OF_A_USER)
+            return None
+        if allowed:
+            return _Connection(uid, allowed, caller, self._service.connect(), None)
+        served = self._refusal.connect()
+        for end in (caller, served):
+            end.settimeout(_SECONDS_FOR_REFUSAL)  # of what is sent
+        return _Connection(uid, allowed, caller, served, time.monotonic() + _SECONDS_FOR_REFUSAL)
 
-    def _pump(self, source: socket.socket, target: socket.socket, left: list[socket.socket]) -> None:
+    def _join(self, connection: _Connection) -> None:
+        """Have bytes passed on in both directions, until the caller or the server ends it.
+
+        Raises:
+            RuntimeError: no thread can be had; the connection is closed.
+        """
+        caller, served = connection.caller, connection.served
+        directions = [(caller, served), (served, caller)]
+        with self._lock:
+            self._connections.add(connection)
+        try:
+            while directions:
+                ends = (connection, *directions[-1])
+                threading.Thread(target=self._pump, args=ends, name="gate", daemon=True).start()
+                directions.pop()
+        except BaseException:
+            connection.cut()
+            for _ in directions:
+                self._direction_ended(connection)
+            raise
+
+    def _has_too_many(self, uid: int, *, allowed: bool) -> bool:
+        if uid in self._unbounded_uids:
+            return False
+        with self._lock:
+            if allowed:
+                return sum(one.uid == uid for one in self._connections) >= _MOST_OF_A_USER
+            return sum(not one.allowed for one in self._connections) >= _MOST_REFUSED
+
+    def _pump(self, connection: _Connection, source: socket.socket, target: socket.socket) -> None:
         """Pass bytes on in one direction; the second direction to end closes both sockets."""
-        buffer = memoryview(bytearray(_BUFFER_BYTES))
-        with suppress(OSError):
-            while length := source.recv_into(buffer):
-                target.sendall(buffer[:length])
-        with suppress(OSError):
-            source.shutdown(socket.SHUT_RD)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-        with self._lock:
-            left.pop()
-            if not left:
-                self._connections -= {source, target}
-                self._ended.notify_all()
-                source.close()
-                target.close()
-
-
-def _listen(path: str, mode: int) -> socket.socket:
-    """A listening socket at a path. A stale socket is replaced, a live one is an error.
-
-    The socket appears under its name with its mode set and listening: nobody ever finds it half-made.
-    """
-    directory = os.path.dirname(path)
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    _refuse_live(path)
-    listener = socket.socket(socket.AF_UNIX)
-    unfinished = tempfile.mkdtemp(prefix=".", dir=directory)
-    try:
-        # a relative way to it, because a socket's path has a small limit
-        inside = os.open(unfinished, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            listener.bind(f"/proc/self/fd/{inside}/socket")
+            buffer = memoryview(bytearray(_BUFFER_BYTES))
+            with suppress(OSError):
+                while length := _received(source, buffer, connection.until):
+                    target.sendall(buffer[:length])
         finally:
-            os.close(inside)
-        made = os.path.join(unfinished, "socket")
-        os.chmod(made, mode)
-        listener.listen(_BACKLOG)
-        os.rename(made, path)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return listener
+            with suppress(OSError):
+                source.shutdown(socket.SHUT_RD)
+            with suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
+            self._direction_ended(connection)
+
+    def _direction_ended(self, connection: _Connection) -> None:
+        with self._lock:
+            connection.directions -= 1
+            if not connection.directions:
+                self._connections.remove(connection)
+                self._ended.notify_all()
+                connection.close()
 
 
-def _refuse_live(path: str) -> None:
-    address = f"unix://{path}"
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise AddressInUse(address, "there is a file of that name, and it is no socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return
-        except BlockingIOError:
-            pass
-    raise AddressInUse(address, "a daemon listens there")
+def _received(source: socket.socket, buffer: memoryview, until: float | None) -> int:
+    """What has come, in bytes; 0 once nothing will.
+
+    Raises:
+        OSError: nothing can come any more, or the time is over.
+    """
+    if until is not None:
+        source.settimeout(max(until - time.monotonic(), 0.001))
+    return source.recv_into(buffer)

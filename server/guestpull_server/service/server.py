@@ -24,9 +24,10 @@ from guestpull_server.config import Configuration
 from guestpull_server.errors import AddressInUse, CallerNotAllowed
 from guestpull_server.puller import Puller
 from guestpull_server.service.addresses import TcpAddress, UnixAddress, parse_address
-from guestpull_server.service.gate import Gate, HiddenSocket
+from guestpull_server.service.gate import Gate
 from guestpull_server.service.log import LIFE, facts
 from guestpull_server.service.servicer import ImageServicer
+from guestpull_server.service.sockets import HiddenSocket
 from guestpull_server.service.status import status_of
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["ImageService"].full_name
@@ -82,7 +83,7 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
             LIFE.warning("%s", warning)
         status = _health(puller)
         server = _server(puller, configuration, status)
-        listening = _listen(stack, server, addresses, configuration, options)
+        listening = _listen(stack, server, addresses, configuration, options, puller.store.scratch)
         seconds = round(time.monotonic() - started, 3)
         told = facts(addresses=", ".join(listening.told), work_dir=configuration.work_dir, seconds=seconds)
         LIFE.info("ready", extra=told)
@@ -121,6 +122,7 @@ def _listen(
     addresses: Sequence[UnixAddress | TcpAddress],
     configuration: Configuration,
     options: ServiceOptions,
+    scratch: str,
 ) -> _Listening:
     """Start the server at all addresses, and say what they are in full."""
     told = [
@@ -131,8 +133,8 @@ def _listen(
     sockets = [address for address in addresses if isinstance(address, UnixAddress)]
     gates: list[Gate] = []
     if sockets:
-        service = HiddenSocket(server.add_insecure_port)
-        refusal = stack.enter_context(_refusal_server())
+        service = HiddenSocket(server.add_insecure_port, scratch)
+        refusal = stack.enter_context(_refusal_server(scratch))
         server.start()
         for socket in sockets:
             gate = Gate(socket.path, frozenset(configuration.allowed_uids), service, refusal)
@@ -168,10 +170,10 @@ def _tls_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 
 
 @contextmanager
-def _refusal_server() -> Iterator[HiddenSocket]:
+def _refusal_server(scratch: str) -> Iterator[HiddenSocket]:
     """A server that answers PERMISSION_DENIED to whatever is called."""
     server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="refusal"), handlers=[_Refusal()])
-    socket = HiddenSocket(server.add_insecure_port)
+    socket = HiddenSocket(server.add_insecure_port, scratch)
     server.start()
     try:
         yield socket

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +14,18 @@ from pathlib import Path
 import pytest
 
 from guestpull_server.errors import AddressInUse
-from guestpull_server.service.gate import Gate, HiddenSocket
+from guestpull_server.service import gate as gate_module
+from guestpull_server.service.gate import Gate
+from guestpull_server.service.sockets import HiddenSocket
 
 
 class Echo:
     """A server behind the gate that says its name to whoever connects."""
 
-    def __init__(self, name: bytes) -> None:
+    def __init__(self, name: bytes, directory: Path) -> None:
         self._name = name
         self._listener = socket.socket(socket.AF_UNIX)
-        self.hidden = HiddenSocket(self._bind)
+        self.hidden = HiddenSocket(self._bind, str(directory))
 
     def _bind(self, address: str) -> int:
         self._listener.bind(address.removeprefix("unix:"))
@@ -34,7 +37,7 @@ class Echo:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                with connection:
+                with connection, contextlib.suppress(OSError):
                     connection.sendall(self._name + connection.recv(100))
 
     def close(self) -> None:
@@ -44,15 +47,15 @@ class Echo:
 
 
 @pytest.fixture
-def service() -> Iterator[Echo]:
-    echo = Echo(b"service ")
+def service(tmp_path: Path) -> Iterator[Echo]:
+    echo = Echo(b"service ", tmp_path)
     yield echo
     echo.close()
 
 
 @pytest.fixture
-def refusal() -> Iterator[Echo]:
-    echo = Echo(b"refusal ")
+def refusal(tmp_path: Path) -> Iterator[Echo]:
+    echo = Echo(b"refusal ", tmp_path)
     yield echo
     echo.close()
 
@@ -135,4 +138,125 @@ def test_with_allowed_uids_others_may_connect_to_be_told_no(path: str, service: 
     gate = Gate(path, frozenset({4242}), service.hidden, refusal.hidden)
 
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o666
+    gate.close()
+
+
+def test_hidden_sockets_leave_no_name_and_need_no_temporary_directory(
+    service: Echo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    deep = tmp_path / ("d" * 100)  # beyond what a socket's path may be
+    deep.mkdir()
+
+    echo = Echo(b"deep ", deep)
+
+    assert os.listdir(deep) == []
+    with echo.hidden.connect() as connection:
+        connection.sendall(b"hello")
+        assert connection.recv(100) == b"deep hello"
+    echo.close()
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_caller_for_whom_no_thread_can_be_had_is_turned_away_and_the_next_one_is_not(
+    path: str, service: Echo, refusal: Echo, monkeypatch: pytest.MonkeyPatch, started: int
+) -> None:
+    gate = Gate(path, frozenset(), service.hidden, refusal.hidden)
+    start = threading.Thread.start
+    left = [started]
+
+    def no_thread(thread: threading.Thread) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    with monkeypatch.context() as patching:
+        patching.setattr(threading.Thread, "start", no_thread)
+        with contextlib.suppress(ConnectionError):
+            assert call(path, b"hello") == b""
+
+    assert call(path, b"hello") == b"service hello"
+    gate.hang_up(patience=10)
+    gate.close()
+
+
+@pytest.fixture
+def refused(path: str, service: Echo, refusal: Echo, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate that refuses whoever comes, and has little patience."""
+    monkeypatch.setattr(gate_module, "_CREDENTIALS", _Somebody())
+    monkeypatch.setattr(gate_module, "_SECONDS_FOR_REFUSAL", 0.5)
+    gate = Gate(path, frozenset({4242}), service.hidden, refusal.hidden)
+    yield gate
+    gate.close()
+
+
+class _Somebody:
+    """What the kernel would say of a user who may not call."""
+
+    size = 12
+
+    def unpack(self, _credentials: bytes) -> tuple[int, int, int]:
+        return 1, 65534, 65534
+
+
+def connected(path: str) -> socket.socket:
+    caller = socket.socket(socket.AF_UNIX)
+    caller.settimeout(10)
+    caller.connect(path)
+    return caller
+
+
+def test_a_refused_caller_that_says_nothing_is_cut_in_time(refused: Gate, path: str) -> None:
+    with connected(path) as silent:
+        assert silent.recv(1) == b""
+
+
+def test_of_many_refused_callers_at_once_few_are_answered_and_the_rest_is_closed_at_once(
+    path: str, service: Echo, refusal: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "_CREDENTIALS", _Somebody())
+    gate = Gate(path, frozenset({4242}), service.hidden, refusal.hidden)
+    before = threading.active_count()
+    with contextlib.ExitStack() as callers:
+        waiting = [callers.enter_context(connected(path)) for _ in range(gate_module._MOST_REFUSED)]
+
+        for _ in range(100):
+            with connected(path) as one_too_many, contextlib.suppress(ConnectionResetError):
+                assert one_too_many.recv(1) == b""
+
+        assert threading.active_count() <= before + 2 * gate_module._MOST_REFUSED
+        waiting[0].sendall(b"hello")
+        assert waiting[0].recv(100) == b"refusal hello"
+    gate.close()
+
+
+def test_refusals_are_told_but_not_as_often_as_they_can_be_had(
+    refused: Gate, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(50):
+        with contextlib.suppress(OSError):
+            call(path, b"hello")
+
+    assert len([one for one in caplog.records if "refused" in one.getMessage()]) == 1
+
+
+def test_a_user_who_may_call_has_so_many_connections_and_no_more(
+    path: str, service: Echo, refusal: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "_CREDENTIALS", _Somebody())
+    monkeypatch.setattr(gate_module, "_MOST_OF_A_USER", 2)
+    gate = Gate(path, frozenset({65534}), service.hidden, refusal.hidden)
+    first, second = connected(path), connected(path)
+
+    with connected(path) as third, contextlib.suppress(ConnectionResetError):
+        assert third.recv(1) == b""
+    first.sendall(b"hello")
+    assert first.recv(100) == b"service hello"
+    second.close()
+    assert first.recv(100) == b""
+    first.close()
+    gate.hang_up(patience=10)
+
+    assert call(path, b"again") == b"service again"
     gate.close()
