@@ -70,14 +70,18 @@ def test_a_span_stays_as_it_is_until_the_next_is_asked_for(writer: RingWriter) -
     writer.write(memoryview(bytes(256 * KiB)))
     span = reader.next_span()
     assert span is not None
-    filler = threading.Thread(target=lambda: writer.write(memoryview(b"\xff" * (4 * MiB))), daemon=True)
+
+    def fill() -> None:
+        writer.write(memoryview(b"\xff" * (4 * MiB)))
+        writer.finish()
+
+    filler = threading.Thread(target=fill, daemon=True)
     filler.start()
     filler.join(0.1)
     assert bytes(span) == bytes(256 * KiB)
     for _ in iter(reader.next_span, None):
-        filler.join(0)
-        if not filler.is_alive():
-            writer.finish()
+        pass
+    filler.join()
 
 
 def test_the_end_is_told_again_and_again(writer: RingWriter) -> None:
