@@ -359,6 +359,26 @@ def test_links_that_never_end_are_an_error(unpacker: Unpacker, links: list[Entry
         unpacker.unpack(*links, file("a/x"))
 
 
+def _chain(links: int) -> list[Entry]:
+    return [*(symlink(f"l{number}", f"l{number + 1}") for number in range(links)), directory(f"l{links}")]
+
+
+def test_a_parent_may_lie_behind_as_many_links_as_containerd_follows(unpacker: Unpacker) -> None:
+    assert b"l255/f" in unpacker.unpack(*_chain(255), file("l0/f")).paths
+
+
+@pytest.mark.parametrize("links", [256, 1500])
+def test_a_parent_behind_more_links_is_an_error(unpacker: Unpacker, links: int) -> None:
+    with pytest.raises(CorruptLayer, match="'/l0' leads through more than 255 links"):
+        unpacker.unpack(*_chain(links), file("l0/f"))
+
+
+@pytest.mark.parametrize("target", ["missing/../d", "../../d/.", "/x/y/../../d/", "f/../d", "d//"])
+def test_a_link_leads_where_its_target_says(unpacker: Unpacker, target: str) -> None:
+    unpacked = unpacker.unpack(directory("d"), file("f"), symlink("l", target), file("l/x"))
+    assert unpacked.paths == {b"d", b"d/x", b"f", b"l"}
+
+
 # -- whiteouts ----------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.whiteout import is_whiteout, make_opaque
 
 IMPLIED_MODE: Final = 0o755
+_MAX_LINKS: Final = 255  # on the way to one entry, as containerd allows
 _ACLS: Final = ("system.posix_acl_access", "system.posix_acl_default")
 
 
@@ -67,7 +68,7 @@ class Directories:
         containerd does.
 
         Raises:
-            TarError: something on the way is neither a directory nor a link to one.
+            TarError: something on the way is neither a directory nor a link to one, or links lead on and on.
             LayerLimitExceeded: it lies too deep, or too many directories had to be made.
         """
         wanted = b"/" + parent
@@ -75,9 +76,7 @@ class Directories:
         base = self._stack[-1].path
         for name in wanted[len(base) :].split(b"/"):
             if name and not self._enter_child(name):
-                canonical = os.path.realpath(wanted)
-                self._leave_all_but_ancestors_of(canonical)
-                self._enter_canonical(canonical, wanted)
+                self._enter_resolved(self._resolved(wanted))
                 return
 
     def leave_all(self) -> None:
@@ -94,12 +93,45 @@ class Directories:
         """Take notice of a mode that the current directory was given."""
         self._stack[-1].inherits_group = bool(os.lstat(b".").st_mode & stat.S_ISGID)
 
-    def _enter_canonical(self, canonical: bytes, wanted: bytes) -> None:
-        for name in canonical[len(self._stack[-1].path) :].split(b"/"):
-            if name and not self._enter_child(name):
+    def _enter_resolved(self, path: bytes) -> None:
+        self._leave_all_but_ancestors_of(path)
+        for name in path[len(self._stack[-1].path) :].split(b"/"):
+            if name:
+                entered = self._enter_child(name)
+                assert entered, "a resolved path leads through no links"
+
+    def _resolved(self, path: bytes) -> bytes:
+        """Follow all links on the way; what is missing there is a directory that is yet to be made."""
+        resolved = b""
+        names = path.split(b"/")[::-1]
+        links = 0
+        while names:
+            name = names.pop()
+            if name == b"..":
+                resolved = resolved.rpartition(b"/")[0]
+                continue
+            if name in (b"", b"."):
+                continue
+            further = resolved + b"/" + name
+            if len(further) > self._limits.max_path_bytes:
+                raise self._path_too_long()
+            try:
+                target = os.readlink(further)
+            except OSError:  # no link, or nothing
+                resolved = further
+                continue
+            links += 1
+            if links > _MAX_LINKS:
                 raise TarError(
-                    f"{wanted.decode(errors='backslashreplace')!r} leads through links that never end"
+                    f"{path[:300].decode(errors='backslashreplace')!r} leads through more than {_MAX_LINKS} links"
                 )
+            if target.startswith(b"/"):
+                resolved = b""
+            names += target.split(b"/")[::-1]
+        return resolved or b"/"
+
+    def _path_too_long(self) -> LayerLimitExceeded:
+        return LayerLimitExceeded("the length of a path", "max_path_bytes", self._limits.max_path_bytes)
 
     def _leave_all_but_ancestors_of(self, wanted: bytes) -> None:
         left = False
@@ -134,7 +166,7 @@ class Directories:
         if len(self._stack) > limits.max_path_depth:
             raise LayerLimitExceeded("the depth of a path", "max_path_depth", limits.max_path_depth)
         if len(path) > limits.max_path_bytes:
-            raise LayerLimitExceeded("the length of a path", "max_path_bytes", limits.max_path_bytes)
+            raise self._path_too_long()
         os.chdir(name)
         self._push(path, status)
         return True

@@ -84,7 +84,7 @@ def nanoseconds(value: bytes, key: str) -> int:
     Digits below a nanosecond are cut off, as Go does.
 
     Raises:
-        TarError: it is no time.
+        TarError: it is no time, or its seconds do not fit 64 bits.
     """
     seconds, _, fraction = value.partition(b".")
     if fraction.isdigit() and seconds.isdigit() and len(seconds) < _LONG_SECONDS:
@@ -93,4 +93,7 @@ def nanoseconds(value: bytes, key: str) -> int:
         raise TarError(f"pax record {key} is {value[:40]!r} where a time belongs")
     whole = decimal(seconds, key) * NANOSECONDS
     part = int(fraction[:9].ljust(9, b"0")) if fraction else 0
-    return whole - part if seconds.startswith(b"-") else whole + part
+    time = whole - part if seconds.startswith(b"-") else whole + part
+    if time < -_INT64 * NANOSECONDS:
+        raise TarError(f"pax record {key} is {value[:40]!r}, before any time that a file can have")
+    return time

@@ -116,13 +116,17 @@ def test_malformed_pax_records_are_refused(content: bytes) -> None:
         (b"1.0000000019", 1_000_000_001),
         (b"-1.5", -1_500_000_000),
         (b"-0.5", -500_000_000),
+        (b"-9223372036854775808", -(1 << 63) * 10**9),
+        (b"9223372036854775807.5", ((1 << 63) - 1) * 10**9 + 500_000_000),
     ],
 )
 def test_times_are_read_to_the_nanosecond(text: bytes, value: int) -> None:
     assert nanoseconds(text, "mtime") == value
 
 
-@pytest.mark.parametrize("text", [b"", b".", b"now", b"1.x", b"1e3", b"--1", b"9" * 19, b"1.5 "])
+@pytest.mark.parametrize(
+    "text", [b"", b".", b"now", b"1.x", b"1e3", b"--1", b"9" * 19, b"1.5 ", b"-9223372036854775808.5"]
+)
 def test_what_is_no_time_is_refused(text: bytes) -> None:
     with pytest.raises(TarError):
         nanoseconds(text, "mtime")
