@@ -25,6 +25,7 @@ from guestpull_server.store.copies import image_id_of, read_copy
 from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.facts import contradiction
 from guestpull_server.store.inventory import Inventory, take_inventory
+from guestpull_server.store.paths import is_directory
 from guestpull_server.store.trees import tree_bytes
 from guestpull_server.store.workdir import RECORD_SUFFIX
 
@@ -109,7 +110,7 @@ def recorded_layers(work_dir: str, guest_work_dir: str | None = None) -> tuple[R
     found: list[RecordedLayer] = []
     for digest, layer in sorted(inventory.catalog.layers.items()):
         path = inventory.paths.local(layer)
-        if os.path.isdir(path):
+        if is_directory(path):
             store = os.path.dirname(os.path.dirname(path))
             record = os.path.join(store, "records", os.path.basename(path) + RECORD_SUFFIX)
             here = dataclasses.replace(layer, store_path=path)
@@ -184,7 +185,7 @@ def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...])
         yield Finding(Fault.CORRUPT, path, f"layer {digest} was altered in {FILE_NAME}: {altered}.", _START)
         return
     path = inventory.paths.local(layer)
-    if not os.path.isdir(path):
+    if not is_directory(path):
         sentence = f"layer {digest} is not there: {path} is no directory."
         yield Finding(Fault.MISSING, path, sentence, _REPAIR if images else _COLLECT, digest, images)
         return
@@ -248,7 +249,7 @@ def _bundles(inventory: Inventory) -> Iterator[Finding]:
     for name, bundle in inventory.bundles.items():
         for text in bundle.layers:
             layer = inventory.catalog.layers.get(Digest(text))
-            if layer is None or not os.path.isdir(inventory.paths.local(layer)):
+            if layer is None or not is_directory(inventory.paths.local(layer)):
                 sentence = f"layer {text} of bundle {bundle.bundle_path} is not there."
                 yield Finding(Fault.MISSING, inventory.path("overlay", name), sentence, "Release the bundle.")
     for name in inventory.unreadable:

@@ -18,6 +18,7 @@ from guestpull_server.models import StoredLayer
 from guestpull_server.store.bundles import Mounts
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.outcomes import Garbage
+from guestpull_server.store.paths import is_directory
 from guestpull_server.store.store import Store
 from guestpull_server.store.trees import tree_bytes
 
@@ -82,7 +83,7 @@ def _unused_layers(inventory: Inventory) -> list[StoredLayer]:
         layer
         for digest, layer in sorted(inventory.catalog.layers.items())
         if digest not in used
-        and (inventory.paths.is_ours(layer) or not os.path.isdir(inventory.paths.local(layer)))
+        and (inventory.paths.is_ours(layer) or not is_directory(inventory.paths.local(layer)))
     ]
 
 

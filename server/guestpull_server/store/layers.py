@@ -20,7 +20,7 @@ from guestpull_server.store.durability import Durability
 from guestpull_server.store.facts import LayerFacts
 from guestpull_server.store.ledger import Ledger
 from guestpull_server.store.outcomes import Deleted, LayerNames
-from guestpull_server.store.paths import LayerPaths
+from guestpull_server.store.paths import LayerPaths, is_directory
 from guestpull_server.store.readonly import ReadOnlyStore
 from guestpull_server.store.workdir import StagedLayer, WorkDir
 
@@ -84,7 +84,7 @@ class LayerShelf:
 
     def is_present(self, layer: StoredLayer) -> bool:
         """See Store.is_present."""
-        return os.path.isdir(self._paths.local(layer))
+        return is_directory(self._paths.local(layer))
 
     def is_read_only(self, layer: StoredLayer) -> bool:
         """See Store.is_read_only."""

@@ -18,7 +18,7 @@ from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.facts import read_facts, with_facts
 from guestpull_server.store.names import ImageNames
-from guestpull_server.store.paths import LayerPaths
+from guestpull_server.store.paths import LayerPaths, is_directory
 
 
 class ReadOnlyStore:
@@ -57,7 +57,7 @@ class ReadOnlyStore:
     def layer(self, digest: Digest) -> StoredLayer | None:
         """A layer that can be mounted: it has an entry, and its directory is there."""
         found = self.layers.get(digest)
-        return found if found is not None and os.path.isdir(found.store_path) else None
+        return found if found is not None and is_directory(found.store_path) else None
 
     def covers(self, image_id: Digest, manifest_digest: Digest, reference: str) -> ImageRecord | None:
         """The image, if it is here under that name: then it need not be recorded elsewhere."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -127,6 +128,46 @@ def test_one_bad_value_costs_one_entry_at_most(tmp_path: Path, place: list[str])
         assert found.uncompressed_digest == BASE.diff_id
         store.close()
         path.write_bytes(good)
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A work directory with SHOP, in which a link to another directory stands for the layer BASE."""
+    store = open_store(tmp_path / "work")
+    stored = pulled(store, SHOP, LATEST)
+    store.close()
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host/shadow").touch()
+    shutil.rmtree(stored.layers[0].store_path)
+    Path(stored.layers[0].store_path).symlink_to(tmp_path / "host")
+    return tmp_path / "work"
+
+
+def test_a_link_in_a_layers_place_is_no_layer_and_is_replaced(linked: Path, tmp_path: Path) -> None:
+    store = open_store(linked)
+
+    assert store.layer(Digest(BASE.digest)) is None
+    assert [store.is_present(one) for one in store.layers()] == [False]
+    stored = pulled(store, SHOP, LATEST)
+    assert is_whole(stored.layers[0].store_path, BASE)
+    store.close()
+    assert (tmp_path / "host/shadow").exists()
+
+
+def test_a_link_in_a_layers_place_is_found(linked: Path) -> None:
+    (finding,) = audit(str(linked))
+
+    assert (finding.fault, finding.layer) == (Fault.MISSING, BASE.digest)
+    assert "is no directory" in finding.sentence
+
+
+def test_a_link_in_a_layers_place_is_not_followed_into_a_read_only_store(
+    linked: Path, tmp_path: Path
+) -> None:
+    store = open_store(tmp_path / "reader", additional_stores=[linked])
+
+    assert store.layer(Digest(BASE.digest)) is None
+    store.close()
 
 
 HOSTILE_PLACES = [
