@@ -506,16 +506,16 @@ class MountFailed(GuestpullError):
 
 @dataclass(eq=False)
 class WorkerFailed(GuestpullError):
-    """A layer worker died without saying why."""
+    """A layer worker died without saying why, or of an error that it does not know."""
 
     status, reason = Status.INTERNAL, "WORKER_FAILED"
     layer: str
     problem: str
+    remedy: str = "look for out-of-memory kills in the kernel's log"
 
     def explain(self) -> str:
         return (
-            f"layer {self.layer}: its layer worker {self.problem}. "
-            "Pull again; if it persists, look for out-of-memory kills in the kernel's log."
+            f"layer {self.layer}: its layer worker {self.problem}. Pull again; if it persists, {self.remedy}."
         )
 
 

@@ -142,6 +142,15 @@ def test_a_worker_that_somebody_else_killed_fails_by_name(unpacker: Unpacker) ->
             worker.finish()
 
 
+def test_an_error_that_a_worker_does_not_know_is_named_and_no_death(unpacker: Unpacker) -> None:
+    # no caller asks for a hash that there is not: an error of the kind that nobody foresees
+    with unpacker.workers.unpack(str(unpacker.directory()), "sha0", "sha256:f00") as worker:
+        with pytest.raises(WorkerFailed, match=r"does not know \(ValueError at hashlib.py:\d+\)") as raised:
+            worker.finish()
+        assert "report it" in str(raised.value)
+        assert "kernel" not in str(raised.value)
+
+
 def test_leaving_a_worker_ends_it_before_it_returns(unpacker: Unpacker) -> None:
     directory_path = unpacker.directory()
     with unpacker.workers.unpack(str(directory_path), "sha256", "sha256:…") as worker:

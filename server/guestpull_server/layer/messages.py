@@ -85,13 +85,19 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     full: bool
 
 
+class Defect(msgspec.Struct, frozen=True, tag=True):
+    """A worker met an error that nobody foresaw: a bug of ours. `error` is its type and where it was raised."""
+
+    error: str
+
+
 class Verified(msgspec.Struct, frozen=True, tag=True):
     """What was found; nothing, if the directory is the layer."""
 
     changes: list[Change]
 
 
-Report = Unpacked | Corrupt | TooMuch | Refused
+Report = Unpacked | Corrupt | TooMuch | Refused | Defect
 Verdict = Verified | Refused
 
 

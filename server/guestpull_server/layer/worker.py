@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+import traceback
+from pathlib import PurePath
 from typing import Final
 
 import msgspec
@@ -19,6 +21,7 @@ from guestpull_server.layer.extract import Extractor
 from guestpull_server.layer.inflate import Inflater
 from guestpull_server.layer.messages import (
     Corrupt,
+    Defect,
     LayerLimitExceeded,
     Refused,
     Report,
@@ -107,6 +110,8 @@ def unpack(request: UnpackRequest, next_span: NextChunk, record: int | None = No
         return Refused("unpack a layer", "out of memory", full=False), b""
     except OSError as error:
         return _refusal(error), b""
+    except Exception as error:  # noqa: BLE001 - whatever it is, the daemon must hear of it
+        return _defect(error), b""
     implied = b"".join(path + b"\0" for path in extractor.implied_directories)
     return Unpacked(
         hexdigest=inflater.hexdigest,
@@ -116,6 +121,12 @@ def unpack(request: UnpackRequest, next_span: NextChunk, record: int | None = No
         dropped_xattrs=extractor.dropped_xattrs,
         implied_bytes=len(implied),
     ), implied
+
+
+def _defect(error: Exception) -> Defect:
+    # without the message, which may hold anything
+    *_, raised = traceback.extract_tb(error.__traceback__)
+    return Defect(f"{type(error).__name__} at {PurePath(raised.filename).name}:{raised.lineno}")
 
 
 def _refusal(error: OSError) -> Report:

@@ -35,6 +35,7 @@ from guestpull_server.layer.messages import (
     MAX_REPORT_BYTES,
     MAX_VERDICT_BYTES,
     Corrupt,
+    Defect,
     Refused,
     Report,
     TooMuch,
@@ -207,7 +208,7 @@ class LayerWorker:
             LimitExceeded: it costs more than allowed.
             StorageFull: the file system has no room.
             StorageFailed: the operating system refused a step.
-            WorkerFailed: the worker died, or was killed.
+            WorkerFailed: the worker died, was killed, or met an error that it does not know.
         """
         self._ring.finish()
         report = self._hear()
@@ -261,6 +262,8 @@ class LayerWorker:
                 if full:
                     return StorageFull(doing, self._directory)
                 return StorageFailed(doing, self._directory, problem)
+            case Defect(error):
+                return WorkerFailed(self._layer, f"met an error that it does not know ({error})", "report it")
             case Unpacked():
                 return CorruptLayer(self._layer, "there are bytes behind its end")
             case None:
