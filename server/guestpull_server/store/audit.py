@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -163,6 +163,7 @@ def _layers(inventory: Inventory) -> Iterator[Finding]:
     users = _users(inventory)
     for digest, layer in sorted(inventory.catalog.layers.items()):
         yield from _layer(inventory, layer, tuple(users.get(digest, ())))
+    yield from _shared_directories(inventory, users)
     if inventory.damage or inventory.owner is not None:
         return
     entries = inventory.catalog.layers.values()
@@ -196,6 +197,21 @@ def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...])
     if size != facts.size_bytes:
         sentence = f"layer {digest}: {path} has {size} bytes in its files, of {facts.size_bytes}."
         yield Finding(Fault.INCOMPLETE, path, sentence, _REPAIR if images else _COLLECT, digest, images)
+
+
+def _shared_directories(inventory: Inventory, users: Mapping[Digest, Sequence[Digest]]) -> Iterator[Finding]:
+    """Two layers cannot be in one directory: at most one of their entries is true."""
+    owners = {facts.directory: digest for digest, facts in inventory.facts.items()}
+    for name, digests in sorted(inventory.paths.claims(inventory.catalog.layers.values()).items()):
+        path = inventory.path("layers", name)
+        for text in sorted(digests) if len(digests) > 1 else ():
+            digest = Digest(text)
+            if owners.get(name) == digest:
+                continue
+            others = ", ".join(sorted(digests - {digest}))
+            sentence = f"{path} is layer {digest} by its entry, and layer {others} by another."
+            images = tuple(users.get(digest, ()))
+            yield Finding(Fault.CORRUPT, path, sentence, _REPAIR if images else _COLLECT, digest, images)
 
 
 def _images(inventory: Inventory) -> Iterator[Finding]:

@@ -79,9 +79,10 @@ class Inventory:
         return os.path.basename(self.paths.local(layer))
 
     def claimed_directories(self) -> frozenset[str]:
-        """The names in layers/ that belong to a layer, by its entry or by its facts."""
+        """The names in layers/ that belong to a layer, by its entry, its facts, or a bundle that has it."""
         named = {self.directory_of(layer) for layer in self.catalog.layers.values()}
         named |= {facts.directory for facts in self.facts.values()}
+        named |= {Digest(text).directory_name for bundle in self.bundles.values() for text in bundle.layers}
         return frozenset(name for name in named if name is not None)
 
     def used_layers(self) -> frozenset[Digest]:

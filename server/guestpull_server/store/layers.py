@@ -172,7 +172,7 @@ class LayerShelf:
             for layer in going:
                 catalog.drop_layer(layer.compressed_digest)
 
-        deletion = Deletion(self._work_dir, self._durability, self._paths, going)
+        deletion = Deletion(self._work_dir, self._durability, self._paths, self._alone(going))
         if image_id is not None or going:
             try:
                 self._ledger.change(forget)
@@ -185,6 +185,13 @@ class LayerShelf:
         deletion.set_aside()
         self._ledger.forget_facts(layer.compressed_digest for layer in going)
         return deletion
+
+    def _alone(self, going: Sequence[StoredLayer]) -> list[StoredLayer]:
+        """Those of some layers whose directories no other entry names: a false one must not delete another's."""
+        digests = frozenset(layer.compressed_digest for layer in going)
+        others = self._ledger.catalog.layers.items()
+        claims = self._paths.claims(layer for digest, layer in others if digest not in digests)
+        return [layer for layer in going if os.path.basename(self._paths.local(layer)) not in claims]
 
     def finish(self, deletion: Deletion) -> Deleted:
         """Delete what was dropped, without the lock.

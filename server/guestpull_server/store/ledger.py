@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from guestpull_server.errors import InvalidDigest, StorageFull, storage_errors
@@ -110,6 +110,7 @@ class Ledger:
         self._facts = standing
         # a line without a directory must not vouch for a directory that another program makes later
         self.strike_out(gone)
+        self._drop_false_claims(claims)
         entries: Mapping[str, StoredLayer] = dict(self.catalog.layers.items())
         for digest, facts in self._facts.items():
             entry = entries.get(digest)
@@ -123,6 +124,20 @@ class Ledger:
         self._paths.find_moved(self.catalog.layers.values(), self._facts, is_made_elsewhere=False)
         for layer in self.catalog.layers.values():
             self.catalog.layers[layer.compressed_digest] = with_facts(layer, self._facts_of(layer))
+
+    def _drop_false_claims(self, claims: Mapping[str, Collection[str]]) -> None:
+        """Forget entries that name a directory which is another layer's by its entry and by its facts."""
+        owners = {facts.directory: digest for digest, facts in self._facts.items()}
+        for layer in list(self.catalog.layers.values()):
+            name = os.path.basename(self._paths.local(layer))
+            digest, owner = layer.compressed_digest, owners.get(name)
+            if owner not in (None, digest) and digest in claims.get(name, ()) and digest not in self._facts:
+                self.catalog.drop_layer(digest)
+                self._dirty = True
+                self.warnings.append(
+                    f"{self._path}: the entry of layer {digest} was dropped: it names layers/{name}, which is "
+                    f"layer {owner}"
+                )
 
     def _facts_of(self, layer: StoredLayer) -> LayerFacts | None:
         """What is known of a layer: here, or beside the foreign store that it lies in."""

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from guestpull_server.errors import InvalidStore, StorageFailed
 from guestpull_server.models import Digest
-from guestpull_server.store import Fault, LayerNames, audit
+from guestpull_server.store import Fault, LayerNames, audit, collect_garbage
 from guestpull_server.store.bundle_files import PREPARING, READY, read_bundle_file
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import Unreadable
 from guestpull_server.store.facts import FILE_NAME, read_facts
 from support.images import file, image, layer
-from support.stores import is_whole, open_store, pulled, put_layer
+from support.stores import MountsInMemory, bundled, is_whole, open_store, pulled, put_layer
 
 BASE = layer(file("a"))
 SHOP = image(BASE)
@@ -168,6 +168,80 @@ def test_a_link_in_a_layers_place_is_not_followed_into_a_read_only_store(
 
     assert store.layer(Digest(BASE.digest)) is None
     store.close()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A work directory in which the layer OTHER, which no image has, is said to be where SHOP's layer is."""
+    store = open_store(tmp_path / "work", layer_names=LayerNames.INDEX)
+    pulled(store, SHOP, LATEST)
+    put_layer(store, OTHER)
+    store.close()
+    path = tmp_path / "work/meta_store.json"
+    meta = json.loads(path.read_bytes())
+    meta["layer_db"][OTHER.digest]["store_path"] = meta["layer_db"][BASE.digest]["store_path"]
+    path.write_text(json.dumps(meta))
+    return tmp_path / "work"
+
+
+FACTS_LEFT = pytest.mark.parametrize("left", ["all", "of the other", "none"])
+
+
+def leave_facts(work_dir: Path, left: str) -> None:
+    """Keep the facts of all layers, or of the layer that is where it should be, or none."""
+    path = work_dir / FILE_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = {"all": lines, "of the other": [one for one in lines if BASE.digest.encode() in one], "none": []}
+    path.write_bytes(b"".join(kept[left]))
+
+
+@FACTS_LEFT
+def test_two_entries_with_one_directory_are_found(shared: Path, left: str) -> None:
+    leave_facts(shared, left)
+
+    found = [one for one in audit(str(shared)) if one.fault is Fault.CORRUPT]
+
+    assert OTHER.digest in {one.layer for one in found} or "altered" in found[0].sentence
+    assert left == "none" or BASE.digest not in {one.layer for one in found}
+
+
+@FACTS_LEFT
+def test_a_directory_that_two_entries_name_is_not_deleted_with_one_of_them(shared: Path, left: str) -> None:
+    leave_facts(shared, left)
+
+    collect_garbage(str(shared), MountsInMemory())
+
+    store = open_store(shared)
+    (kept,) = store.layers()
+    assert kept.compressed_digest == BASE.digest
+    assert is_whole(kept.store_path, BASE)
+    store.close()
+    collect_garbage(str(shared), MountsInMemory())
+    assert audit(str(shared)) == ()
+
+
+def test_a_layer_whose_entry_names_anothers_directory_is_not_mounted(shared: Path) -> None:
+    leave_facts(shared, "of the other")
+
+    store = open_store(shared)
+
+    assert store.layer(Digest(OTHER.digest)) is None
+    assert OTHER.digest in " ".join(store.warnings)
+    store.close()
+
+
+def test_a_directory_of_a_bundle_is_no_stray_although_nothing_else_knows_it(tmp_path: Path) -> None:
+    mounts = MountsInMemory()
+    store = open_store(tmp_path / "work", mounts)
+    stored = pulled(store, SHOP, LATEST)
+    bundled(store, stored, tmp_path / "bundle", mounts)
+    store.close()
+    (tmp_path / "work" / FILE_NAME).unlink()
+    (tmp_path / "work/meta_store.json").unlink()
+
+    collect_garbage(str(tmp_path / "work"), mounts)
+
+    assert is_whole(stored.layers[0].store_path, BASE)
 
 
 HOSTILE_PLACES = [
