@@ -137,7 +137,7 @@ class Session:
             outcome = attempt_once()
             if not isinstance(outcome, _Failure):
                 return outcome
-            if attempt == self._limits.max_attempts:
+            if attempt >= self._limits.max_attempts:
                 raise self._given_up(outcome, attempt)
             self._wait(outcome, attempt, cancellation)
             attempt += 1
@@ -289,5 +289,5 @@ def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
     try:
         when = parsedate_to_datetime(value)
         return max(0.0, (when - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):  # no date, or of a year that there is not
         return None

@@ -231,7 +231,20 @@ def test_a_redirect_from_tls_to_plain_http_is_refused(
 # -- retries -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("retry_after", ["0", "1", formatdate(time.time() - 100, usegmt=True), "soon", "-1"])
+@pytest.mark.parametrize(
+    "retry_after",
+    [
+        "0",
+        "1",
+        formatdate(time.time() - 100, usegmt=True),
+        "soon",
+        "-1",
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 99999999999999999999 Jan 2026 00:00:00 GMT",
+        "Wed, 21 Oct 0001 00:00:00 +2359",
+        "Wed, 21 Oct 2015 07:28:00 +9999999999",
+    ],
+)
 def test_retry_after_is_waited_for_as_far_as_allowed(
     registry: RegistrySimulator, pull: Pull, retry_after: str
 ) -> None:
