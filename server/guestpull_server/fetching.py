@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
+from guestpull_server.errors import DigestMismatch
 from guestpull_server.flights import Flights
 from guestpull_server.models import (
     Cancellation,
@@ -44,6 +45,7 @@ class LayerFetcher:
         """All layers of an image, bottom-most first, as the store has them and as they were come by.
 
         Raises:
+            DigestMismatch: the image says of one blob that it is several layers.
             GuestpullError: what the first download to fail raised; the others have ended when this does.
         """
         fetched: dict[Digest, tuple[StoredLayer, PulledLayer]] = {}
@@ -60,6 +62,10 @@ class LayerFetcher:
                 observer.layer_done(fetched[layer.blob.digest][1])
         if missing:
             fetched |= self._download(missing.values(), source, cancellation, observer)
+        for layer in resolved.layers:
+            actual = fetched[layer.blob.digest][0].uncompressed_digest
+            if layer.diff_id != actual:  # a blob that occurs again, with another diff_id than the first time
+                raise DigestMismatch("diff_id of layer", layer.diff_id, actual, f"blob {layer.blob.digest}")
         in_order = [fetched[layer.blob.digest] for layer in resolved.layers]
         return tuple(stored for stored, _ in in_order), tuple(pulled for _, pulled in in_order)
 

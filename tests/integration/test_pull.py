@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from guestpull_client import PullPolicy
-from guestpull_client.errors import FailedPrecondition, NotFound
+from guestpull_client.errors import DataLoss, FailedPrecondition, NotFound
 from guestpull_client.models import LayerDone, Mounted, PulledImage, Resolved
 from support.daemon import Daemon
 from support.images import Image, directory, file, files, image, index, layer, opaque, whiteout
@@ -255,6 +255,24 @@ def test_a_layer_that_occurs_twice_counts_at_its_topmost_place(
 
         assert (Path(pulled.rootfs_path) / "winner").read_bytes() == b"twice"
         assert [one.compressed_digest for one in pulled.layers] == [one.digest for one in pushed.layers]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_layer_that_occurs_twice_has_one_diff_id(
+    daemon: Daemon, registry: RegistrySimulator, *, warm: bool
+) -> None:
+    twice = layer(file("winner", b"twice"))
+    bogus = f"sha256:{'0' * 64}"
+    lie = image(twice, twice, config={"rootfs": {"type": "layers", "diff_ids": [twice.diff_id, bogus]}})
+    if warm:
+        daemon.client.pull(registry.push("true:1", image(twice)), str(daemon.bundle("true")))
+    known = len(daemon.client.images())
+
+    with pytest.raises(DataLoss) as refused:
+        daemon.client.pull(registry.push("lie:1", lie), str(daemon.bundle("lie")))
+
+    assert refused.value.reason == "DIGEST_MISMATCH"
+    assert len(daemon.client.images()) == known
 
 
 def test_five_hundred_layers_mount(daemon: Daemon, registry: RegistrySimulator) -> None:
