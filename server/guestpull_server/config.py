@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from enum import Enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -16,6 +16,12 @@ from guestpull_server.errors import InvalidConfiguration
 from guestpull_server.models import GiB, KiB, MiB
 
 DEFAULT_WORK_DIR = "/run/kata-containers/image"
+
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Amount = Annotated[int, msgspec.Meta(ge=0)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_Delay = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class VerifyReuse(Enum):
@@ -34,35 +40,35 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     # -- what a registry may send
-    max_manifest_bytes: int = 4 * MiB  # the distribution specification asks registries for at least this
-    max_config_bytes: int = 8 * MiB  # image configs with long histories stay below one
-    max_layers: int = 500  # what overlayfs stacks (OVL_MAX_STACK)
+    max_manifest_bytes: _Count = 4 * MiB  # the distribution specification asks registries for at least this
+    max_config_bytes: _Count = 8 * MiB  # image configs with long histories stay below one
+    max_layers: _Count = 500  # what overlayfs stacks (OVL_MAX_STACK)
 
     # -- what one layer may unpack to
-    max_layer_bytes: int = 64 * GiB  # file contents; the largest ML images have layers of some 20 GiB
-    max_layer_entries: int = 10_000_000  # enough for any image, small enough to end a bomb
-    max_compression_ratio: int = 2000  # deflate cannot exceed 1032; zstd of an all-zero disk can, and may
-    max_implied_directories: int = 100_000  # each is remembered; real layers have few or none
-    max_implied_path_bytes: int = 8 * MiB  # their paths together
-    max_path_bytes: int = 4096  # PATH_MAX
-    max_path_depth: int = 256  # components; deep enough for node_modules, shallow enough to walk
-    max_header_bytes: int = 1 * MiB  # one pax or GNU extension header; as Go's archive/tar
-    max_xattr_bytes: int = 64 * KiB  # one value: XATTR_SIZE_MAX
-    max_zstd_window_bytes: int = 128 * MiB  # the zstd command's own default for decoding
+    max_layer_bytes: _Count = 64 * GiB  # file contents; the largest ML images have layers of some 20 GiB
+    max_layer_entries: _Count = 10_000_000  # enough for any image, small enough to end a bomb
+    max_compression_ratio: _Count = 2000  # deflate cannot exceed 1032; zstd of an all-zero disk can, and may
+    max_implied_directories: _Count = 100_000  # each is remembered; real layers have few or none
+    max_implied_path_bytes: _Count = 8 * MiB  # their paths together
+    max_path_bytes: _Count = 4096  # PATH_MAX
+    max_path_depth: _Count = 256  # components; deep enough for node_modules, shallow enough to walk
+    max_header_bytes: _Count = 1 * MiB  # one pax or GNU extension header; as Go's archive/tar
+    max_xattr_bytes: _Count = 64 * KiB  # one value: XATTR_SIZE_MAX
+    max_zstd_window_bytes: _Count = 128 * MiB  # the zstd command's own default for decoding
 
     # -- patience with a registry
-    connect_timeout: float = 10.0
-    read_timeout: float = 30.0  # without a single byte
-    min_bytes_per_second: int = 1024  # averaged over read_timeout; slower is a stalled connection
-    max_attempts: int = 6  # of one request, the first included
-    max_retry_delay: float = 30.0  # also the longest Retry-After that is honoured
-    max_redirects: int = 5
+    connect_timeout: _Seconds = 10.0
+    read_timeout: _Seconds = 30.0  # without a single byte
+    min_bytes_per_second: _Amount = 1024  # averaged over read_timeout; slower is a stalled connection
+    max_attempts: _Count = 6  # of one request, the first included
+    max_retry_delay: _Delay = 30.0  # also the longest Retry-After that is honoured
+    max_redirects: _Amount = 5
 
     # -- what callers may ask at once
-    max_concurrent_pulls: int = 64
-    max_queued_pulls: int = 256  # under way or waiting; beyond it RESOURCE_EXHAUSTED
-    max_pull_seconds: int = 3600  # of one pull, waiting included; a caller's deadline may be shorter
-    max_concurrent_layers: int = 8  # layers downloaded and unpacked at once, over all pulls
+    max_concurrent_pulls: _Count = 64
+    max_queued_pulls: _Count = 256  # under way or waiting; beyond it RESOURCE_EXHAUSTED
+    max_pull_seconds: _Count = 3600  # of one pull, waiting included; a caller's deadline may be shorter
+    max_concurrent_layers: _Count = 8  # layers downloaded and unpacked at once, over all pulls
 
 
 class Mirror(msgspec.Struct, frozen=True, rename={"pull_from_mirror": "pull-from-mirror"}):
@@ -106,7 +112,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
     work_dir: str = DEFAULT_WORK_DIR
     default_snapshot: str = "overlay"
-    max_concurrent_layer_downloads_per_image: int = 3
+    max_concurrent_layer_downloads_per_image: _Count = 3
     registry_config: RegistryConfig | None = None
     registry_configuration_uri: str | None = None
     authenticated_registry_credentials_uri: str | None = None

@@ -112,3 +112,25 @@ def test_a_policy_that_cannot_be_enforced_is_refused(tmp_path: Path, demanded: s
 def test_a_policy_of_a_key_broker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfiguration, match="kbs"):
         load(tmp_path, {"image_security_policy_uri": "kbs:///default/policy/1"})
+
+
+@pytest.mark.parametrize("limit", ["max_attempts", "max_concurrent_pulls", "max_layers", "read_timeout"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_limit_that_nothing_fits_is_refused_with_its_place(tmp_path: Path, limit: str, value: int) -> None:
+    with pytest.raises(InvalidConfiguration) as caught:
+        load(tmp_path, {"limits": {limit: value}})
+
+    assert caught.value.place == f"$.limits.{limit}"
+
+
+def test_an_image_downloads_one_layer_at_once_at_least(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfiguration, match="max_concurrent_layer_downloads_per_image"):
+        load(tmp_path, {"max_concurrent_layer_downloads_per_image": 0})
+
+
+def test_no_redirects_and_any_speed_may_be_asked_for(tmp_path: Path) -> None:
+    configuration, _ = load(
+        tmp_path, {"limits": {"max_redirects": 0, "min_bytes_per_second": 0, "max_retry_delay": 0}}
+    )
+
+    assert configuration.limits.max_redirects == 0
