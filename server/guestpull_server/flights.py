@@ -25,6 +25,7 @@ from guestpull_server.errors import (
     CorruptLayer,
     DigestMismatch,
     GuestpullError,
+    LimitExceeded,
     SizeMismatch,
     Status,
     WorkerFailed,
@@ -73,8 +74,10 @@ class _Passenger:
 class _Flight:
     """One download under way. What changes here is guarded by the lock of `Flights`."""
 
-    def __init__(self, layer: LayerDescriptor, source: ImageSource) -> None:
+    def __init__(self, layer: LayerDescriptor, source: ImageSource, request: str) -> None:
         self.layer = layer
+        self.request = request
+        """The id of the request that started it, for the log."""
         self.source = source
         self.cancellation = Cancellation(f"download of layer {layer.blob.digest}")
         self.passengers: list[_Passenger] = []
@@ -112,7 +115,7 @@ class Flights:
         while True:
             cancellation.check()
             passenger = _Passenger(progress)
-            flight, started = self._board(layer, source, passenger)
+            flight, started = self._board(layer, source, cancellation.request, passenger)
             withdraw = cancellation.on_cancel(passenger.woken.set)
             passenger.woken.wait(cancellation.remaining())
             withdraw()
@@ -130,17 +133,21 @@ class Flights:
     # -- boarding and leaving -------------------------------------------------------------------------------
 
     def _board(
-        self, layer: LayerDescriptor, source: ImageSource, passenger: _Passenger
+        self, layer: LayerDescriptor, source: ImageSource, request: str, passenger: _Passenger
     ) -> tuple[_Flight, bool]:
         """The flight for a layer, and whether this caller started it."""
-        flight = _Flight(layer, source)
+        flight = _Flight(layer, source, request)
         with self._lock:
             started = flight.key not in self._under_way
             flight = self._under_way.setdefault(flight.key, flight)
             flight.passengers.append(passenger)
         if started:
             name = f"flight {layer.blob.digest[:19]}"
-            threading.Thread(target=self._fly, args=(flight,), name=name, daemon=True).start()
+            try:
+                threading.Thread(target=self._fly, args=(flight,), name=name, daemon=True).start()
+            except (RuntimeError, MemoryError) as error:
+                flight.error = WorkerFailed(layer.blob.digest, f"cannot be started, because {error}")
+                self._land(flight)
         return flight, started
 
     def _leave(self, flight: _Flight, passenger: _Passenger) -> None:
@@ -197,7 +204,7 @@ class Flights:
             try:
                 self._feed(flight, stream, worker)
                 unpacked = worker.finish()
-            except CorruptLayer:
+            except (CorruptLayer, LimitExceeded):
                 # altered bytes rarely unpack: what the registry sent decides which error is the true one
                 _drain(stream)
                 raise
@@ -211,6 +218,7 @@ class Flights:
             flight.cancellation.check()
             stored = self._store.commit_layer(staged, blob.digest, unpacked)
             told = {
+                "request": flight.request,
                 "layer": blob.digest,
                 "image": flight.source.reference,
                 "bytes": stream.received_bytes,

@@ -316,9 +316,11 @@ class Cancellation:
     Args:
         what: what is being done, as an error would name it: "pull of docker.io/library/busybox:latest".
         deadline: `time.monotonic()` at which to give up, or None.
+        request: the id of the caller's request, for the log; empty where there is none.
     """
 
-    def __init__(self, what: str, deadline: float | None = None) -> None:
+    def __init__(self, what: str, deadline: float | None = None, *, request: str = "") -> None:
+        self.request = request
         self._what = what
         self._deadline = deadline
         self._lock = threading.Lock()
@@ -376,7 +378,7 @@ class Cancellation:
         """
         own = None if seconds is None else time.monotonic() + seconds
         deadlines = [deadline for deadline in (self._deadline, own) if deadline is not None]
-        inner = Cancellation(what or self._what, min(deadlines, default=None))
+        inner = Cancellation(what or self._what, min(deadlines, default=None), request=self.request)
         withdraw = self.on_cancel(inner.cancel)
         try:
             yield inner

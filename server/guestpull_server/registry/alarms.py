@@ -41,14 +41,19 @@ class Alarms:
         self._thread: threading.Thread | None = None
 
     def after(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
-        """Have something called after so many seconds; it must not block. Returns what cancels it."""
+        """Have something called after so many seconds; it must not block. Returns what cancels it.
+
+        Raises:
+            RuntimeError: no thread can be had.
+        """
         alarm = _Alarm(time.monotonic() + seconds, next(self._numbers), call)
         with self._changed:
-            heapq.heappush(self._heap, alarm)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="alarms", daemon=True)
-                self._thread.start()
-            elif self._heap[0] is alarm:
+                thread = threading.Thread(target=self._run, name="alarms", daemon=True)
+                thread.start()  # where none can be had, the next alarm tries again
+                self._thread = thread
+            heapq.heappush(self._heap, alarm)
+            if self._heap[0] is alarm:
                 self._changed.notify()
         return lambda: self._cancel(alarm)
 

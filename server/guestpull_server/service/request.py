@@ -41,7 +41,8 @@ def answering(context: grpc.ServicerContext, rpc: str, **asked: Fact) -> Iterato
     """
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
-    request = Request(secrets.token_hex(4), Cancellation(rpc, deadline))
+    name = secrets.token_hex(4)
+    request = Request(name, Cancellation(rpc, deadline, request=name))
     if not context.add_callback(request.cancellation.cancel):
         request.cancellation.cancel()
     started = time.monotonic()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from guestpull_server.registry.alarms import Alarms
 
 PATIENCE = 10.0
@@ -45,3 +47,23 @@ def test_an_alarm_that_is_set_by_an_alarm_rings_too() -> None:
     alarms.after(0, set_another)
 
     assert done.wait(PATIENCE)
+
+
+def test_an_alarm_for_which_no_thread_can_be_had_is_an_error_and_the_next_one_rings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alarms = Alarms()
+    rung: list[str] = []
+    done = threading.Event()
+
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patching:
+        patching.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError):
+            alarms.after(0, lambda: rung.append("never set"))
+    alarms.after(0.01, done.set)
+
+    assert done.wait(PATIENCE)
+    assert rung == []
