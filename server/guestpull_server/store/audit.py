@@ -22,7 +22,7 @@ from guestpull_server.errors import InvalidDigest, storage_errors
 from guestpull_server.models import Digest, ImageConfig, StoredLayer
 from guestpull_server.store.catalog import FILE_NAME
 from guestpull_server.store.copies import image_id_of, read_copy
-from guestpull_server.store.entries import ImageRecord, Unreadable
+from guestpull_server.store.entries import ImageRecord, Unreadable, metas_problem
 from guestpull_server.store.facts import contradiction
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.paths import is_directory
@@ -217,16 +217,28 @@ def _shared_directories(inventory: Inventory, users: Mapping[Digest, Sequence[Di
 def _images(inventory: Inventory) -> Iterator[Finding]:
     path = inventory.path(FILE_NAME)
     known = frozenset(inventory.catalog.layers.keys() | inventory.facts.keys())
+    certain = {
+        digest: layer
+        for digest, layer in inventory.catalog.layers.items()
+        if digest not in inventory.facts or not contradiction(layer, inventory.facts[digest])
+    }
     for image_id, record in sorted(inventory.catalog.images.items()):
         for layer in dict.fromkeys(record.layers):
             if layer.compressed_digest not in known:
                 sentence = f"layer {layer.compressed_digest} of image {image_id} has no entry in layer_db."
                 yield Finding(Fault.MISSING, path, sentence, _REPAIR, layer.compressed_digest, (image_id,))
-        yield from _image(inventory, record)
+        yield from _image(inventory, record, certain)
 
 
-def _image(inventory: Inventory, record: ImageRecord) -> Iterator[Finding]:
-    """An image that we recorded has a copy, and its config to the letter."""
+def _image(
+    inventory: Inventory, record: ImageRecord, certain: Mapping[Digest, StoredLayer]
+) -> Iterator[Finding]:
+    """An image says of its layers what layer_db says; one that we recorded has its config to the letter."""
+    ours = any(image_id_of(name) == record.image_id for name in inventory.images)
+    problem = metas_problem(record, certain, of_another_program=not ours)
+    if problem:
+        path = inventory.path(FILE_NAME)
+        yield Finding(Fault.CORRUPT, path, f"image {record.image_id} was altered: {problem}.", _START)
     for name in inventory.images:
         if image_id_of(name) == record.image_id:
             path = inventory.path("images", name)

@@ -23,6 +23,7 @@ from guestpull_server.store.entries import (
     Unreadable,
     check_config,
     differ,
+    each_once,
     encoded,
     layer_fields,
     metas_fields,
@@ -108,13 +109,10 @@ class Catalog:
         digest = layer.compressed_digest
         self._layers[digest] = written_entry(read_entry(self._layers.get(digest)) | layer_fields(layer))
         self.layers[digest] = layer
-        for image_id, record in list(self.images.items()):
+        for record in list(self.images.values()):
             if any(one.compressed_digest == digest and differ(one, layer) for one in record.layers):
                 layers = tuple(layer if one.compressed_digest == digest else one for one in record.layers)
-                entry = read_entry(self._images[image_id])
-                self._images[image_id] = written_entry(entry | metas_fields(layers, entry))
-                self.images[image_id] = dataclasses.replace(record, layers=layers)
-                self.touched.add(image_id)
+                self._put_metas(record, layers)
 
     def drop_layer(self, digest: Digest) -> None:
         """Forget a layer."""
@@ -165,6 +163,18 @@ class Catalog:
         self._images.pop(image_id, None)
         self.images.pop(image_id, None)
         self.touched.add(image_id)
+
+    def put_metas_right(self, image_id: Digest) -> None:
+        """Have an image say of its layers what layer_db says, in the order of its config."""
+        record = self.images[image_id]
+        layers = tuple(self.layers.get(layer.compressed_digest, layer) for layer in record.layers)
+        self._put_metas(record, layers)
+
+    def _put_metas(self, record: ImageRecord, layers: tuple[StoredLayer, ...]) -> None:
+        entry = read_entry(self._images[record.image_id])
+        self._images[record.image_id] = written_entry(entry | metas_fields(layers, entry))
+        self.images[record.image_id] = dataclasses.replace(record, layers=layers, metas=each_once(layers))
+        self.touched.add(record.image_id)
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:

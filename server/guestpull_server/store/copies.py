@@ -66,6 +66,15 @@ class ImageCopies:
             if image_id is not None and (name.endswith(TEMPORARY) or catalog.image_entry(image_id) is None):
                 os.unlink(os.path.join(self._directory, name))
 
+    def image_ids(self) -> frozenset[Digest]:
+        """The images that have a copy: those that were recorded here, and not by another program.
+
+        Raises:
+            OSError: the operating system refuses.
+        """
+        found = map(image_id_of, os.listdir(self._directory))
+        return frozenset(image_id for image_id in found if image_id is not None)
+
     def take_in(self, catalog: Catalog) -> None:
         """Give a catalog the images that are certain, whose layers it has."""
         for name in sorted(os.listdir(self._directory)):

@@ -45,13 +45,28 @@ class _ImageMeta(msgspec.Struct, frozen=True):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image as meta_store.json has it; `layers` as its own `layer_metas` say them."""
+    """An image as meta_store.json has it.
+
+    Attributes:
+        image_id: the digest of its config.
+        manifest_digest: the digest of its platform's manifest.
+        references: its names.
+        config: its image config, as it is written.
+        layers: as its `layer_metas` say them, in the order of its config, bottom-most first.
+        metas: its `layer_metas` as they stand in the file; empty where it was not read from one.
+    """
 
     image_id: Digest
     manifest_digest: Digest
     references: tuple[str, ...]
     config: bytes
     layers: tuple[StoredLayer, ...]
+    metas: tuple[StoredLayer, ...] = ()
+
+    @property
+    def diff_ids(self) -> list[Digest]:
+        """Those of its layers, bottom-most first."""
+        return [layer.uncompressed_digest for layer in self.layers]
 
 
 # -- reading ------------------------------------------------------------------------------------------------
@@ -93,9 +108,10 @@ class EntryReader:
         if meta.id != key:
             raise Unreadable("its key is another digest")
         config = bytes(meta.image_config)
-        layers = _in_full(config, [self._layer(layer) for layer in meta.layer_metas])
+        metas = tuple(self._layer(layer) for layer in meta.layer_metas)
+        layers = _in_full(config, metas)
         names = dict.fromkeys(name for name in (meta.reference, *meta.references) if name)
-        return ImageRecord(self._digest(key), self._digest(meta.digest), tuple(names), config, layers)
+        return ImageRecord(self._digest(key), self._digest(meta.digest), tuple(names), config, layers, metas)
 
     def _layer(self, meta: _LayerMeta) -> StoredLayer:
         found = self._layers.get(meta)
@@ -137,7 +153,7 @@ def _metas_of(entries: Entry, wanted: type[_Meta]) -> Iterator[tuple[str, _Meta 
                 yield key, Unreadable(str(error))
 
 
-def _in_full(config: bytes, metas: list[StoredLayer]) -> tuple[StoredLayer, ...]:
+def _in_full(config: bytes, metas: tuple[StoredLayer, ...]) -> tuple[StoredLayer, ...]:
     """The layers as the manifest has them: where one occurs twice, layer_metas has it once."""
     try:
         rootfs = msgspec.json.decode(config, type=ImageConfig).rootfs
@@ -145,11 +161,43 @@ def _in_full(config: bytes, metas: list[StoredLayer]) -> tuple[StoredLayer, ...]
         raise Unreadable(f"its image_config: {error}") from None
     diff_ids = (rootfs.diff_ids if rootfs else None) or []
     if [layer.uncompressed_digest for layer in metas] == diff_ids:
-        return tuple(metas)
+        return metas
     by_diff_id: dict[str, StoredLayer] = {layer.uncompressed_digest: layer for layer in metas}
     if by_diff_id.keys() != set(diff_ids):
         raise Unreadable("its layer_metas are not the layers that its image_config names")
     return tuple(by_diff_id[diff_id] for diff_id in diff_ids)
+
+
+def metas_problem(
+    record: ImageRecord, layers: Mapping[Digest, StoredLayer], *, of_another_program: bool
+) -> str:
+    """Why an image's `layer_metas`, which image-rs mounts as they stand, are not as they should be; or "".
+
+    Args:
+        record: the image.
+        layers: what layer_db says.
+        of_another_program: image-rs leaves a layer that occurs twice at its bottom-most place.
+    """
+    if not record.metas:
+        return ""
+    if len({meta.compressed_digest for meta in record.metas}) < len(record.metas):
+        return "its layer_metas name a layer twice"
+    written = [meta.uncompressed_digest for meta in record.metas]
+    wanted = record.diff_ids
+    in_order = written == wanted or _topmost(written) == _topmost(wanted)
+    if not in_order and not (of_another_program and written == list(dict.fromkeys(wanted))):
+        return "its layer_metas are in another order than the diff_ids of its image_config"
+    for meta in record.metas:
+        entry = layers.get(meta.compressed_digest, meta)
+        if entry is not meta and differ(entry, meta):
+            return (
+                f"its layer_metas say of layer {meta.compressed_digest} what its entry in layer_db does not"
+            )
+    return ""
+
+
+def _topmost(diff_ids: list[Digest]) -> list[Digest]:
+    return list(dict.fromkeys(reversed(diff_ids)))
 
 
 def check_config(config: bytes) -> None:
@@ -206,14 +254,19 @@ def metas_fields(layers: tuple[StoredLayer, ...], image: Entry) -> Entry:
     with suppress(KeyError, msgspec.DecodeError):
         for meta in msgspec.json.decode(image["layer_metas"], type=list[Entry]):
             before[msgspec.json.decode(meta["compressed_digest"], type=str)] = meta
-    once = {layer.compressed_digest: layer for layer in reversed(layers)}
     return encoded(
         {
             "layer_metas": [
-                before.get(digest, {}) | layer_fields(layer) for digest, layer in reversed(once.items())
+                before.get(layer.compressed_digest, {}) | layer_fields(layer) for layer in each_once(layers)
             ]
         }
     )
+
+
+def each_once(layers: tuple[StoredLayer, ...]) -> tuple[StoredLayer, ...]:
+    """The layers of an image as its `layer_metas` have them: each once, at its topmost place."""
+    once = {layer.compressed_digest: layer for layer in reversed(layers)}
+    return tuple(reversed(once.values()))
 
 
 def name_fields(references: tuple[str, ...]) -> Entry:

@@ -18,7 +18,7 @@ from guestpull_server.store import catalog as catalogs
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.copies import ImageCopies
 from guestpull_server.store.durability import Durability
-from guestpull_server.store.entries import Unreadable
+from guestpull_server.store.entries import Unreadable, metas_problem
 from guestpull_server.store.facts import (
     FactsFile,
     LayerFacts,
@@ -76,6 +76,8 @@ class Ledger:
                 )
             else:
                 self._copies.drop_strays(self.catalog)
+            self._put_metas_right()
+            self._recall_facts()
         self.names = ImageNames(self.catalog.images)
         # what is written here can be written later, and must not keep a full disk from being emptied
         with suppress(StorageFull):
@@ -121,6 +123,21 @@ class Ledger:
                     self._dirty = True
             if altered:
                 self.warnings.append(f"{self._path}: the entry of layer {digest} was put right: {altered}")
+
+    def _put_metas_right(self) -> None:
+        """Have images say of their layers what layer_db says: image-rs mounts what they say."""
+        recorded_here = self._copies.image_ids()
+        for image_id, record in list(self.catalog.images.items()):
+            of_another_program = image_id not in recorded_here
+            problem = metas_problem(record, self.catalog.layers, of_another_program=of_another_program)
+            known = (self.catalog.layers.get(layer.compressed_digest, layer) for layer in record.layers)
+            if problem and [one.uncompressed_digest for one in known] == record.diff_ids:
+                self.catalog.put_metas_right(image_id)
+                self._dirty = True
+                self.warnings.append(f"{self._path}: image {image_id} was put right: {problem}")
+
+    def _recall_facts(self) -> None:
+        """Have layers know where they are, and what is known of them."""
         self._paths.find_moved(self.catalog.layers.values(), self._facts, is_made_elsewhere=False)
         for layer in self.catalog.layers.values():
             self.catalog.layers[layer.compressed_digest] = with_facts(layer, self._facts_of(layer))

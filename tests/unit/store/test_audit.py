@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,62 @@ def test_a_missing_layer_is_found_with_the_images_that_need_it(shop: Path) -> No
     assert (finding.layer, finding.images) == (BASE.digest, (SHOP.image_id,))
     assert BASE.digest in finding.sentence
     assert "verify --repair" in finding.remedy
+
+
+def image_entry(work_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the entry of the one image."""
+    meta = json.loads((work_dir / "meta_store.json").read_bytes())
+    (entry,) = meta["image_db"].values()
+    change(entry)
+    (work_dir / "meta_store.json").write_text(json.dumps(meta))
+
+
+def reverse(entry: dict[str, Any]) -> None:
+    entry["layer_metas"].reverse()
+
+
+def move(entry: dict[str, Any]) -> None:
+    entry["layer_metas"][0]["store_path"] = "/elsewhere/layers/0"
+
+
+def encrypt(entry: dict[str, Any]) -> None:
+    entry["layer_metas"][0]["encrypted"] = True
+
+
+def repeat(entry: dict[str, Any]) -> None:
+    entry["layer_metas"].append(entry["layer_metas"][0])
+
+
+@pytest.mark.parametrize("change", [reverse, move, encrypt, repeat])
+def test_what_image_rs_would_mount_otherwise_is_corrupt_and_put_right_by_a_start(
+    shop: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    before = json.loads((shop / "meta_store.json").read_bytes())
+    image_entry(shop, change)
+
+    (finding,) = audit(str(shop))
+
+    assert finding.fault is Fault.CORRUPT
+    assert SHOP.image_id in finding.sentence
+    store = open_store(shop)
+    assert SHOP.image_id in " ".join(store.warnings)
+    store.close()
+    assert audit(str(shop)) == ()
+    assert json.loads((shop / "meta_store.json").read_bytes()) == before
+
+
+def test_a_layer_that_occurs_twice_may_be_anywhere_in_what_image_rs_wrote(
+    store: Store, work_dir: Path
+) -> None:
+    doubled = image(BASE, TOP, BASE)
+    pulled(store, doubled, LATEST)
+    store.close()
+    image_entry(work_dir, reverse)  # image-rs leaves it at its bottom-most place
+
+    assert [one.fault for one in audit(str(work_dir))] == [Fault.CORRUPT]
+    for copy in (work_dir / "images").iterdir():
+        copy.unlink()
+    assert audit(str(work_dir)) == ()
 
 
 def test_a_copy_is_audited_although_what_it_was_copied_from_is_still_there(
