@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from guestpull_server.errors import AmbiguousImage, ImageInUse, ImageNotPresent, ReadOnlyImage
 from guestpull_server.models import Digest, Platform
-from guestpull_server.store import Store
+from guestpull_server.store import Store, collect_garbage
 from support.images import Image, file, image, layer
 from support.stores import AMD64, MountsInMemory, bundled, is_whole, open_store, pulled, put_layer, resolved
 
@@ -302,6 +303,21 @@ def test_images_and_layers_of_read_only_stores_are_there_and_nothing_is_written(
     assert stored.layers[0].implied_directories == (b"usr", b"\xff\xfe")
     store.close()
     assert snapshot(baked) == before
+
+
+def test_an_image_that_a_read_only_store_has_not_whole_is_recorded_here(
+    work_dir: Path, baked: Path, mounts: MountsInMemory
+) -> None:
+    shutil.rmtree(baked / "layers" / Digest(TOP.digest).directory_name)
+    store = open_store(work_dir, additional_stores=[baked])
+
+    stored = pulled(store, SHOP, LATEST)
+
+    assert stored.read_only_store == ""
+    assert [store.is_read_only(one) for one in stored.layers] == [True, False]
+    assert store.image_for(LATEST, AMD64) == stored
+    store.close()
+    assert collect_garbage(str(work_dir), mounts) == ()
 
 
 def test_an_image_of_a_read_only_store_is_not_removed(work_dir: Path, baked: Path) -> None:
