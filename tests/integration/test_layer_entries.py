@@ -373,6 +373,13 @@ def test_a_parent_behind_more_links_is_an_error(unpacker: Unpacker, links: int) 
         unpacker.unpack(*_chain(links), file("l0/f"))
 
 
+def test_implied_directories_below_one_that_is_replaced_are_no_longer_told(unpacker: Unpacker) -> None:
+    unpacked = unpacker.unpack(
+        file("p/a/b/c/f"), directory("p/a/e"), file("p/a/e/g/f"), file("p/ab/f"), file("p/a")
+    )
+    assert unpacked.result.implied_directories == (b"", b"p", b"p/ab")
+
+
 @pytest.mark.parametrize("target", ["missing/../d", "../../d/.", "/x/y/../../d/", "f/../d", "d//"])
 def test_a_link_leads_where_its_target_says(unpacker: Unpacker, target: str) -> None:
     unpacked = unpacker.unpack(directory("d"), file("f"), symlink("l", target), file("l/x"))

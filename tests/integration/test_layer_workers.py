@@ -23,7 +23,7 @@ from guestpull_server.errors import CorruptLayer, LimitExceeded, StorageFailed, 
 from guestpull_server.layer import LayerWorker, LayerWorkers
 from guestpull_server.models import KiB, MiB
 from support.daemon import Tmpfs
-from support.images import Layer, directory, file, files, layer, layer_of_tar, symlink, tar_of
+from support.images import Entry, Layer, directory, file, files, layer, layer_of_tar, symlink, tar_of
 from support.unpacking import Unpacker, feed
 
 MakeWorkers = Callable[[Limits], LayerWorkers]
@@ -309,7 +309,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-# -- memory -------------------------------------------------------------------------------------------------
+# -- costs --------------------------------------------------------------------------------------------------
 
 
 def _pss(pid: int) -> int:
@@ -331,6 +331,21 @@ def test_a_bomb_costs_a_worker_no_memory(unpacker: Unpacker) -> None:
         wait_for(lambda: (root / "zeros").exists() and (root / "zeros").stat().st_size >= 250 * MiB)
         (pid,) = _children(unpacker.workers.pid)
         assert _pss(pid) < 24 * MiB
+
+
+def test_replacing_directories_costs_the_same_however_many_were_implied(unpacker: Unpacker) -> None:
+    many = [file(f"i{number}/f") for number in range(20_000)]
+
+    def seconds(*entries: Entry) -> float:
+        blob = layer(*entries).blob
+        with unpacker.workers.unpack(str(unpacker.directory()), "sha256", "sha256:…") as worker:
+            started = time.monotonic()
+            feed(worker, blob)
+            worker.finish()
+            return time.monotonic() - started
+
+    plain = seconds(*many)
+    assert seconds(*many, *[directory("x"), file("x")] * 6000) < 4 * plain
 
 
 def test_entries_cost_a_worker_no_memory(unpacker: Unpacker) -> None:

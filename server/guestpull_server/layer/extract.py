@@ -197,7 +197,7 @@ class Extractor:
         if entry.xattrs:
             self._set_xattrs(name, entry)
         os.utime(name, ns=(entry.atime_ns, entry.mtime_ns))
-        self._directories.implied.pop(self._absolute(name)[1:], None)
+        self._no_longer_implied(name)
 
     def _root(self, entry: Entry) -> None:
         _check_owner(entry)
@@ -281,7 +281,7 @@ class Extractor:
             # the layer has put something there already; what must go is a lower layer's directory below it
             if stat.S_ISDIR(os.lstat(hidden).st_mode):
                 whiteout.make_opaque(hidden)
-                self._directories.implied.pop(self._absolute(hidden)[1:], None)
+                self._no_longer_implied(hidden)
 
     # -- attributes -----------------------------------------------------------------------------------------
 
@@ -341,16 +341,14 @@ class Extractor:
         lost = self._record.lost if self._record is not None else None
         status = os.lstat(name)
         if stat.S_ISDIR(status.st_mode):
-            self.replaced_bytes += remove_directory(name, lost)
-            gone = self._absolute(name)[1:]
-            for path in [
-                path for path in self._directories.implied if path == gone or path.startswith(gone + b"/")
-            ]:
-                del self._directories.implied[path]
+            self.replaced_bytes += remove_directory(name, lost, self._no_longer_implied)
         else:
             self.replaced_bytes += remove_file(name, status, lost)
         # a link that is gone may have been on the way to where we believe to be
         self._parent = _NOWHERE
+
+    def _no_longer_implied(self, name: bytes) -> None:
+        self._directories.implied.pop(self._absolute(name)[1:], None)
 
     def _absolute(self, name: bytes) -> bytes:
         current = self._directories.path

@@ -28,8 +28,13 @@ def remove_file(name: bytes, status: os.stat_result, lost: Lost | None) -> int:
     return gone
 
 
-def remove_directory(name: bytes, lost: Lost | None) -> int:
+def remove_directory(name: bytes, lost: Lost | None, removed: Callable[[bytes], None]) -> int:
     """Remove a directory with all that is in it: what is no directory first, by name; then each directory.
+
+    Args:
+        name: the directory.
+        lost: see Lost.
+        removed: is given the path, beginning with `name`, of each directory that is gone.
 
     Returns the bytes of content that go away.
     """
@@ -47,5 +52,7 @@ def remove_directory(name: bytes, lost: Lost | None) -> int:
         if directories:
             left += reversed(directories)
         else:
-            os.rmdir(left.pop())
+            empty = left.pop()
+            os.rmdir(empty)
+            removed(empty)
     return gone
