@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
+import string
+from urllib.parse import quote
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from guestpull_server import errors
-from guestpull_server.errors import GuestpullError, ImageNotPresent
+from guestpull_server.errors import GuestpullError, ImageNotPresent, NoMatchingPlatform
 from guestpull_server.service.status import status_of
 
 
@@ -42,6 +45,41 @@ def test_a_bug_tells_the_client_nothing_but_the_requests_id() -> None:
     assert status.details is not None
     assert "secret" not in status.details
     assert "0badcafe" in status.details
+
+
+def _header_bytes(status: grpc.Status) -> int:
+    """What the answer's headers take, as HTTP/2 counts them, but for names."""
+    details = dict(status.trailing_metadata or ())["grpc-status-details-bin"]
+    assert isinstance(details, bytes)
+    return len(quote(status.details or "", safe=string.printable)) + len(base64.b64encode(details))
+
+
+@pytest.mark.parametrize("text", ["u" * 20_000, "ü" * 20_000, "\0%" * 20_000, "\U0001f600" * 20_000])
+def test_a_long_text_of_a_caller_or_a_registry_leaves_room_for_the_code_and_the_id(text: str) -> None:
+    status = status_of(NoMatchingPlatform(text, text, text), "0badcafe")
+    message, info = _details(status)
+
+    assert _header_bytes(status) < 8 * 1024
+    assert message.message.endswith("[request 0badcafe]")
+    assert info.reason == NoMatchingPlatform.reason
+    assert "…" in message.message
+    assert "…" in info.metadata["reference"]
+
+
+def test_a_long_message_keeps_its_end_which_says_what_to_do() -> None:
+    error = ImageNotPresent("u" * 20_000)
+
+    message, _ = _details(status_of(error, "0badcafe"))
+
+    assert message.message.endswith(f"{error.explain()[-60:]} [request 0badcafe]")
+    assert message.message.startswith(error.explain()[:60])
+
+
+def test_a_file_name_that_is_no_text_is_told_all_the_same() -> None:
+    message, info = _details(status_of(ImageNotPresent("a\udcffb"), "0badcafe"))
+
+    assert "a\\udcffb" in message.message
+    assert info.metadata["image"] == "a\\udcffb"
 
 
 CLASSES = [
