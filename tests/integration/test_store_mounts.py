@@ -11,14 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from guestpull_server.errors import BundleBusy, BundleExists, LayerInUse
+from guestpull_server.errors import (
+    BundleBusy,
+    BundleExists,
+    InvalidStore,
+    LayerInUse,
+    ReadOnlyImage,
+    StorageFailed,
+)
 from guestpull_server.models import Digest, StoredImage
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
 from guestpull_server.store import Store, audit, collect_garbage
 from support.images import file, image, layer
-from support.stores import pulled, write_config
+from support.stores import pulled, put_layer, write_config
 
-BASE, TOP = layer(file("a")), layer(file("b"))
+BASE, TOP, SIDE = layer(file("a")), layer(file("b")), layer(file("c"))
 SHOP = image(BASE, TOP)
 LATEST = "docker.io/library/shop:latest"
 
@@ -130,6 +137,114 @@ def test_a_bundle_behind_a_link_is_mounted_and_keeps_its_layers(disk: Path) -> N
             store.discard_layer(Digest(BASE.digest))
         store.release_bundle(str(disk / "alias/bundle"))
         assert not os.path.ismount(disk / "real/bundle/rootfs")
+
+
+@contextmanager
+def mount(place: Path, *options: str) -> Iterator[None]:
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", *options, str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@contextmanager
+def with_its_own_mount_of_layers(work_dir: Path, *options: str) -> Iterator[None]:
+    """Bind-mount layers/ of a store to itself, with options."""
+    layers = str(work_dir / "layers")
+    with mount(work_dir / "layers", "--bind", layers):
+        subprocess.run(["mount", "-o", ",".join(["remount", "bind", *options]), layers], check=True)
+        yield
+
+
+def test_an_image_whose_layers_are_mounted_read_only_is_kept(disk: Path) -> None:
+    with opened(disk / "work") as store:
+        pulled(store, SHOP, LATEST)
+        put_layer(store, SIDE)
+
+    with with_its_own_mount_of_layers(disk / "work", "ro"):
+        with opened(disk / "work") as store:
+            stored = store.find_image(SHOP.image_id, None)
+            assert all(store.is_read_only(one) and store.is_present(one) for one in stored.layers)
+            with pytest.raises(ReadOnlyImage, match="read-only"):
+                store.remove_image(stored, None, force=True)
+            with pytest.raises(StorageFailed, match="mounted read-only"):
+                store.discard_layer(Digest(BASE.digest))
+            with pytest.raises(StorageFailed, match="mounted read-only"):
+                put_layer(store, layer(file("new")))
+            store.delete_unused([Digest(SIDE.digest)])
+            assert store.find_image(SHOP.image_id, None) == stored
+            bundle = mounted_bundle(store, stored, disk / "bundle")
+            assert (bundle / "one").read_bytes() == TOP.tar
+            store.release_bundle(str(disk / "bundle"))
+        assert collect_garbage(str(disk / "work"), OverlayMounts()) == ()
+
+    with opened(disk / "work") as store:
+        assert len(store.layers()) == 3
+        assert all(store.is_present(one) and not store.is_read_only(one) for one in store.layers())
+
+
+def test_layers_on_a_mount_of_their_own_are_deleted_where_they_are(disk: Path) -> None:
+    with opened(disk / "work") as store:
+        pulled(store, SHOP, LATEST)
+
+    with with_its_own_mount_of_layers(disk / "work", "rw"), opened(disk / "work") as store:
+        removal = store.remove_image(store.find_image(SHOP.image_id, None), None, force=False)
+
+        assert len(removal.deleted_layers) == 2
+        assert os.listdir(disk / "work/layers") == []
+    assert audit(str(disk / "work")) == ()
+
+
+@contextmanager
+def below_an_overlay(lower: Path, place: Path) -> Iterator[None]:
+    """What a guest sees of its root filesystem: the image, with a tmpfs above it."""
+    for name in ("upper", "scratch"):
+        (place.parent / name).mkdir()
+    options = f"lowerdir={lower},upperdir={place.parent}/upper,workdir={place.parent}/scratch"
+    with mount(place, "-t", "overlay", "overlay", "-o", options):
+        yield
+
+
+def test_a_store_that_is_seen_through_an_overlay_is_refused(disk: Path) -> None:
+    with opened(disk / "image/store") as store:
+        pulled(store, SHOP, LATEST)
+
+    with below_an_overlay(disk / "image", disk / "root"):
+        with (
+            pytest.raises(InvalidStore, match=r"overlayfs.*bind-mount"),
+            opened(disk / "work", additional_stores=(disk / "root/store",)),
+        ):
+            pass
+        with (
+            mount(disk / "root/store", "--bind", str(disk / "image/store")),
+            opened(disk / "work", additional_stores=(disk / "root/store",)) as store,
+        ):
+            assert len(store.images()) == 1
+
+
+def test_a_work_directory_on_an_overlay_is_told_of(disk: Path) -> None:
+    (disk / "image").mkdir()
+
+    with below_an_overlay(disk / "image", disk / "root"):
+        with opened(disk / "root/work") as store:
+            (warning,) = store.warnings
+        assert "overlayfs" in warning
+        assert "additional_stores" in warning
+
+
+def test_a_work_directory_whose_entries_lead_to_an_overlay_is_told_of(disk: Path) -> None:
+    with opened(disk / "image/store") as store:
+        pulled(store, SHOP, LATEST)
+    (disk / "work").mkdir()
+    entries = (disk / "image/store/meta_store.json").read_text()
+    (disk / "work/meta_store.json").write_text(entries.replace(f"{disk}/image", f"{disk}/root"))
+
+    with below_an_overlay(disk / "image", disk / "root"), opened(disk / "work") as store:
+        (warning,) = store.warnings
+
+    assert f"{disk}/root/store/layers" in warning
 
 
 @pytest.mark.parametrize("kind", ["squashfs", "erofs"])

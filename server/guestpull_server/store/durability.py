@@ -46,27 +46,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-_TMPFS_MAGIC: Final = 0x01021994
-_RAMFS_MAGIC: Final = 0x858458F6
+from guestpull_server.store.filesystems import is_volatile
+
 TEMPORARY: Final = ".new"
 """What the name of a file that is being written ends with; without meaning after a crash."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def is_volatile(path: str) -> bool:
-    """Whether the file system of a path lives in memory."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.statfs(os.fsencode(path), buffer) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    kind = int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder)
-    return kind in (_TMPFS_MAGIC, _RAMFS_MAGIC)
 
 
 class Durability:

@@ -79,11 +79,12 @@ def _unused(inventory: Inventory) -> tuple[Garbage, ...]:
 def _unused_layers(inventory: Inventory) -> list[StoredLayer]:
     """Layers with an entry, in this work directory or gone, that nobody uses."""
     used = inventory.used_layers()
+    can_go = not inventory.keeps_its_layers
     return [
         layer
         for digest, layer in sorted(inventory.catalog.layers.items())
         if digest not in used
-        and (inventory.paths.is_ours(layer) or not is_directory(inventory.paths.local(layer)))
+        and ((can_go and inventory.paths.is_ours(layer)) or not is_directory(inventory.paths.local(layer)))
     ]
 
 

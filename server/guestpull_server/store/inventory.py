@@ -17,6 +17,7 @@ from guestpull_server.store.copies import image_id_of
 from guestpull_server.store.durability import TEMPORARY
 from guestpull_server.store.entries import Unreadable
 from guestpull_server.store.facts import LayerFacts, read_facts, standing_facts
+from guestpull_server.store.filesystems import is_read_only
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.workdir import LOCK, RECORD_SUFFIX, ROOMS, owner_of
 
@@ -38,6 +39,7 @@ class Inventory:
         facts: the facts of layers whose directories are there, by compressed digest.
         paths: where layers are.
         layer_directories: what is in layers/.
+        keeps_its_layers: layers/ is mounted read-only.
         records: what is in records/.
         images: what is in images/.
         staging: what is in staging/.
@@ -57,6 +59,7 @@ class Inventory:
     facts: dict[str, LayerFacts]
     paths: LayerPaths
     layer_directories: tuple[str, ...]
+    keeps_its_layers: bool
     records: tuple[str, ...]
     images: tuple[str, ...]
     staging: tuple[str, ...]
@@ -93,11 +96,11 @@ class Inventory:
         return frozenset(used)
 
     def strays(self) -> list[str]:
-        """What is in layers/ and belongs to no layer; its paths.
+        """What is in layers/ and belongs to no layer, and can go; its paths.
 
         Where entries cannot be used, nobody knows what they stand for, and nothing counts as a stray.
         """
-        if self.damage or self.catalog.unusable:
+        if self.damage or self.catalog.unusable or self.keeps_its_layers:
             return []
         claimed = self.claimed_directories()
         return [self.path("layers", name) for name in self.layer_directories if name not in claimed]
@@ -138,6 +141,7 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
     with storage_errors("looking into the work directory", work_dir):
         # the catalog last: a layer that is committed meanwhile has its entry after its directory
         rooms = {room: _names(os.path.join(work_dir, room)) for room in ROOMS}
+        keeps_its_layers = bool(rooms["layers"]) and is_read_only(os.path.join(work_dir, "layers"))
         facts, _ = read_facts(work_dir)
         paths = LayerPaths(work_dir, guest_work_dir)
         catalog, damage = _read_catalog(work_dir, paths)
@@ -163,6 +167,7 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
         facts=facts,
         paths=paths,
         layer_directories=rooms["layers"],
+        keeps_its_layers=keeps_its_layers,
         records=rooms["records"],
         images=rooms["images"],
         staging=rooms["staging"],

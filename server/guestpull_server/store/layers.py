@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from guestpull_server.errors import StorageFull, storage_errors
+from guestpull_server.errors import StorageFailed, StorageFull, storage_errors
 from guestpull_server.models import Digest, StoredLayer, UnpackedLayer
 from guestpull_server.store.deletion import Deletion
 from guestpull_server.store.durability import Durability
@@ -88,7 +88,11 @@ class LayerShelf:
 
     def is_read_only(self, layer: StoredLayer) -> bool:
         """See Store.is_read_only."""
-        return not self._paths.is_ours(layer)
+        return self._work_dir.keeps_its_layers or not self._paths.is_ours(layer)
+
+    def is_kept(self, layer: StoredLayer) -> bool:
+        """Whether it is ours, and cannot go: layers/ is mounted read-only."""
+        return self._work_dir.keeps_its_layers and self._paths.is_ours(layer) and self.is_present(layer)
 
     def record_of(self, layer: StoredLayer) -> str | None:
         """See Store.record_of."""
@@ -101,7 +105,10 @@ class LayerShelf:
 
     def commit(self, staged: StagedLayer, digest: Digest, unpacked: UnpackedLayer) -> StoredLayer:
         """See Store.commit_layer."""
-        with storage_errors(f"committing layer {digest}", self._work_dir.path):
+        doing = f"committing layer {digest}"
+        if self._work_dir.keeps_its_layers:
+            raise StorageFailed(doing, self._work_dir.layers, "it is mounted read-only")
+        with storage_errors(doing, self._work_dir.path):
             self._durability.sync_tree(staged.directory)
             with self._lock:
                 present = self.get(digest)
@@ -164,7 +171,11 @@ class LayerShelf:
             StorageFailed: the operating system refuses.
         """
         catalog = self._ledger.catalog
-        going = [catalog.layers[digest] for digest in digests if digest in catalog.layers]
+        going = [
+            catalog.layers[digest]
+            for digest in digests
+            if digest in catalog.layers and not self.is_kept(catalog.layers[digest])
+        ]
 
         def forget() -> None:
             if image_id is not None:

@@ -13,12 +13,14 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import Final
 
 from guestpull_server.errors import (
     ImageInUse,
     ImageNotPresent,
     LayerInUse,
     ReadOnlyImage,
+    StorageFailed,
     storage_errors,
 )
 from guestpull_server.models import (
@@ -32,6 +34,7 @@ from guestpull_server.models import (
 from guestpull_server.store.bundle_paths import BundlePaths
 from guestpull_server.store.bundles import BundleReservation, BundleShelf, Mounts, StoredBundle
 from guestpull_server.store.durability import Durability
+from guestpull_server.store.filesystems import is_overlay
 from guestpull_server.store.images import ImageShelf
 from guestpull_server.store.layers import LayerShelf
 from guestpull_server.store.ledger import Ledger
@@ -40,6 +43,12 @@ from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.readonly import ReadOnlyStore
 from guestpull_server.store.trees import remove_tree
 from guestpull_server.store.workdir import StagedLayer, WorkDir, files_of, rooms_of
+
+_ON_OVERLAY: Final = (
+    "lies on overlayfs, which takes no whiteouts and no upper directories, and hides the whiteouts of what is "
+    "below it: layers that delete files are unpacked or shown wrong, and bundles cannot be mounted. Use a work "
+    "directory on tmpfs, and name what lies here in additional_stores by where its own image is mounted"
+)
 
 
 class Store:
@@ -133,6 +142,18 @@ class Store:
                 remove_tree(path)
         self._ledger.read()
         self._ledger.warnings += self._bundles.take_stock()
+        self._ledger.warnings += self._overlays()
+
+    def _overlays(self) -> list[str]:
+        """What will not work because an overlay lies between us and the disk; a sentence, or none."""
+        rooms = (self._work_dir.layers, self._work_dir.overlay, self._work_dir.staging)
+        layers = self._ledger.catalog.layers.values()
+        places = dict.fromkeys((*rooms, *(os.path.dirname(self._paths.local(layer)) for layer in layers)))
+        with storage_errors("asking for the file system", self._work_dir.path):
+            hidden = [place for place in places if os.path.isdir(place) and is_overlay(place)]
+        if not hidden:
+            return []
+        return [f"{hidden[0]} {_ON_OVERLAY}"]
 
     @property
     def work_dir(self) -> str:
@@ -169,7 +190,7 @@ class Store:
         return self._layers.is_present(layer)
 
     def is_read_only(self, layer: StoredLayer) -> bool:
-        """Whether it lies outside of this work directory, where nothing is written or deleted."""
+        """Whether it lies where nothing is written or deleted: in another store, or on a read-only mount."""
         return self._layers.is_read_only(layer)
 
     def record_of(self, layer: StoredLayer) -> str | None:
@@ -219,6 +240,10 @@ class Store:
             ]
             if users or digest in self._layers.pinned:
                 raise LayerInUse(digest, tuple(sorted(users)))
+            if self._is_kept(digest):
+                raise StorageFailed(
+                    f"deleting layer {digest}", self._work_dir.layers, "it is mounted read-only"
+                )
             deletion = self._layers.drop([digest])
         return self._layers.finish(deletion)
 
@@ -294,7 +319,7 @@ class Store:
             force: forget it although bundles use it.
 
         Raises:
-            ReadOnlyImage: it lies in a read-only store.
+            ReadOnlyImage: it lies in a read-only store, or layers/ is mounted read-only.
             ImageInUse: bundles use it.
             ImageNotPresent: it has gone meanwhile.
             StorageFull: the file system has no room.
@@ -318,8 +343,10 @@ class Store:
             )
             if bundles and not force:
                 raise ImageInUse(reference or image.image_id, tuple(sorted(bundles)))
-            digests = [layer.compressed_digest for layer in record.layers]
-            deletion = self._layers.drop(self._unused(digests, image.image_id), image.image_id)
+            going = self._unused((layer.compressed_digest for layer in record.layers), image.image_id)
+            if any(self._is_kept(digest) for digest in going):
+                raise ReadOnlyImage(reference or image.image_id, self._work_dir.layers)
+            deletion = self._layers.drop(going, image.image_id)
         deleted = self._layers.finish(deletion)
         return Removal((image.image_id,), record.references, deleted.layers, deleted.freed_bytes)
 
@@ -382,6 +409,10 @@ class Store:
         """
         with self._lock:
             self._ledger.flush()
+
+    def _is_kept(self, digest: Digest) -> bool:
+        layer = self._ledger.catalog.layers.get(digest)
+        return layer is not None and self._layers.is_kept(layer)
 
     def _unused(self, digests: Iterable[Digest], but_by: Digest | None = None) -> list[Digest]:
         """Those of some layers that no pull, bundle or image uses, but for one image."""

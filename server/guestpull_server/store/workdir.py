@@ -12,6 +12,7 @@ All are 0700: a layer may hold setuid files and devices, which nobody may reach 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -23,6 +24,7 @@ from guestpull_server.errors import WorkDirInUse, storage_errors
 from guestpull_server.models import Digest
 from guestpull_server.store import catalog, facts
 from guestpull_server.store.durability import TEMPORARY
+from guestpull_server.store.filesystems import is_read_only
 from guestpull_server.store.trees import remove_tree
 
 LOCK: Final = "lock"
@@ -46,6 +48,10 @@ def files_of(work_dir: str) -> tuple[str, ...]:
 class WorkDir:
     """One work directory, owned by this process from here to `close`.
 
+    Attributes:
+        path: where it is; `layers`, `records`, `images`, `overlay` and `staging` are its rooms.
+        keeps_its_layers: layers/ is mounted read-only: nothing comes into it, and nothing goes.
+
     Raises:
         WorkDirInUse: another process owns it.
         StorageFailed: it cannot be made or used.
@@ -60,6 +66,7 @@ class WorkDir:
             try:
                 for room in ROOMS:
                     os.makedirs(os.path.join(path, room), mode=0o700, exist_ok=True)
+                self.keeps_its_layers = is_read_only(self.layers)
             except BaseException:
                 os.close(self._lock)
                 raise
@@ -105,9 +112,19 @@ class WorkDir:
         return staged + [path for path in unfinished if os.path.lexists(path)]
 
     def set_aside(self, path: str) -> str:
-        """Rename a file or directory into staging/, out of sight; returns where it is now."""
-        aside = os.path.join(self.staging, secrets.token_hex(8))
-        os.rename(path, aside)
+        """Rename a file or directory into staging/, out of sight; returns where it is now.
+
+        Where its room is a mount of its own, it is hidden there, under a name that belongs to nothing.
+        """
+        name = secrets.token_hex(8)
+        aside = os.path.join(self.staging, name)
+        try:
+            os.rename(path, aside)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            aside = os.path.join(os.path.dirname(path), f".{name}")
+            os.rename(path, aside)
         return aside
 
     def discard(self, path: str) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from guestpull_server.errors import StorageFailed, StorageFull
 from guestpull_server.store import durability
-from guestpull_server.store.durability import Durability, is_volatile
+from guestpull_server.store.durability import Durability
+from guestpull_server.store.filesystems import is_volatile
 from support.images import file, image, layer
 from support.store_story import check_end, check_from_outside, check_store, tell_the_story
 from support.stores import MountsInMemory, bundled, open_store, pulled, put_layer
