@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from guestpull_server.errors import InvalidConfiguration
-from guestpull_server.models import GiB, KiB, MiB
+from guestpull_server.models import GiB, KiB, MiB, without_password
 
 DEFAULT_WORK_DIR = "/run/kata-containers/image"
 
@@ -105,6 +105,13 @@ class ProxyConfig(msgspec.Struct, frozen=True):
     https_proxy: str | None = None
     http_proxy: str | None = None
     no_proxy: str | None = None
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}={without_password(value or '')!r}"
+            for name, value in msgspec.structs.asdict(self).items()
+        )
+        return f"ProxyConfig({', '.join(shown)})"
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):

@@ -308,6 +308,25 @@ class Credentials:
     password: str = field(repr=False)
 
 
+_USERINFO = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)@(?!sha[0-9]+[:-])", re.DOTALL)
+
+
+def without_password(text: str) -> str:
+    """A URL, or what somebody wrote for one or for an image, with *** in the place of a password or token.
+
+    What is before an @ is a user and a password, if it has a colon, or the text a scheme; but before a digest it
+    is an image's name.
+    """
+    found = _USERINFO.match(text)
+    if found is None:
+        return text
+    scheme, userinfo = found.groups()
+    user, colon, _ = userinfo.partition(":")
+    if not colon and not scheme:
+        return text
+    return f"{scheme}{f'{user}:' if colon else ''}***@{text[found.end() :]}"
+
+
 class Cancellation:
     """Tells those who work for a caller that it left, or that its time is up.
 

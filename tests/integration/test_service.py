@@ -307,6 +307,17 @@ def test_credentials_that_are_missing_or_wrong_are_told_apart_and_never_repeated
         with pytest.raises(InvalidArgument) as malformed:
             daemon.client.pull(reference, str(daemon.bundle("one")), auth="s3cr3t-without-colon")
         assert "s3cr3t" not in str(malformed.value) + str(malformed.value.facts)
+        for named in (
+            "https://ann:s3cr3t@127.0.0.1/a",
+            "ann:s3cr3t@127.0.0.1:1/a:1",
+            "https://s3cr3t@127.0.0.1/a",
+        ):
+            with pytest.raises(InvalidArgument) as misplaced:
+                daemon.client.pull(named, str(daemon.bundle("one")))
+            with pytest.raises(NotFound) as missing:
+                daemon.client.remove_image(named)
+            for error in (misplaced.value, missing.value):
+                assert "s3cr3t" not in str(error) + str(error.facts)
         daemon.client.pull(reference, str(daemon.bundle("one")), auth="ann:open sesame")
 
         written = daemon.log.read_text() + json.dumps(daemon.meta_store())

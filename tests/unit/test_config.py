@@ -109,6 +109,12 @@ def test_a_policy_that_cannot_be_enforced_is_refused(tmp_path: Path, demanded: s
             load(tmp_path, content)
 
 
+def test_a_proxy_s_password_is_not_shown(tmp_path: Path) -> None:
+    configuration, _ = load(tmp_path, {"image_pull_proxy": {"https_proxy": "http://ann:s3cr3t@proxy:3128"}})
+
+    assert "http://ann:***@proxy:3128" in repr(configuration)
+
+
 def test_a_policy_of_a_key_broker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfiguration, match="kbs"):
         load(tmp_path, {"image_security_policy_uri": "kbs:///default/policy/1"})

@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from guestpull_server.errors import InvalidDigest, InvalidReference
-from guestpull_server.models import Digest
+from guestpull_server.models import Digest, without_password
 
 DOCKER_HUB: Final = "docker.io"
 _DOCKER_HUB_ALIASES: Final = frozenset({"index.docker.io", DOCKER_HUB})
@@ -51,6 +51,8 @@ class Reference:
         Raises:
             InvalidReference: it is none.
         """
+        if (shown := without_password(text)) != text:
+            raise InvalidReference(shown, "it has a user and a password in it, which are not part of a name")
         name, _, digest_text = text.partition("@")
         try:
             digest = Digest(digest_text) if "@" in text else None

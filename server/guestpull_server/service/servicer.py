@@ -10,7 +10,14 @@ import grpc
 from guestpull_protos import image_service_pb2 as pb
 from guestpull_protos import image_service_pb2_grpc as pb_grpc
 from guestpull_server.errors import InvalidReference, InvalidRequest
-from guestpull_server.models import Credentials, Platform, PulledImage, PullPolicy, StoredImage
+from guestpull_server.models import (
+    Credentials,
+    Platform,
+    PulledImage,
+    PullPolicy,
+    StoredImage,
+    without_password,
+)
 from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
 from guestpull_server.requests import PullObserver, PullRequest
@@ -33,7 +40,9 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         self, request: pb.PullImageRequest, context: grpc.ServicerContext
     ) -> pb.PullImageResponse:
         """An image reference -> a bundle that a runtime can start."""
-        with answering(context, "PullImage", image=request.image_url, bundle=request.bundle_path) as answered:
+        with answering(
+            context, "PullImage", image=without_password(request.image_url), bundle=request.bundle_path
+        ) as answered:
             pulled = self._puller.pull(_pull_request(request), answered.cancellation)
             answered.outcome.update(_outcome(pulled))
             return messages.pull_response(pulled)
@@ -43,7 +52,10 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
     ) -> Iterator[pb.PullImageEvent]:
         """The same, telling what happens meanwhile."""
         with answering(
-            context, "PullImageWithProgress", image=request.image_url, bundle=request.bundle_path
+            context,
+            "PullImageWithProgress",
+            image=without_password(request.image_url),
+            bundle=request.bundle_path,
         ) as answered:
             wanted = _pull_request(request)
 
@@ -58,7 +70,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         self, request: pb.ListImagesRequest, context: grpc.ServicerContext
     ) -> pb.ListImagesResponse:
         """What image_db holds; all of it, or what has a name."""
-        with answering(context, "ListImages", reference=request.reference):
+        with answering(context, "ListImages", reference=without_password(request.reference)):
             wanted = str(Reference.parse(request.reference)) if request.reference else None
             usage = self._store.usage()
             return pb.ListImagesResponse(
@@ -73,7 +85,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         self, request: pb.ListLayersRequest, context: grpc.ServicerContext
     ) -> pb.ListLayersResponse:
         """What layer_db holds; all of it, or an image's layers."""
-        with answering(context, "ListLayers", image=request.image):
+        with answering(context, "ListLayers", image=without_password(request.image)):
             layers = self._find(request.image).layers if request.image else self._store.layers()
             unique = {layer.compressed_digest: layer for layer in layers}
             usage = self._store.usage()
@@ -92,7 +104,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         self, request: pb.RemoveImageRequest, context: grpc.ServicerContext
     ) -> pb.RemoveImageResponse:
         """Forget an image, or one of its names."""
-        with answering(context, "RemoveImage", image=request.image, force=request.force):
+        with answering(context, "RemoveImage", image=without_password(request.image), force=request.force):
             if not request.image:
                 raise InvalidRequest("image", "it is empty", "Name an image by its id or its reference.")
             image = self._find(request.image)
@@ -115,7 +127,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
             return pb.ReleaseBundleResponse(deleted_layers=deleted.layers, freed_bytes=deleted.freed_bytes)
 
     def _find(self, image: str) -> StoredImage:
-        return self._store.find_image(image, _normalised(image))
+        return self._store.find_image(without_password(image), _normalised(image))
 
 
 def _pull_request(request: pb.PullImageRequest) -> PullRequest:
@@ -135,6 +147,11 @@ def _pull_request(request: pb.PullImageRequest) -> PullRequest:
         policy=policy,
         platform=Platform.parse(request.platform) if request.platform else None,
     )
+
+
+def _asked(request: pb.PullImageRequest) -> dict[str, Fact]:
+    """What the log says of a request to pull."""
+    return {"image": without_password(request.image_url), "bundle": request.bundle_path}
 
 
 def _outcome(pulled: PulledImage) -> dict[str, Fact]:
