@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 
@@ -37,13 +38,15 @@ class ImageShelf:
     def all(self) -> tuple[StoredImage, ...]:
         """See Store.images."""
         with self._lock:
-            images = {
-                record.image_id: self._stored(record) for record in self._ledger.catalog.images.values()
-            }
+            images = [self._stored(record) for record in self._ledger.catalog.images.values()]
+        told = {image.image_id: set(image.references) for image in images}
         for store in self._read_only:
             for image_id, record in store.images.items():
-                images.setdefault(image_id, _read_only_image(record, store))
-        return tuple(images.values())
+                names = tuple(name for name in record.references if name not in told.get(image_id, ()))
+                if names or image_id not in told:
+                    images.append(_read_only_image(dataclasses.replace(record, references=names), store))
+                    told.setdefault(image_id, set()).update(names)
+        return tuple(images)
 
     def named(self, reference: str, platform: Platform) -> StoredImage | None:
         """See Store.image_for."""

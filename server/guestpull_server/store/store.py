@@ -271,7 +271,11 @@ class Store:
     # -- images ---------------------------------------------------------------------------------------------
 
     def images(self) -> tuple[StoredImage, ...]:
-        """All images, those of this work directory first; each id once."""
+        """All images, those of this work directory first.
+
+        An image of several stores comes once, and once more for a store in which it has other names: these can
+        be used, but not removed.
+        """
         return self._images.all()
 
     def image_for(self, reference: str, platform: Platform) -> StoredImage | None:

@@ -369,6 +369,16 @@ def test_an_image_of_a_read_only_store_under_another_name_is_recorded_here(
     store.close()
 
 
+def test_names_that_only_a_read_only_store_has_are_listed_as_its_own(work_dir: Path, baked: Path) -> None:
+    store = open_store(work_dir, additional_stores=[baked, baked])
+    pulled(store, SHOP, FIRST)
+
+    listed = [(one.image_id, one.references, one.read_only_store) for one in store.images()]
+
+    assert listed == [(SHOP.image_id, (FIRST,), ""), (SHOP.image_id, (LATEST,), str(baked))]
+    store.close()
+
+
 # -- baking -------------------------------------------------------------------------------------------------
 
 
