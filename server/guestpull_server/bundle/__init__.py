@@ -6,6 +6,7 @@ bundle, which a runtime starts as it is.
   runtime.py  the conversion, and the defaults where an image says nothing
   users.py    the image's User -> numbers
   volumes.py  the image's Volumes -> mounts
+  annotations.py  the image's Labels, and what else becomes annotations
   spec.py     the runtime specification's document
   image_files.py  looking at what is in the image, without being led out of it
 

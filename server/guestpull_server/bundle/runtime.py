@@ -5,7 +5,8 @@ not: capabilities, mounts, masked paths, device rules. `runc run` and `crun run`
 terminal.
 
 Where conversion.md leaves a choice: an image that has neither Entrypoint nor Cmd gets `sh`, as in image-rs, for
-the caller, a kata-agent, brings arguments of its own; volumes.py says what becomes of volumes.
+the caller, a kata-agent, brings arguments of its own; volumes.py says what becomes of volumes, and annotations.py
+which labels become annotations.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from guestpull_server.bundle.annotations import annotations_of
 from guestpull_server.bundle.spec import (
     Capabilities,
     DeviceRule,
@@ -38,7 +40,6 @@ from guestpull_server.models import ImageConfig
 _CONFIG: Final = "config.json"
 _DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULT_ARGUMENTS: Final = ["sh"]
-_ANNOTATION: Final = "org.opencontainers.image."
 
 _CAPABILITIES: Final = [
     "CAP_AUDIT_WRITE",
@@ -108,7 +109,7 @@ def write_runtime_config(
     Raises:
         BundleExists: there is a config.json.
         NoSuchUser: the image's User is not in the image.
-        InvalidManifest: the image config cannot be read.
+        InvalidManifest: the image config cannot be read, or has a NUL byte where no runtime takes one.
         StorageFull: the file system has no room.
         StorageFailed: the operating system refuses.
     """
@@ -123,8 +124,10 @@ def write_runtime_config(
             directory = os.dup(bundle_directory)
         try:
             there = f"/proc/self/fd/{directory}/{os.path.basename(rootfs)}"
-            document = msgspec.json.encode(runtime_config(config, there))
-            if not _write_new(directory, msgspec.json.format(document, indent=2) + b"\n", written):
+            converted = runtime_config(config, there, bundle_path)
+            _refuse_nul(msgspec.to_builtins(converted), bundle_path)
+            document = msgspec.json.format(msgspec.json.encode(converted), indent=2) + b"\n"
+            if not _write_new(directory, document, written):
                 raise BundleExists(bundle_path, f"it holds a {_CONFIG}")
         finally:
             os.close(directory)
@@ -175,8 +178,13 @@ def _write_in_place(directory: int, content: bytes, written: Callable[[os.stat_r
     return True
 
 
-def runtime_config(config: ImageConfig, rootfs: str) -> RuntimeConfig:
+def runtime_config(config: ImageConfig, rootfs: str, bundle_path: str) -> RuntimeConfig:
     """Convert an image config.
+
+    Args:
+        config: of the image.
+        rootfs: the mounted root filesystem.
+        bundle_path: the bundle's directory, for the log.
 
     Raises:
         NoSuchUser: its User is not in the image.
@@ -201,7 +209,7 @@ def runtime_config(config: ImageConfig, rootfs: str) -> RuntimeConfig:
         root=Root("rootfs"),
         hostname="guestpull",
         mounts=[*_MOUNTS, *mounts_of(process.volumes or (), rootfs)],
-        annotations=_annotations(config),
+        annotations=annotations_of(config, bundle_path),
         linux=Linux(
             resources=Resources(devices=[DeviceRule(allow=False, access="rwm")]),
             namespaces=_NAMESPACES,
@@ -211,19 +219,20 @@ def runtime_config(config: ImageConfig, rootfs: str) -> RuntimeConfig:
     )
 
 
-def _annotations(config: ImageConfig) -> dict[str, str]:
-    """What conversion.md makes annotations of; the image's labels win over all of it."""
-    process = config.process
-    said = {
-        "os": config.os,
-        "architecture": config.architecture,
-        "variant": config.variant,
-        "os.version": config.os_version,
-        "os.features": msgspec.json.encode(config.os_features).decode() if config.os_features else "",
-        "author": config.author,
-        "created": config.created,
-        "stopSignal": process.stop_signal,
-        "exposedPorts": ",".join(sorted(process.exposed_ports or {})),
-    }
-    annotations = {f"{_ANNOTATION}{name}": value for name, value in said.items() if value}
-    return annotations | (process.labels or {})
+def _refuse_nul(value: object, bundle_path: str, place: str = "") -> None:
+    """No runtime starts a document with a NUL in it, which no argument, variable or path can have.
+
+    Raises:
+        InvalidManifest: the image config put one there.
+    """
+    match value:
+        case str():
+            if "\0" in value:
+                raise InvalidManifest(bundle_path, "the image config", f"there is a NUL byte in {place}")
+        case dict():
+            for name, inner in value.items():
+                _refuse_nul(name, bundle_path, place)
+                _refuse_nul(inner, bundle_path, f"{place}.{name}".removeprefix("."))
+        case list():
+            for inner in value:
+                _refuse_nul(inner, bundle_path, place)

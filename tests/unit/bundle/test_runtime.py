@@ -85,6 +85,68 @@ def test_what_has_no_place_in_the_specification_is_an_annotation_and_labels_win(
     }
 
 
+def test_labels_that_would_steer_a_runtime_are_no_annotations_and_the_log_tells_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steering = {
+        "bundle": "/",
+        "cdi.k8s.io/gpu": "nvidia.com/gpu=all",
+        "dev.gvisor.spec.mount.x": "/",
+        "io.katacontainers.config.hypervisor.path": "/evil",
+        "io.kubernetes.cri.container-type": "sandbox",
+        "krun.cpus": "64",
+        "module.wasm.image/variant": "compat",
+        "org.criu.config": "/evil",
+        "org.systemd.property.MemoryMax": "uint64 1",
+        "run.oci.hooks.stdout": "/etc/shadow",
+        "run.oci.keep_original_groups": "1",
+    }
+    harmless = {"bundled": "yes", "org.opencontainers.image.title": "shop", "run.ocean": "deep"}
+
+    spec = converted(tmp_path, {"Labels": steering | harmless})
+
+    assert {name: spec["annotations"].get(name) for name in harmless} == harmless
+    assert spec["annotations"].keys() & steering.keys() == set()
+    (record,) = caplog.records
+    assert "run.oci" not in record.getMessage()
+    assert "io.katacontainers.config.hypervisor.path" in vars(record)["facts"]["labels"]
+
+
+def test_labels_that_steer_nothing_are_nothing_to_tell_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    converted(tmp_path, {"Labels": {"maintainer": "ann"}})
+
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"Env": ["A=\0"]},
+        {"Cmd": ["sh", "\0"]},
+        {"Entrypoint": ["\0"]},
+        {"WorkingDir": "/\0"},
+        {"Volumes": {"/a\0b": {}}},
+        {"Labels": {"a": "\0"}},
+        {"Labels": {"a\0": "b"}},
+        {"StopSignal": "\0"},
+        {"ExposedPorts": {"80\0": {}}},
+    ],
+)
+def test_what_no_runtime_would_start_is_refused_by_its_name(tmp_path: Path, process: dict[str, Any]) -> None:
+    with pytest.raises(InvalidManifest, match="NUL"):
+        converted(tmp_path, process)
+
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_what_only_looks_like_a_nul_is_taken(tmp_path: Path) -> None:
+    spec = converted(tmp_path, {"Cmd": ["printf", "\\u0000"]})
+
+    assert spec["process"]["args"] == ["printf", "\\u0000"]
+
+
 def test_a_container_has_a_devices_rule_and_namespaces_of_its_own(tmp_path: Path) -> None:
     spec = converted(tmp_path, {})
 
