@@ -11,6 +11,7 @@ In: RPCs, as image_service.proto has them, and the signals that end a daemon. Ou
   status.py     the core's errors -> google.rpc.Status with ErrorInfo
   addresses.py  what --listen may say
   gate.py       the unix socket's door: who connects is asked for its credentials before gRPC sees a byte
+  pool.py       the threads that answer RPCs
   sockets.py    unix sockets: the one that everybody finds, and those that nobody does
   log.py        one line an event, for people or as JSON
 

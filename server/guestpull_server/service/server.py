@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -26,6 +25,7 @@ from guestpull_server.puller import Puller
 from guestpull_server.service.addresses import TcpAddress, UnixAddress, parse_address
 from guestpull_server.service.gate import Gate
 from guestpull_server.service.log import LIFE, facts
+from guestpull_server.service.pool import AnsweringThreads
 from guestpull_server.service.servicer import ImageServicer
 from guestpull_server.service.sockets import HiddenSocket
 from guestpull_server.service.status import status_of
@@ -99,7 +99,7 @@ class _Listening:
 
 def _server(puller: Puller, configuration: Configuration, status: health.HealthServicer) -> grpc.Server:
     threads = configuration.limits.max_queued_pulls + _THREADS_FOR_OTHERS
-    server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), options=_OPTIONS)
+    server = grpc.server(AnsweringThreads(threads, "rpc"), options=_OPTIONS)
     pb_grpc.add_ImageServiceServicer_to_server(ImageServicer(puller), server)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -172,7 +172,7 @@ def _tls_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 @contextmanager
 def _refusal_server(scratch: str) -> Iterator[HiddenSocket]:
     """A server that answers PERMISSION_DENIED to whatever is called."""
-    server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="refusal"), handlers=[_Refusal()])
+    server = grpc.server(AnsweringThreads(1, "refusal"), handlers=[_Refusal()])
     socket = HiddenSocket(server.add_insecure_port, scratch)
     server.start()
     try:
