@@ -23,6 +23,7 @@ from guestpull_server.models import Digest, ImageConfig, StoredLayer
 from guestpull_server.store.catalog import FILE_NAME
 from guestpull_server.store.copies import image_id_of, read_copy
 from guestpull_server.store.entries import ImageRecord, Unreadable, metas_problem
+from guestpull_server.store.facts import FILE_NAME as FACTS_FILE_NAME
 from guestpull_server.store.facts import contradiction
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.paths import is_directory
@@ -152,11 +153,16 @@ def _meta_store(inventory: Inventory) -> Iterator[Finding]:
         yield Finding(
             Fault.CORRUPT, path, sentence, f"{_START} It is set aside, and what is certain is kept."
         )
+    if inventory.facts_damage:
+        facts = inventory.path(FACTS_FILE_NAME)
+        sentence = f"{facts} is damaged: {inventory.facts_damage}."
+        yield Finding(Fault.CORRUPT, facts, sentence, f"{_START} It is set aside.")
     for phrase in inventory.catalog.unusable:
         yield Finding(Fault.CORRUPT, path, f"{path}: {phrase}.", "Mend the entry, or take it out.")
     for name in inventory.set_aside:
         aside = inventory.path(name)
-        yield Finding(Fault.NOTE, aside, f"{aside} was {FILE_NAME}, and was damaged.", _LOOK)
+        was = name.partition(".corrupt-")[0]
+        yield Finding(Fault.NOTE, aside, f"{aside} was {was}, and was damaged.", _LOOK)
 
 
 def _layers(inventory: Inventory) -> Iterator[Finding]:

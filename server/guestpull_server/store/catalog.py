@@ -9,6 +9,7 @@ its entries are sorted, so that the same content gives the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -31,6 +32,7 @@ from guestpull_server.store.entries import (
     read_entry,
     written_entry,
 )
+from guestpull_server.store.files import NoFile, read_file
 
 FILE_NAME: Final = "meta_store.json"
 _DATABASES: Final = ("image_db", "layer_db", "snapshot_db")
@@ -91,6 +93,20 @@ class Catalog:
             else:
                 catalog.images[image.image_id] = image
         return catalog
+
+    @classmethod
+    def read(cls, work_dir: str, misplaced: Callable[[StoredLayer], str]) -> Catalog | None:
+        """Read the file of a work directory; None where there is none.
+
+        Raises:
+            Unreadable: it is no MetaStore, or no file.
+            OSError: the operating system refuses.
+        """
+        try:
+            content = read_file(os.path.join(work_dir, FILE_NAME))
+        except NoFile as error:
+            raise Unreadable(str(error)) from None
+        return cls.decode(content, misplaced) if content is not None else None
 
     def encode(self) -> bytes:
         """The file's content."""

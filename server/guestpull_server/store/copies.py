@@ -18,6 +18,7 @@ from guestpull_server.models import Digest
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.durability import TEMPORARY, Durability
 from guestpull_server.store.entries import EntryReader, ImageRecord, Unreadable, read_entry, written_entry
+from guestpull_server.store.files import NoFile, read_file
 from guestpull_server.store.workdir import WorkDir
 
 _SUFFIX: Final = ".json"
@@ -111,8 +112,12 @@ def read_copy(path: str, image_id: Digest) -> tuple[ImageRecord, msgspec.Raw]:
         Unreadable: it is none of that image.
         OSError: the operating system refuses.
     """
-    with open(path, "rb") as file:
-        content = file.read()
+    try:
+        content = read_file(path)
+    except NoFile as error:
+        raise Unreadable(str(error)) from None
+    if content is None:
+        raise Unreadable("it is gone")
     ((_, record),) = EntryReader().images({image_id: msgspec.Raw(content)})
     if isinstance(record, Unreadable):
         raise record

@@ -16,6 +16,7 @@ import msgspec
 
 from guestpull_server.models import Decoder, Digest, StoredLayer, UnpackedLayer
 from guestpull_server.store.durability import Durability
+from guestpull_server.store.files import NoFile, read_file
 
 FILE_NAME: Final = "layer_facts.jsonl"
 _MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -110,10 +111,12 @@ def read_facts(work_dir: str) -> tuple[dict[str, LayerFacts], int]:
     """The facts that a work directory has, and how many lines of its file are of no use any more.
 
     They are by compressed digest, as it is written: of what there may be, most is asked for by digests only.
+
+    Raises:
+        NoFile: something else has the file's name.
     """
     try:
-        with open(os.path.join(work_dir, FILE_NAME), "rb") as file:
-            lines = file.read().split(b"\n")
+        lines = (read_file(os.path.join(work_dir, FILE_NAME)) or b"").split(b"\n")
     except OSError:
         return {}, 0
     facts: dict[str, LayerFacts] = {}
@@ -132,6 +135,14 @@ def read_facts(work_dir: str) -> tuple[dict[str, LayerFacts], int]:
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
     return facts, count - len(facts)
+
+
+def facts_beside(work_dir: str) -> dict[str, LayerFacts]:
+    """The facts of a work directory that is only read: none, where there is no such file."""
+    try:
+        return read_facts(work_dir)[0]
+    except NoFile:
+        return {}
 
 
 def standing_facts(

@@ -17,6 +17,7 @@ from guestpull_server.store.copies import image_id_of
 from guestpull_server.store.durability import TEMPORARY
 from guestpull_server.store.entries import Unreadable
 from guestpull_server.store.facts import LayerFacts, read_facts, standing_facts
+from guestpull_server.store.files import NoFile
 from guestpull_server.store.filesystems import is_read_only
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.workdir import LOCK, RECORD_SUFFIX, ROOMS, owner_of
@@ -25,6 +26,8 @@ _CONFIGURATION: Final = "config.json"
 _KNOWN_FILES: Final = frozenset(
     {LOCK, catalogs.FILE_NAME, fact_files.FILE_NAME, _CONFIGURATION, "lost+found", *ROOMS}
 )
+
+_SET_ASIDE: Final = tuple(f"{name}.corrupt-" for name in (catalogs.FILE_NAME, fact_files.FILE_NAME))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Inventory:
         work_dir: the work directory.
         owner: the process that owns it now, which may change it meanwhile; None: nobody.
         damage: why meta_store.json cannot be read; "" if it can, or is not there.
+        facts_damage: why layer_facts.jsonl cannot be; likewise.
         catalog: what it says; an empty one where it is damaged.
         facts: the facts of layers whose directories are there, by compressed digest.
         paths: where layers are.
@@ -47,7 +51,7 @@ class Inventory:
         unfinished: directories in overlay/ of bundles that a pull was making.
         unreadable: directories in overlay/ of bundles that do not say which.
         strange: names in overlay/ that are none of ours, nor image-rs's.
-        set_aside: files of the work directory that were meta_store.json, and were damaged.
+        set_aside: files of the work directory that were meta_store.json or layer_facts.jsonl, and were damaged.
         half_written: files that were being written.
         unknown: other names in the work directory.
     """
@@ -55,6 +59,7 @@ class Inventory:
     work_dir: str
     owner: str | None
     damage: str
+    facts_damage: str
     catalog: Catalog
     facts: dict[str, LayerFacts]
     paths: LayerPaths
@@ -142,7 +147,7 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
         # the catalog last: a layer that is committed meanwhile has its entry after its directory
         rooms = {room: _names(os.path.join(work_dir, room)) for room in ROOMS}
         keeps_its_layers = bool(rooms["layers"]) and is_read_only(os.path.join(work_dir, "layers"))
-        facts, _ = read_facts(work_dir)
+        facts, facts_damage = _read_facts(work_dir)
         paths = LayerPaths(work_dir, guest_work_dir)
         catalog, damage = _read_catalog(work_dir, paths)
     claims = paths.claims(catalog.layers.values())
@@ -157,12 +162,13 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
         name for name in ours if name not in bundles and os.path.lexists(os.path.join(overlay, name, READY))
     ]
     rest = [name for name in _names(work_dir) if name not in _KNOWN_FILES]
-    set_aside = [name for name in rest if name.startswith(f"{catalogs.FILE_NAME}.corrupt-")]
+    set_aside = [name for name in rest if name.startswith(_SET_ASIDE)]
     half_written = [name for name in rest if name.removesuffix(TEMPORARY) in _KNOWN_FILES]
     return Inventory(
         work_dir=work_dir,
         owner=owner,
         damage=damage,
+        facts_damage=facts_damage,
         catalog=catalog,
         facts=facts,
         paths=paths,
@@ -184,12 +190,16 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
 
 def _read_catalog(work_dir: str, paths: LayerPaths) -> tuple[Catalog, str]:
     try:
-        with open(os.path.join(work_dir, catalogs.FILE_NAME), "rb") as file:
-            return Catalog.decode(file.read(), paths.misplaced), ""
-    except FileNotFoundError:
-        return Catalog(), ""
+        return Catalog.read(work_dir, paths.misplaced) or Catalog(), ""
     except Unreadable as error:
         return Catalog(), str(error)
+
+
+def _read_facts(work_dir: str) -> tuple[dict[str, LayerFacts], str]:
+    try:
+        return read_facts(work_dir)[0], ""
+    except NoFile as error:
+        return {}, str(error)
 
 
 def _names(directory: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from guestpull_server.errors import InvalidDigest, StorageFull, storage_errors
 from guestpull_server.models import StoredLayer
 from guestpull_server.store import catalog as catalogs
+from guestpull_server.store import facts as facts_files
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.copies import ImageCopies
 from guestpull_server.store.durability import Durability
@@ -23,10 +24,12 @@ from guestpull_server.store.facts import (
     FactsFile,
     LayerFacts,
     contradiction,
+    facts_beside,
     read_facts,
     standing_facts,
     with_facts,
 )
+from guestpull_server.store.files import NoFile
 from guestpull_server.store.names import ImageNames
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.workdir import WorkDir
@@ -63,8 +66,8 @@ class Ledger:
         Raises:
             StorageFailed: the operating system refuses.
         """
-        self._facts, useless = read_facts(self._work_dir.path)
         with storage_errors("reading the meta store", self._path), _collector_paused():
+            useless = self._read_facts()
             self._read_catalog()
             self.warnings += [f"{self._path}: {one}" for one in self.catalog.unusable]
             self._take_layers_in()
@@ -88,21 +91,31 @@ class Ledger:
     def _read_catalog(self) -> None:
         """Read meta_store.json; a damaged one is set aside under another name, never lost."""
         try:
-            with open(self._path, "rb") as file:
-                content = file.read()
-        except FileNotFoundError:
-            return
-        try:
-            self.catalog = Catalog.decode(content, self._paths.misplaced)
+            self.catalog = Catalog.read(self._work_dir.path, self._paths.misplaced) or Catalog()
         except Unreadable as error:
-            aside = f"{self._path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-            while os.path.lexists(aside):
-                aside += "+"
-            os.rename(self._path, aside)
-            self._durability.sync_names(self._work_dir.path)
+            aside = self._set_aside(self._path)
             self._dirty = True
             self.damaged = True
             self.warnings.append(f"{self._path} was damaged ({error}) and is now {aside}")
+
+    def _read_facts(self) -> int:
+        """Read layer_facts.jsonl; returns how many of its lines are of no use. What is no file is set aside."""
+        try:
+            self._facts, useless = read_facts(self._work_dir.path)
+        except NoFile as error:
+            path = os.path.join(self._work_dir.path, facts_files.FILE_NAME)
+            self.warnings.append(f"{path} was damaged ({error}) and is now {self._set_aside(path)}")
+            return 0
+        return useless
+
+    def _set_aside(self, path: str) -> str:
+        """Give what cannot be read another name, so that it is not lost; returns the name."""
+        aside = f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        while os.path.lexists(aside):
+            aside += "+"
+        os.rename(path, aside)
+        self._durability.sync_names(self._work_dir.path)
+        return aside
 
     def _take_layers_in(self) -> None:
         """Believe the layers that were committed just before a crash, or whose entry was lost or altered."""
@@ -166,7 +179,7 @@ class Ledger:
         if foreign == self._work_dir.path:
             return None
         if foreign not in self._foreign_facts:
-            self._foreign_facts[foreign] = read_facts(foreign)[0]
+            self._foreign_facts[foreign] = facts_beside(foreign)
         found = self._foreign_facts[foreign].get(layer.compressed_digest)
         return found if found is not None and found.directory == os.path.basename(path) else None
 

@@ -17,7 +17,7 @@ from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store import catalog as catalogs
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import ImageRecord, Unreadable
-from guestpull_server.store.facts import read_facts, with_facts
+from guestpull_server.store.facts import facts_beside, with_facts
 from guestpull_server.store.filesystems import is_overlay
 from guestpull_server.store.names import ImageNames
 from guestpull_server.store.paths import LayerPaths, is_directory
@@ -41,13 +41,14 @@ class ReadOnlyStore:
         paths = LayerPaths(self.work_dir)
         path = os.path.join(self.work_dir, catalogs.FILE_NAME)
         try:
-            with open(path, "rb") as file:
-                catalog = Catalog.decode(file.read(), paths.misplaced)
+            catalog = Catalog.read(self.work_dir, paths.misplaced)
         except OSError as error:
             raise InvalidStore(path, error.strerror or str(error)) from None
         except Unreadable as error:
             raise InvalidStore(path, f"it cannot be read: {error}") from None
-        facts, _ = read_facts(self.work_dir)
+        if catalog is None:
+            raise InvalidStore(path, "there is no such file")
+        facts = facts_beside(self.work_dir)
         paths.find_moved(catalog.layers.values(), facts, is_made_elsewhere=True)
         self.layers = {
             digest: with_facts(paths.localised(layer), facts.get(digest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestpull_server.errors import InvalidStore, StorageFailed
+from guestpull_server.errors import InvalidStore
 from guestpull_server.models import Digest
 from guestpull_server.store import Fault, LayerNames, audit, collect_garbage
 from guestpull_server.store.bundle_files import PREPARING, READY, read_bundle_file
@@ -336,13 +337,65 @@ def test_a_read_only_store_leads_to_no_layer_of_the_work_directory(tmp_path: Pat
     own.close()
 
 
-@pytest.mark.parametrize("name", ["meta_store.json", "layer_facts.jsonl"])
-def test_a_directory_in_a_files_place_is_told_or_overlooked(tmp_path: Path, name: str) -> None:
-    (tmp_path / "work" / name).mkdir(parents=True)
+def make(kind: str, place: Path) -> None:
+    """Put something at a place that is no file."""
+    match kind:
+        case "directory":
+            (place / "inner").mkdir(parents=True)
+        case "fifo":
+            os.mkfifo(place)
+        case "link to nowhere":
+            place.symlink_to("nowhere")
+        case "link to itself":
+            place.symlink_to(place.name)
 
-    with suppress(StorageFailed):
-        store = open_store(tmp_path / "work")
-        store.close()
+
+KINDS = pytest.mark.parametrize("kind", ["directory", "fifo", "link to nowhere", "link to itself"])
+
+
+@KINDS
+@pytest.mark.parametrize("name", ["meta_store.json", "layer_facts.jsonl"])
+def test_what_is_no_file_in_a_files_place_is_found_and_set_aside(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    store = open_store(tmp_path / "work")
+    pulled(store, SHOP, LATEST)
+    store.close()
+    (tmp_path / "work" / name).unlink()
+    make(kind, tmp_path / "work" / name)
+    (finding,) = [one for one in audit(str(tmp_path / "work")) if one.fault is Fault.CORRUPT]
+    assert Path(finding.path).name == name
+
+    store = open_store(tmp_path / "work")
+
+    assert store.damaged == (name == "meta_store.json")
+    (aside,) = (tmp_path / "work").glob(f"{name}.corrupt-*")
+    assert str(aside) in store.warnings[0]
+    assert [one.image_id for one in store.images()] == [SHOP.image_id]
+    put_layer(store, OTHER)
+    store.close()
+    assert [one.fault for one in audit(str(tmp_path / "work"))] == [Fault.NOTE]
+
+
+@KINDS
+def test_what_is_no_file_in_an_images_copys_place_is_found(tmp_path: Path, kind: str) -> None:
+    store = open_store(tmp_path / "work")
+    pulled(store, SHOP, LATEST)
+    store.close()
+    (copy,) = (tmp_path / "work/images").iterdir()
+    copy.unlink()
+    make(kind, copy)
+
+    assert [one.fault for one in audit(str(tmp_path / "work"))] == [Fault.CORRUPT]
+
+
+@KINDS
+def test_a_read_only_store_without_a_file_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "other").mkdir()
+    make(kind, tmp_path / "other/meta_store.json")
+
+    with pytest.raises(InvalidStore):
+        open_store(tmp_path / "work", additional_stores=[tmp_path / "other"])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]"])
