@@ -69,18 +69,17 @@ def user_of(user: str, rootfs: str) -> ProcessUser:
     """
     accounts = read_accounts(_lines(rootfs, "etc/passwd"))
     groups = read_groups(_lines(rootfs, "etc/group"))
-    return resolve(user, tuple(accounts), tuple(groups))
+    return resolve(user, accounts, groups)
 
 
 def resolve(user: str, accounts: Iterable[Account], groups: Iterable[Group]) -> ProcessUser:
-    """Find a User among accounts and groups.
+    """Find a User among accounts and groups, of which no more are looked at than it takes.
 
     Raises:
         NoSuchUser: see `user_of`.
     """
     name, _, group_name = user.partition(":")
     account = _account(user, name or "0", accounts)
-    groups = tuple(groups)
     if group_name:
         gid = _gid(user, group_name, groups)
         return ProcessUser(account.uid, gid, (gid,))
