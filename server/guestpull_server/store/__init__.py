@@ -18,6 +18,7 @@ what of these is there, and may be believed.
   trees.py         whole directories, deleted and measured
   deletion.py      how layers go
   bundles.py       bundles: reserved, ready, released
+  bundle_making.py  how a bundle is made on disk, and taken away
   bundle_files.py  what is written down of a bundle
   bundle_paths.py  where bundles may be, and what of their directories is ours
   readonly.py      stores that are only read
@@ -37,7 +38,8 @@ from guestpull_server.store.audit import (
     proven_diff_ids,
     recorded_layers,
 )
-from guestpull_server.store.bundles import BundleReservation, Mounts, StoredBundle
+from guestpull_server.store.bundle_making import Mounts
+from guestpull_server.store.bundles import BundleReservation, StoredBundle
 from guestpull_server.store.garbage import collect_garbage
 from guestpull_server.store.outcomes import Deleted, Garbage, LayerNames, Removal, StoreUsage
 from guestpull_server.store.store import Store

@@ -2,31 +2,20 @@
 
 A bundle has a directory of ours, `<work_dir>/overlay/<id>/`, with its upper and work directories and a small
 file that says what it is (bundle_files.py). The directories outside of the work directory, the bundle and its
-rootfs, are the caller's (bundle_paths.py).
+rootfs, are the caller's (bundle_paths.py). How both are made and undone is bundle_making.py's work.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-import msgspec
-
-from guestpull_server.errors import (
-    BundleBusy,
-    BundleExists,
-    BundleNotFound,
-    GuestpullError,
-    InvalidBundlePath,
-    storage_errors,
-)
+from guestpull_server.errors import BundleExists, BundleNotFound, GuestpullError, storage_errors
 from guestpull_server.models import Digest, StoredImage
 from guestpull_server.store.bundle_files import (
     PREPARING,
@@ -36,25 +25,10 @@ from guestpull_server.store.bundle_files import (
     is_bundle_directory,
     read_bundle_file,
 )
-from guestpull_server.store.bundle_paths import ROOTFS, BundlePath, BundlePaths
+from guestpull_server.store.bundle_making import BundleMaker, BundlePlace, Mounts
+from guestpull_server.store.bundle_paths import BundlePath, BundlePaths
 from guestpull_server.store.durability import Durability
-from guestpull_server.store.trees import remove_tree
 from guestpull_server.store.workdir import WorkDir
-
-
-class Mounts(Protocol):
-    """What the store must know of mounts, and leaves to others to do."""
-
-    def mounted(self) -> frozenset[str]:
-        """Where overlay file systems are mounted, absolute paths."""
-
-    def unmount(self, rootfs: str) -> None:
-        """Unmount a rootfs; harmless where nothing is mounted.
-
-        Raises:
-            BundleBusy: something uses it.
-            GuestpullError: the kernel refuses for another reason.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,34 +54,12 @@ class StoredBundle:
         return self.path.rootfs
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a bundle is, and what of it we made.
-
-    Args:
-        path: of the bundle.
-        overlay_directory: in the work directory.
-        made: how many directories, the bundle's own and those above it.
-        config: the config.json that is ours, while the bundle is being prepared.
-        ready: whatever is config.json by now is ours: its owner may have written it anew.
-    """
-
-    path: BundlePath
-    overlay_directory: str
-    made: int
-    config: FileIdentity | None = None
-    ready: bool = False
-
-    def is_ours(self, config: os.stat_result) -> bool:
-        """Whether a config.json in the bundle may be deleted."""
-        return self.ready or self.config == FileIdentity.of(config)
-
-
 class BundleReservation:
     """A bundle in the making. A context manager: leaving it before `commit` undoes all that was made."""
 
-    def __init__(self, shelf: BundleShelf, place: _Place) -> None:
+    def __init__(self, shelf: BundleShelf, maker: BundleMaker, place: BundlePlace) -> None:
         self._shelf = shelf
+        self._maker = maker
         self._place = place
         self._committed = False
 
@@ -134,7 +86,7 @@ class BundleReservation:
             InvalidBundlePath: it was replaced by a file, or by a link that may not be followed.
             StorageFailed: the operating system refuses.
         """
-        with self._shelf.opened(self._place) as directory:
+        with self._maker.opened(self._place) as directory:
             yield directory
 
     def writes_config(self, status: os.stat_result) -> None:
@@ -144,7 +96,7 @@ class BundleReservation:
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
         """
-        self._place = self._shelf.writes_config(self._place, FileIdentity.of(status))
+        self._place = self._maker.writes_config(self._place, FileIdentity.of(status))
 
     def commit(self, image: StoredImage) -> None:
         """Declare the bundle ready; from now on it is listed, and holds on to its layers, also after a crash.
@@ -190,9 +142,9 @@ class BundleShelf:
         keep_image: Callable[[StoredImage], None],
     ) -> None:
         self._work_dir = work_dir
-        self._durability = durability
         self._mounts = mounts
         self._paths = paths
+        self._maker = BundleMaker(work_dir, durability, mounts, paths)
         self._changed = threading.Condition(lock)
         self._keep_image = keep_image
         self._coming: set[str] = set()
@@ -217,14 +169,14 @@ class BundleShelf:
                 strange.append(f"{directory} belongs to a bundle, but its {READY} cannot be read: left alone")
             elif unfinished is not None:
                 made = unfinished.made_directory + unfinished.made_parents
-                place = _Place(_path_of(unfinished), directory, made, unfinished.config)
+                place = BundlePlace(_path_of(unfinished), directory, made, unfinished.config)
                 try:
-                    self._undo(place)
+                    self._maker.undo(place)
                 except GuestpullError as error:
                     strange.append(f"a bundle that was being made cannot be undone yet: {error}")
             else:
                 with storage_errors("deleting leftovers", directory):
-                    self._discard(directory)
+                    self._maker.discard(directory)
         return strange
 
     def reserve(self, bundle_path: str) -> BundleReservation:
@@ -244,67 +196,26 @@ class BundleShelf:
                 raise BundleExists(path.told, "another pull is making it")
             self._coming.add(path.real)
         try:
-            return BundleReservation(self, self._make(path))
+            return BundleReservation(self, self._maker, self._maker.make(path))
         except BaseException:
             self._forget(path)
             raise
 
-    def _make(self, path: BundlePath) -> _Place:
-        with storage_errors(f"making bundle {path.told}", path.told):
-            self._paths.refuse_used(path)
-            overlay_directory = os.path.join(self._work_dir.overlay, secrets.token_hex(8))
-            place = _Place(path, overlay_directory, self._paths.missing(path))
-            os.mkdir(overlay_directory, 0o700)
-            try:
-                self._prepare(place)
-                self._durability.sync_names(self._work_dir.overlay)
-                self._paths.make(path)
-            except BaseException:
-                self._undo(place)
-                raise
-        return place
-
-    @contextmanager
-    def opened(self, place: _Place) -> Iterator[int]:
-        """See BundleReservation.opened."""
-        with ExitStack() as stack:
-            with storage_errors("opening the bundle", place.path.told):
-                directory = stack.enter_context(self._paths.opened(place.path))
-            yield directory
-
-    def writes_config(self, place: _Place, config: FileIdentity) -> _Place:
-        """See BundleReservation.writes_config."""
-        place = dataclasses.replace(place, config=config)
-        with storage_errors("noting the runtime config", place.overlay_directory):
-            self._prepare(place)
-        return place
-
-    def keep(self, place: _Place, image: StoredImage) -> None:
+    def keep(self, place: BundlePlace, image: StoredImage) -> None:
         """See BundleReservation.commit."""
-        layers = [layer.compressed_digest for layer in image.layers]
-        kept = BundleFile(
-            place.path.told,
-            place.made > 0,
-            image.image_id,
-            image.references[0] if image.references else "",
-            list(dict.fromkeys(layers)),
-            place.path.real,
-        )
         with (
             self._changed,
             storage_errors(f"committing bundle {place.path.told}", place.overlay_directory),
         ):
             self._keep_image(image)
-            self._write(READY, place, kept)
-            with suppress(FileNotFoundError):
-                os.unlink(os.path.join(place.overlay_directory, PREPARING))
+            kept = self._maker.finish(place, image)
             self._put(place.path, place.overlay_directory, kept, mounted=True)
             self._coming.discard(place.path.real)
 
-    def give_up(self, place: _Place) -> None:
+    def give_up(self, place: BundlePlace) -> None:
         """Undo what was made of a bundle that was not committed."""
         try:
-            self._undo(place)
+            self._maker.undo(place)
         finally:
             self._forget(place.path)
 
@@ -329,7 +240,7 @@ class BundleShelf:
             self._leaving.add(bundle.path.real)
         made = int(bundle.made_directory)
         try:
-            self._undo(_Place(bundle.path, bundle.overlay_directory, made, ready=True))
+            self._maker.undo(BundlePlace(bundle.path, bundle.overlay_directory, made, ready=True))
         except BaseException:
             self.released(bundle, ready=True)
             raise
@@ -348,53 +259,9 @@ class BundleShelf:
         named = (bundle for bundle in self.ready.values() if bundle.path.told == path.told)
         return self.ready.get(path.real) or next(named, None)
 
-    def _undo(self, place: _Place) -> None:
-        """Take a bundle away: unmount it, and remove what we made. Harmless to repeat.
-
-        Raises:
-            BundleBusy: something uses its rootfs; all is as it was.
-            StorageFailed: the operating system refuses.
-        """
-        self._unmount(place.path)
-        with storage_errors(f"removing bundle {place.path.told}", place.path.told):
-            self._paths.leave(place.path, made=place.made, is_ours=place.is_ours)
-            if os.path.lexists(place.overlay_directory):
-                self._discard(place.overlay_directory)
-
-    def _unmount(self, path: BundlePath) -> None:
-        """Unmount a bundle's rootfs, and nothing that a link leads to in its place."""
-        with (
-            storage_errors("unmounting the bundle", path.rootfs),
-            suppress(FileNotFoundError, InvalidBundlePath),  # it is gone, or something else has its name
-            self._paths.opened(path) as directory,
-        ):
-            try:
-                self._mounts.unmount(f"/proc/self/fd/{directory}/{ROOTFS}")
-            except BundleBusy:
-                raise BundleBusy(path.told) from None
-
-    def _discard(self, overlay_directory: str) -> None:
-        aside = self._work_dir.set_aside(overlay_directory)
-        self._durability.sync_names(self._work_dir.overlay)
-        remove_tree(aside)
-
     def _forget(self, path: BundlePath) -> None:
         with self._changed:
             self._coming.discard(path.real)
-
-    def _prepare(self, place: _Place) -> None:
-        content = BundleFile(
-            place.path.told,
-            place.made > 0,
-            real_path=place.path.real,
-            made_parents=max(place.made - 1, 0),
-            config=place.config,
-        )
-        self._write(PREPARING, place, content)
-
-    def _write(self, name: str, place: _Place, content: BundleFile) -> None:
-        path = os.path.join(place.overlay_directory, name)
-        self._durability.replace(path, msgspec.json.encode(content, enc_hook=str))
 
     def _put(self, path: BundlePath, overlay_directory: str, kept: BundleFile, mounted: bool) -> None:
         self.ready[path.real] = StoredBundle(

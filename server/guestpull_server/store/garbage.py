@@ -15,7 +15,7 @@ import os
 
 from guestpull_server.errors import WorkDirInUse, storage_errors
 from guestpull_server.models import StoredLayer
-from guestpull_server.store.bundles import Mounts
+from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.outcomes import Garbage
 from guestpull_server.store.paths import is_directory

@@ -31,8 +31,9 @@ from guestpull_server.models import (
     StoredLayer,
     UnpackedLayer,
 )
+from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.bundle_paths import BundlePaths
-from guestpull_server.store.bundles import BundleReservation, BundleShelf, Mounts, StoredBundle
+from guestpull_server.store.bundles import BundleReservation, BundleShelf, StoredBundle
 from guestpull_server.store.durability import Durability
 from guestpull_server.store.filesystems import is_overlay
 from guestpull_server.store.images import ImageShelf
