@@ -172,15 +172,10 @@ def _layers(inventory: Inventory) -> Iterator[Finding]:
     yield from _shared_directories(inventory, users)
     if inventory.damage or inventory.owner is not None:
         return
-    entries = inventory.catalog.layers.values()
-    claimed = {inventory.directory_of(layer) for layer in entries}
-    known: frozenset[str] = frozenset(inventory.catalog.layers)
-    unclaimed = frozenset(inventory.layer_directories) - claimed
-    for digest_text, facts in sorted(inventory.facts.items()):
-        if digest_text not in known and facts.directory in unclaimed:
-            path = inventory.path("layers", facts.directory)
-            sentence = f"{path} is layer {digest_text}, which was committed but not written down."
-            yield Finding(Fault.INCOMPLETE, path, sentence, _START)
+    for facts in inventory.unwritten_layers():
+        path = inventory.path("layers", facts.directory)
+        sentence = f"{path} is layer {facts.compressed_digest}, which was committed but not written down."
+        yield Finding(Fault.INCOMPLETE, path, sentence, _START)
 
 
 def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...]) -> Iterator[Finding]:
@@ -314,6 +309,8 @@ def _foreign(inventory: Inventory) -> Iterator[Finding]:
             yield Finding(Fault.FOREIGN, path, f"{path} belongs to no layer.", _COLLECT)
         for path in inventory.orphans():
             yield Finding(Fault.FOREIGN, path, f"{path}: what it tells of is gone.", _COLLECT)
+        for path in inventory.foreign():
+            yield Finding(Fault.FOREIGN, path, f"{path} is none of ours.", _COLLECT)
     for name in inventory.strange:
         path = inventory.path("overlay", name)
         yield Finding(Fault.FOREIGN, path, f"{path} is none of ours.", _LOOK)

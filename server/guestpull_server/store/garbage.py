@@ -3,8 +3,8 @@
     staging/*          leftovers of pulls and deletions that a crash interrupted
     overlay/<id>       of bundles that a pull was making when it was interrupted
     layers/<name>      layers that no image and no bundle uses; directories that belong to no layer
-    records/*          of layers that are gone
-    images/*           of images that are gone
+    records/*          of layers that are gone; what is no record
+    images/*           of images that are gone; what is no copy of one
 
 What was set aside because it was damaged is not garbage: somebody may want to look at it.
 """
@@ -12,8 +12,9 @@ What was set aside because it was damaged is not garbage: somebody may want to l
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
-from guestpull_server.errors import WorkDirInUse, storage_errors
+from guestpull_server.errors import InvalidDigest, WorkDirInUse, storage_errors
 from guestpull_server.models import StoredLayer
 from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.inventory import Inventory, take_inventory
@@ -36,19 +37,22 @@ def collect_garbage(
     inventory = take_inventory(work_dir, guest_work_dir)
     if inventory.owner is not None:
         raise WorkDirInUse(inventory.work_dir, inventory.owner)
-    leftovers = _leftovers(inventory)
+    found = (*_leftovers(inventory), *_unused(inventory))
     if dry_run:
-        return leftovers + _unused(inventory)
+        return found
     store = Store.open(work_dir, mounts, guest_work_dir=guest_work_dir)  # deletes the leftovers
     try:
-        inventory = take_inventory(work_dir, guest_work_dir)
-        unused = _unused(inventory)
         store.delete_unused(layer.compressed_digest for layer in _unused_layers(inventory))
-        for path in (*inventory.strays(), *inventory.orphans()):
-            store.delete_stray(path)
+        # what opening put right may belong to something now; what belongs to nothing only now is for the next time
+        strays = frozenset(take_inventory(work_dir, guest_work_dir).strays())
+        belonging = frozenset(inventory.strays()) - strays
+        half_written = [inventory.path(name) for name in inventory.half_written]
+        for path in (*inventory.strays(), *inventory.orphans(), *inventory.foreign(), *half_written):
+            if path not in belonging and os.path.lexists(path):
+                store.delete_stray(path)
     finally:
         store.close()
-    return leftovers + unused
+    return tuple(one for one in found if not os.path.lexists(one.path))
 
 
 def _leftovers(inventory: Inventory) -> tuple[Garbage, ...]:
@@ -73,16 +77,22 @@ def _unused(inventory: Inventory) -> tuple[Garbage, ...]:
         ),
         *(_garbage(path, "belongs to no layer") for path in inventory.strays()),
         *(_garbage(path, "what it tells of is gone") for path in inventory.orphans()),
+        *(_garbage(path, "is none of ours") for path in inventory.foreign()),
     )
 
 
 def _unused_layers(inventory: Inventory) -> list[StoredLayer]:
-    """Layers with an entry, in this work directory or gone, that nobody uses."""
+    """Layers that nobody uses, in this work directory or gone."""
     used = inventory.used_layers()
+    known = dict(inventory.catalog.layers)
+    for facts in inventory.unwritten_layers():  # opening the store takes them in
+        with suppress(InvalidDigest):
+            layer = facts.layer(inventory.paths.written(facts.directory))
+            known[layer.compressed_digest] = layer
     can_go = not inventory.keeps_its_layers
     return [
         layer
-        for digest, layer in sorted(inventory.catalog.layers.items())
+        for digest, layer in sorted(known.items())
         if digest not in used
         and ((can_go and inventory.paths.is_ours(layer)) or not is_directory(inventory.paths.local(layer)))
     ]

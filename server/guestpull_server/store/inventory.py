@@ -52,7 +52,7 @@ class Inventory:
         unreadable: directories in overlay/ of bundles that do not say which.
         strange: names in overlay/ that are none of ours, nor image-rs's.
         set_aside: files of the work directory that were meta_store.json or layer_facts.jsonl, and were damaged.
-        half_written: files that were being written.
+        half_written: files that were being written; their paths in the work directory.
         unknown: other names in the work directory.
     """
 
@@ -112,7 +112,8 @@ class Inventory:
 
     def orphans(self) -> list[str]:
         """Records without a layer, and copies without an image; their paths."""
-        directories = frozenset(self.layer_directories)
+        strays = frozenset(self.strays())
+        directories = {name for name in self.layer_directories if self.path("layers", name) not in strays}
         records = [
             self.path("records", name)
             for name in self.records
@@ -126,6 +127,28 @@ class Inventory:
             if (image_id := image_id_of(name)) is not None and self.catalog.image_entry(image_id) is None
         ]
         return records + copies
+
+    def foreign(self) -> list[str]:
+        """What is in records/ and images/, and is no record and no copy; its paths."""
+        records = [self.path("records", name) for name in self.records if not name.endswith(RECORD_SUFFIX)]
+        copies = [
+            self.path("images", name)
+            for name in self.images
+            if image_id_of(name) is None and f"images/{name}" not in self.half_written
+        ]
+        return records + copies
+
+    def unwritten_layers(self) -> list[LayerFacts]:
+        """The facts of layers that were committed, and that meta_store.json does not name."""
+        if self.damage:
+            return []
+        named: frozenset[str] = frozenset(self.catalog.layers)
+        claims = self.paths.claims(self.catalog.layers.values())
+        return [
+            facts
+            for digest, facts in sorted(self.facts.items())
+            if digest not in named and facts.directory not in claims
+        ]
 
 
 def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventory:
@@ -164,6 +187,11 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
     rest = [name for name in _names(work_dir) if name not in _KNOWN_FILES]
     set_aside = [name for name in rest if name.startswith(_SET_ASIDE)]
     half_written = [name for name in rest if name.removesuffix(TEMPORARY) in _KNOWN_FILES]
+    half_written += [
+        f"images/{name}"
+        for name in rooms["images"]
+        if name.endswith(TEMPORARY) and image_id_of(name.removesuffix(TEMPORARY)) is not None
+    ]
     return Inventory(
         work_dir=work_dir,
         owner=owner,

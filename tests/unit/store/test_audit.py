@@ -337,13 +337,28 @@ def test_layers_that_nobody_uses_are_garbage(
     assert audit(str(work_dir)) == ()
 
 
-GARBAGE = {"layers/theirs", "records/gone.record", "staging/left", "meta_store.json.new"}
+COPY_OF_NONE = f"images/sha256_{'0' * 64}.json"
+GARBAGE = {
+    "layers/theirs",
+    "records/theirs.record",
+    "records/gone.record",
+    "records/foreign",
+    "images/foreign.txt",
+    COPY_OF_NONE,
+    f"{COPY_OF_NONE}.new",
+    "staging/left",
+    "meta_store.json.new",
+}
 
 
 @pytest.fixture
 def littered(shop: Path) -> Path:
     (shop / "layers/theirs/deep").mkdir(parents=True)
     (shop / "records/gone.record").write_bytes(b"x")
+    (shop / "records/theirs.record").write_bytes(b"x")
+    (shop / "records/foreign").symlink_to("/")
+    for name in ("images/foreign.txt", COPY_OF_NONE, f"{COPY_OF_NONE}.new"):
+        (shop / name).write_bytes(b"x")
     (shop / "staging/left").mkdir()
     (shop / "meta_store.json.new").write_bytes(b"{")
     (shop / "meta_store.json.corrupt-20260101T000000Z").write_bytes(b"{")
@@ -369,6 +384,58 @@ def test_a_dry_run_says_the_same_and_deletes_nothing(littered: Path, mounts: Mou
     assert collected(littered, mounts, dry_run=True) == GARBAGE
 
     assert tree(littered) == before
+
+
+def test_all_garbage_is_found_by_an_audit(littered: Path) -> None:
+    names = {name for fault, name in found(littered) if fault is not Fault.NOTE}
+
+    assert names == GARBAGE | {"overlay/theirs"}
+
+
+def forget(work_dir: Path, *places: str) -> None:
+    """Take entries out of meta_store.json."""
+    meta = json.loads((work_dir / "meta_store.json").read_bytes())
+    for place in places:
+        meta[place].clear()
+    (work_dir / "meta_store.json").write_text(json.dumps(meta))
+
+
+def test_a_layer_that_was_not_written_down_is_garbage_if_nobody_uses_it(
+    shop: Path, mounts: MountsInMemory
+) -> None:
+    forget(shop, "image_db", "layer_db")
+    expected = collected(shop, mounts, dry_run=True)
+
+    assert collected(shop, mounts) == expected
+
+    assert {f"layers/{directory_of(shop, one).name}" for one in (BASE, TOP)} < expected
+    assert collected(shop, mounts, dry_run=True) == set()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda work_dir: (work_dir / "meta_store.json").write_bytes(b"{"),
+        lambda work_dir: (work_dir / "meta_store.json").unlink(),
+        lambda work_dir: (work_dir / "layer_facts.jsonl").unlink(),
+        lambda work_dir: forget(work_dir, "layer_db"),
+        lambda work_dir: forget(work_dir, "image_db"),
+        lambda work_dir: image_entry(work_dir, lambda entry: entry.update(layer_metas=5)),
+    ],
+    ids=["damaged", "no meta store", "no facts", "no layers", "no images", "an entry of no use"],
+)
+def test_a_dry_run_says_what_is_deleted_then_whatever_opening_puts_right(
+    littered: Path, mounts: MountsInMemory, damage: Callable[[Path], object]
+) -> None:
+    damage(littered)
+    before = set(tree(littered))
+    expected = collected(littered, mounts, dry_run=True)
+
+    assert collected(littered, mounts) == expected
+
+    gone = {os.path.relpath(path, littered) for path in before - set(tree(littered))}
+    assert expected <= gone
+    assert all(any(f"{name}/".startswith(f"{one}/") for one in expected) for name in gone)
 
 
 def test_a_bundle_that_was_not_finished_is_garbage(
