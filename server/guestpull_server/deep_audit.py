@@ -1,68 +1,159 @@
-"""`guestpulld verify --deep`: each layer against the image's own digest, and not against any list beside it.
+"""`guestpulld verify --deep`: each image against its id, each layer against the image's own digest.
 
 An image's id is the digest of its config, and the config has the layers' diff_ids. A layer's record and directory
-must make a tar of that digest (layer/proof.py). Layers are proved side by side, a process a core.
+must make a tar of that digest (layer/proof.py). Nothing is believed for being listed beside them: what we unpacked
+and cannot prove any more is a fault; what another program made without any proof is said to be unproved. Layers
+are proved side by side, a process a core.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 from guestpull_server.config import Limits
-from guestpull_server.layer import verify_layer, verify_unrecorded
+from guestpull_server.errors import GuestpullError
+from guestpull_server.layer import implied_fingerprint, verify_layer, verify_unrecorded
 from guestpull_server.models import Digest
-from guestpull_server.store import Fault, Finding, RecordedLayer, proven_diff_ids, recorded_layers
+from guestpull_server.store import Evidence, Fault, Finding, ImageEvidence, LayerEvidence, gather_evidence
 
-_REPAIR: Final = "Run `guestpulld verify --deep --repair`, which downloads it again."
+_REPAIR: Final = "Run `guestpulld verify --deep --repair`, which downloads it again, or bake its image again."
+_RESTORE: Final = "Run `guestpulld verify --deep --repair`, which restores it, or bake the image again."
 _TOLD: Final = 20  # changes of one layer; what is beyond says no more than that it was altered
 
 
-def deep_audit(work_dir: str, guest_work_dir: str | None, limits: Limits) -> tuple[Finding, ...]:
-    """Prove every layer that is there, and say what of it was altered or cannot be proved.
+@dataclass(frozen=True, slots=True)
+class DeepAudit:
+    """What came of it.
+
+    Attributes:
+        findings: what was altered, or lacks its proof.
+        proved: how many layers are what the ids of their images say.
+        unproved: how many layers nothing is known to be wrong with, and nothing proves.
+    """
+
+    findings: tuple[Finding, ...]
+    proved: int
+    unproved: int
+
+
+def deep_audit(work_dir: str, guest_work_dir: str | None, limits: Limits) -> DeepAudit:
+    """Prove every image and every layer that is there, and say what was altered or cannot be proved.
 
     Raises:
         InvalidStore: there is no such directory.
         StorageFailed: the operating system refuses.
     """
-    layers = recorded_layers(work_dir, guest_work_dir)
-    proven = proven_diff_ids(work_dir, guest_work_dir)
-    jobs = [(recorded, limits) for recorded in layers]
-    found: list[Finding] = []
+    evidence = gather_evidence(work_dir, guest_work_dir)
+    found = [finding for image in evidence.images for finding in _image(evidence, image)]
+    proven = {diff_id for image in evidence.images if image.proved for diff_id in image.proved.diff_ids}
+    jobs = [(layer, limits) for layer in evidence.layers]
+    counts = {True: 0, False: 0}
     with ProcessPoolExecutor(max(1, min(len(jobs), os.cpu_count() or 1))) as pool:
-        for recorded, changes in zip(layers, pool.map(_changes, jobs), strict=True):
-            found += _altered(recorded, changes)
-            found += _unprovable(recorded, proven)
-    return tuple(found)
+        for layer, changes in zip(evidence.layers, pool.map(_changes, jobs), strict=True):
+            of_layer = [*_altered(layer, changes), *_unprovable(layer, proven)]
+            found += of_layer
+            if all(finding.fault is Fault.NOTE for finding in of_layer):
+                counts[not of_layer] += 1
+    return DeepAudit(tuple(found), counts[True], counts[False])
 
 
-def _altered(recorded: RecordedLayer, changes: list[str]) -> Iterator[Finding]:
-    digest, path = recorded.layer.compressed_digest, recorded.layer.store_path
+# -- images -----------------------------------------------------------------------------------------------------
+
+
+def _image(evidence: Evidence, image: ImageEvidence) -> Iterator[Finding]:
+    record, proved = image.record, image.proved
+    path = os.path.join(evidence.work_dir, "meta_store.json")
+    if proved is None:
+        ours = {layer.layer.compressed_digest for layer in evidence.layers if layer.has_facts or layer.record}
+        sentence = f"the image_config of image {record.image_id} is not the one that its id names"
+        if any(layer.compressed_digest in ours for layer in record.layers):
+            yield Finding(
+                Fault.CORRUPT, path, f"{sentence}, nor is a copy.", _RESTORE, images=(record.image_id,)
+            )
+        else:
+            yield Finding(
+                Fault.NOTE, path, f"{sentence}: another program wrote it anew.", "Its layers are not proved."
+            )
+        return
+    right = proved.corrected(record)
+    if right.manifest_digest != record.manifest_digest:
+        sentence = (
+            f"the digest of image {record.image_id} is {record.manifest_digest}; its copy in images/ says "
+            f"{right.manifest_digest}."
+        )
+        yield Finding(Fault.CORRUPT, path, sentence, _RESTORE, images=(record.image_id,))
+    if right.layers != record.layers:
+        sentence = f"the layers of image {record.image_id} are not those that its config names."
+        yield Finding(Fault.CORRUPT, path, sentence, _RESTORE, images=(record.image_id,))
+    yield from _entries(path, image)
+
+
+def _entries(path: str, image: ImageEvidence) -> Iterator[Finding]:
+    """layer_db must say the same of a layer as the image that has it."""
+    said: Mapping[Digest, Digest] = {
+        layer.compressed_digest: layer.uncompressed_digest for layer in image.record.layers
+    }
+    for layer in image.layers:
+        digest = layer.compressed_digest
+        if layer.uncompressed_digest != said[digest]:
+            sentence = (
+                f"layer {digest} has diff_id {said[digest]} in image {image.record.image_id}, but "
+                f"{layer.uncompressed_digest} in layer_db."
+            )
+            yield Finding(Fault.CORRUPT, path, sentence, _REPAIR, digest, (image.record.image_id,))
+
+
+# -- layers -----------------------------------------------------------------------------------------------------
+
+
+def _altered(evidence: LayerEvidence, changes: list[str]) -> Iterator[Finding]:
+    digest, path = evidence.layer.compressed_digest, evidence.layer.store_path
     told = changes[:_TOLD]
     if len(changes) > _TOLD:
         told.append(f"{len(changes) - _TOLD} more changes")
     for change in told:
-        yield Finding(Fault.CORRUPT, path, f"layer {digest}: {change}.", _REPAIR, digest, recorded.images)
+        yield Finding(Fault.CORRUPT, path, f"layer {digest}: {change}.", _REPAIR, digest, evidence.images)
 
 
-def _unprovable(recorded: RecordedLayer, proven: frozenset[Digest]) -> Iterator[Finding]:
-    layer = recorded.layer
+def _unprovable(evidence: LayerEvidence, proven: set[str]) -> Iterator[Finding]:
+    layer, images = evidence.layer, evidence.images
     digest, path = layer.compressed_digest, layer.store_path
-    if recorded.record is None:
+    if evidence.record is None and evidence.has_facts:
+        sentence = f"layer {digest} has no record any more, and cannot be proved."
+        yield Finding(Fault.INCOMPLETE, path, sentence, _REPAIR, digest, images)
+    elif evidence.record is None:
         sentence = f"layer {digest} has no record: it was checked as far as it can be, and is not proved."
         yield Finding(Fault.NOTE, path, sentence, "Remove and pull it again to have it proved.")
-    if layer.uncompressed_digest not in proven:
-        sentence = f"no image's id proves diff_id {layer.uncompressed_digest} of layer {digest}."
-        yield Finding(Fault.NOTE, path, sentence, "Its image was removed, or its config was written anew.")
+    elif not evidence.has_facts:
+        sentence = f"layer {digest} has a record, but layer_facts.jsonl does not tell of it."
+        yield Finding(Fault.INCOMPLETE, path, sentence, _REPAIR, digest, images)
+    if layer.uncompressed_digest in proven:
+        return
+    sentence = f"no image's id proves diff_id {layer.uncompressed_digest} of layer {digest}."
+    if not images:
+        yield Finding(Fault.NOTE, path, sentence, "No image has it: `guestpulld gc` deletes it.")
+    elif evidence.record is not None or evidence.has_facts:
+        yield Finding(Fault.CORRUPT, path, sentence, _REPAIR, digest, images)
+    else:
+        yield Finding(Fault.NOTE, path, sentence, "Another program wrote its image's config anew.")
 
 
-def _changes(job: tuple[RecordedLayer, Limits]) -> list[str]:
-    """What of a layer was altered; run in a process of its own."""
-    recorded, limits = job
-    layer = recorded.layer
-    if recorded.record is None:
-        return [str(change) for change in verify_unrecorded(layer.store_path)]
-    found = verify_layer(layer.store_path, recorded.record, layer.uncompressed_digest, limits=limits)
+def _changes(job: tuple[LayerEvidence, Limits]) -> list[str]:
+    """What of a layer was altered; run in a process of its own. One that cannot be read keeps no other from it."""
+    evidence, limits = job
+    layer = evidence.layer
+    try:
+        if evidence.record is None:
+            found = verify_unrecorded(layer.store_path)
+        else:
+            implied = implied_fingerprint(layer.implied_directories) if evidence.has_facts else ""
+            found = verify_layer(
+                layer.store_path, evidence.record, layer.uncompressed_digest, implied=implied, limits=limits
+            )
+    except GuestpullError as error:
+        return [f"it cannot be verified: {error}"]
     return [str(change) for change in found]

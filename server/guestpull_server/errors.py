@@ -182,6 +182,32 @@ class ImageNotFound(GuestpullError):
 
 
 @dataclass(eq=False)
+class NotInFile(ImageNotFound):
+    """A local image's file or directory has no image of that name."""
+
+    names: str
+
+    def explain(self) -> str:
+        has = f"its images are {self.names}" if self.names else "its images have no names"
+        return f"{self.reference}: {self.host} has no such image ({self.answer}); {has}. Name one of these."
+
+
+@dataclass(eq=False)
+class NotAtRegistry(GuestpullError):
+    """An image of the store that its registry does not have: what is wrong with it cannot be downloaded again."""
+
+    status, reason = Status.NOT_FOUND, "NOT_AT_REGISTRY"
+    image: str
+    manifest_digest: str
+
+    def explain(self) -> str:
+        return (
+            f"image {self.image}: no registry has its manifest {self.manifest_digest}. "
+            "If it was baked from a file: bake it again, which mends it; otherwise remove it."
+        )
+
+
+@dataclass(eq=False)
 class BlobNotFound(GuestpullError):
     """The registry has the manifest, but not a blob that it names."""
 
@@ -402,6 +428,22 @@ class LayerChanged(GuestpullError):
         return (
             f"layer {self.layer} at {self.store_path} is not what its image says ({self.change}). "
             "Make that store again; `guestpulld verify --deep` on it lists all that was changed."
+        )
+
+
+@dataclass(eq=False)
+class ImageChanged(GuestpullError):
+    """What a store has of an image is not what the image's id says."""
+
+    status, reason = Status.DATA_LOSS, "IMAGE_CHANGED"
+    image: str
+    store: str
+    change: str
+
+    def explain(self) -> str:
+        return (
+            f"image {self.image} of {self.store} is not what its id says ({self.change}). "
+            "Run `guestpulld verify --deep --repair` on that store, or make it again."
         )
 
 

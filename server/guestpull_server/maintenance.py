@@ -6,18 +6,21 @@ itself in lines for people.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from guestpull_server.config import Configuration
 from guestpull_server.deep_audit import deep_audit
-from guestpull_server.errors import GuestpullError, InvalidRequest
+from guestpull_server.errors import GuestpullError, InvalidRequest, NotAtRegistry
 from guestpull_server.models import Credentials, Digest, Platform
 from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
 from guestpull_server.requests import BakeRequest
 from guestpull_server.snapshot import OverlayMounts
-from guestpull_server.store import Fault, Finding, Garbage, LayerNames, audit, collect_garbage
+from guestpull_server.store import LOCK, Fault, Finding, Garbage, LayerNames, Store, audit, collect_garbage
 
 # -- baking -----------------------------------------------------------------------------------------------------
 
@@ -148,27 +151,45 @@ def _remove(puller: Puller, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What `verify` found, and what it repaired of that."""
+    """What `verify` found, and what it repaired of that.
+
+    Attributes:
+        work_dir: where it looked.
+        findings: what is wrong now, or worth a note.
+        repaired: layers that were downloaded again.
+        restored: images of which meta_store.json, or the copy in images/, was put right.
+        not_repaired: what kept it from repairing; a sentence each.
+        proved: layers that are what their images' ids say; None: nothing was to be proved.
+        unproved: layers that nothing is known to be wrong with, and nothing proves; likewise.
+    """
 
     work_dir: str
     findings: tuple[Finding, ...]
-    repaired: tuple[Digest, ...]
-    not_repaired: tuple[str, ...]
+    repaired: tuple[Digest, ...] = ()
+    restored: tuple[Digest, ...] = ()
+    not_repaired: tuple[str, ...] = ()
+    proved: int | None = None
+    unproved: int | None = None
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong (any more)."""
+        """Whether nothing is wrong (any more), as far as can be told."""
         return all(finding.fault is Fault.NOTE for finding in self.findings) and not self.not_repaired
 
     def lines(self) -> Iterator[str]:
         """For people."""
         for digest in self.repaired:
             yield f"repaired: layer {digest} was downloaded again"
+        for image_id in self.restored:
+            yield f"repaired: what is written of image {image_id} was put right"
         for failure in self.not_repaired:
             yield f"not repaired: {failure}"
         for finding in self.findings:
             yield f"{finding.fault.value}: {finding.sentence} {finding.remedy}"
-        if self.is_sound:
+        if self.is_sound and self.unproved:
+            counts = f"{self.proved} layers are proved, {self.unproved} cannot be"
+            yield f"nothing wrong was found in {self.work_dir}; {counts}"
+        elif self.is_sound:
             yield f"{self.work_dir} is sound"
 
 
@@ -178,7 +199,8 @@ def verify_work_dir(
     """Look for what is wrong in a work directory; with `repair`, put right what can be, and look again.
 
     With `deep`, each layer's tar is put together again from its record and its directory, and must have the
-    digest that the image's config has for it, which the image's id proves.
+    digest that the image's config has for it, which the image's id proves. Where nothing is to be repaired,
+    nothing is written.
 
     Raises:
         InvalidStore: there is no such directory.
@@ -187,39 +209,68 @@ def verify_work_dir(
     """
     work_dir = configuration.work_dir
 
-    def look() -> tuple[Finding, ...]:
+    def look() -> Verified:
         found = audit(work_dir, guest_work_dir)
-        return (*found, *deep_audit(work_dir, guest_work_dir, configuration.limits)) if deep else found
+        if not deep:
+            return Verified(work_dir, found)
+        proof = deep_audit(work_dir, guest_work_dir, configuration.limits)
+        return Verified(work_dir, (*found, *proof.findings), proved=proof.proved, unproved=proof.unproved)
 
-    findings = look()
-    if not repair:
-        return Verified(work_dir, findings, (), ())
-    repaired, failures = _repair(configuration, findings, guest_work_dir)
-    return Verified(work_dir, look(), repaired, failures)
+    seen = look()
+    if not repair or seen.is_sound:
+        return seen
+    restored = _mend(configuration, guest_work_dir)
+    repaired, failures = _repair(
+        configuration, look().findings if restored else seen.findings, guest_work_dir
+    )
+    return dataclasses.replace(look(), repaired=repaired, restored=restored, not_repaired=failures)
+
+
+def _mend(configuration: Configuration, guest_work_dir: str | None) -> tuple[Digest, ...]:
+    with _opened(configuration, guest_work_dir) as puller:
+        return puller.store.mend_images()
 
 
 def _repair(
     configuration: Configuration, findings: Sequence[Finding], guest_work_dir: str | None
 ) -> tuple[tuple[Digest, ...], tuple[str, ...]]:
-    damaged: dict[Digest, set[Digest]] = {}
+    damaged: dict[Digest, set[Digest | None]] = {}  # None: the image itself
     for finding in findings:
-        if finding.layer is not None:
-            for image_id in finding.images:
-                damaged.setdefault(image_id, set()).add(finding.layer)
+        for image_id in finding.images:
+            damaged.setdefault(image_id, set()).add(finding.layer)
     repaired: dict[Digest, None] = {}
     failures: list[str] = []
-    with Puller.open(configuration, guest_work_dir=guest_work_dir) as puller:
+    with _opened(configuration, guest_work_dir) as puller:
         for image in puller.store.images():
-            layers = damaged.get(image.image_id, set()) - repaired.keys()
-            if not layers:
+            wanted = damaged.get(image.image_id, set()) - repaired.keys()
+            if not wanted or image.read_only_store:
                 continue
             try:
-                done = puller.repair(image, sorted(layers))
-            except GuestpullError as error:
+                done = puller.repair(image, sorted(layer for layer in wanted if layer is not None))
+            except NotAtRegistry as error:
                 failures.append(error.explain())
+            except GuestpullError as error:
+                name = next(iter(image.references), image.image_id)
+                failures.append(f"{error.explain()} If image {name} was baked from a file: bake it again.")
             else:
                 repaired |= dict.fromkeys(layer.compressed_digest for layer in done)
     return tuple(repaired), tuple(failures)
+
+
+@contextmanager
+def _opened(configuration: Configuration, guest_work_dir: str | None) -> Iterator[Puller]:
+    """Take a work directory over; one that was baked, and is tidy, is tidy again after it."""
+    tidy = _is_tidy(configuration.work_dir)
+    puller = Puller.open(configuration, guest_work_dir=guest_work_dir)
+    try:
+        yield puller
+    finally:
+        puller.close(tidy=tidy)
+
+
+def _is_tidy(work_dir: str) -> bool:
+    """Whether no daemon has ever served a work directory: that leaves its lock there."""
+    return not os.path.lexists(os.path.join(work_dir, LOCK))
 
 
 # -- collecting -------------------------------------------------------------------------------------------------
@@ -250,7 +301,11 @@ def collect(configuration: Configuration, *, guest_work_dir: str | None, dry_run
         WorkDirInUse: a daemon serves it.
         StorageFailed: the operating system refuses.
     """
-    garbage = collect_garbage(
-        configuration.work_dir, OverlayMounts(), guest_work_dir=guest_work_dir, dry_run=dry_run
-    )
-    return Collected(configuration.work_dir, dry_run, garbage)
+    work_dir, mounts = configuration.work_dir, OverlayMounts()
+    garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir, dry_run=True)
+    if garbage and not dry_run:  # where there is none, nothing is written
+        tidy = _is_tidy(work_dir)
+        garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir)
+        if tidy:
+            Store.open(work_dir, mounts, guest_work_dir=guest_work_dir).close(tidy=True)
+    return Collected(work_dir, dry_run, garbage)

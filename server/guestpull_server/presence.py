@@ -1,10 +1,17 @@
-"""What the store has of what is asked for: images that are whole, and whether a policy lets them be used."""
+"""What the store has of what is asked for: images that are whole, and whether a policy lets them be used.
+
+Where layers are proved before they are reused, an image is proved before it is: its config must have the digest
+that its id is, and its layers must be those of that config. What is not proved counts as not present, so that the
+registry is asked for it; an image of another program (image-rs), which keeps no proofs, is taken as it is.
+"""
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
-from guestpull_server.errors import ImageNotPresent
+from guestpull_server.errors import ImageChanged, ImageNotPresent
 from guestpull_server.models import (
     Descriptor,
     Digest,
@@ -14,30 +21,40 @@ from guestpull_server.models import (
     PullPolicy,
     ResolvedImage,
     StoredImage,
+    StoredLayer,
 )
 from guestpull_server.registry import Reference
-from guestpull_server.store import Store
+from guestpull_server.store import Store, prove_image
+
+_log = logging.getLogger(__name__)
 
 
 class Presence:
-    """Asks the store. An image of which a layer is missing does not count as present."""
+    """Asks the store. An image of which a layer is missing does not count as present.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: what is asked.
+        proves: whether an image must be proved.
+    """
+
+    def __init__(self, store: Store, *, proves: bool) -> None:
         self._store = store
+        self._proves = proves
 
     def by_policy(self, reference: Reference, platform: Platform, policy: PullPolicy) -> ResolvedImage | None:
         """The image of the store, where the policy lets it be used without asking the registry.
 
         Raises:
             ImageNotPresent: the registry must not be asked, and there is none.
+            ImageChanged: the registry must not be asked, and the image is not what its id says.
         """
         match policy:
             case PullPolicy.ALWAYS:
                 return None
             case PullPolicy.UNSPECIFIED:
-                return self._present(reference, platform) if reference.digest else None
+                return self._unchanged(reference, platform) if reference.digest else None
             case PullPolicy.IF_NOT_PRESENT:
-                return self._present(reference, platform)
+                return self._unchanged(reference, platform)
             case PullPolicy.NEVER:
                 present = self._present(reference, platform)
                 if present is None:
@@ -47,7 +64,11 @@ class Presence:
     def known(self, manifest_digest: Digest, reference: str) -> ResolvedImage | None:
         """The image of a manifest, under the name that it is asked for by."""
         image = self._store.image_by_manifest(manifest_digest)
-        return _as_resolved(image, reference) if image is not None and self._is_whole(image) else None
+        try:
+            return self._usable(image, reference)
+        except ImageChanged as error:
+            _log.warning("an image was altered", extra={"facts": error.facts()})
+            return None
 
     def has_vanished(self, resolved: ResolvedImage) -> bool:
         """Whether an image that was resolved by the store has lost a layer since."""
@@ -56,14 +77,50 @@ class Presence:
             for layer in resolved.layers
         )
 
+    def _unchanged(self, reference: Reference, platform: Platform) -> ResolvedImage | None:
+        try:
+            return self._present(reference, platform)
+        except ImageChanged as error:
+            _log.warning("an image was altered", extra={"facts": error.facts()})
+            return None
+
     def _present(self, reference: Reference, platform: Platform) -> ResolvedImage | None:
-        """The image that the store has under a reference, if all of its layers are there."""
+        """The image that the store has under a reference, if all of its layers are there.
+
+        Raises:
+            ImageChanged: it is not what its id says.
+        """
         image = self._store.image_for(str(reference), platform)
         if image is None and reference.digest is not None:
             image = self._store.image_by_manifest(reference.digest)
             if image is not None and not _fits(image, platform):
                 return None
-        return _as_resolved(image, str(reference)) if image is not None and self._is_whole(image) else None
+        if self._proves and image is not None and reference.digest not in (None, image.manifest_digest):
+            return None  # the digest of an index, or of nothing that it has to do with: no proof tells
+        return self._usable(image, str(reference))
+
+    def _usable(self, image: StoredImage | None, reference: str) -> ResolvedImage | None:
+        if image is None or not self._is_whole(image):
+            return None
+        return _as_resolved(image, reference, self._proved_config(image) if self._proves else image.config)
+
+    def _proved_config(self, image: StoredImage) -> bytes:
+        """The image config to the byte; of another program's image, as it was written anew.
+
+        Raises:
+            ImageChanged: it is not what the image's id says, or the image is otherwise than its copy says.
+        """
+        store = image.read_only_store or self._store.work_dir
+        proved = prove_image(store, image.image_id, image.config)
+        if proved is None:
+            if any(self._is_ours(layer) for layer in image.layers):
+                raise ImageChanged(image.image_id, store, "its config has another digest")
+            return image.config
+        if list(proved.diff_ids) != [layer.uncompressed_digest for layer in image.layers]:
+            raise ImageChanged(image.image_id, store, "its layers are not those that its config names")
+        if proved.copy is not None and proved.copy.manifest_digest != image.manifest_digest:
+            raise ImageChanged(image.image_id, store, "its copy has another manifest's digest")
+        return proved.config
 
     def _is_whole(self, image: StoredImage) -> bool:
         return all(
@@ -72,14 +129,18 @@ class Presence:
             for layer in image.layers
         )
 
+    def _is_ours(self, layer: StoredLayer) -> bool:
+        """Whether we unpacked a layer: then there is all that proves it, and its images."""
+        return layer.size_bytes >= 0 or self._store.record_of(layer) is not None
 
-def _as_resolved(image: StoredImage, reference: str) -> ResolvedImage:
+
+def _as_resolved(image: StoredImage, reference: str, config: bytes) -> ResolvedImage:
     """An image of the store as if it had been resolved; media types and sizes of its blobs are not known."""
     layers = tuple(
         LayerDescriptor(Descriptor("", layer.compressed_digest, 0), layer.uncompressed_digest)
         for layer in image.layers
     )
-    return ResolvedImage(reference, image.manifest_digest, image.image_id, image.config, layers)
+    return ResolvedImage(reference, image.manifest_digest, image.image_id, config, layers)
 
 
 def _fits(image: StoredImage, platform: Platform) -> bool:

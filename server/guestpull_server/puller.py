@@ -21,8 +21,8 @@ import msgspec
 
 from guestpull_server.admission import Admission
 from guestpull_server.bundle import write_runtime_config
-from guestpull_server.config import Configuration
-from guestpull_server.errors import ImageNotPresent, InvalidRequest
+from guestpull_server.config import Configuration, VerifyReuse
+from guestpull_server.errors import ImageNotFound, ImageNotPresent, InvalidRequest, NotAtRegistry
 from guestpull_server.fetching import LayerFetcher
 from guestpull_server.flights import Flights
 from guestpull_server.layer import LayerWorkers
@@ -58,8 +58,11 @@ class Puller:
         self._registry = registry
         self._workers = workers
         self.admission = Admission(configuration.limits)
-        self._presence = Presence(store)
+        self._presence = Presence(store, proves=configuration.verify_reuse is not VerifyReuse.NEVER)
         self._reuse = ReuseCheck(store, configuration.verify_reuse, workers)
+        # what is baked is reused by many: baking again proves it, and so mends it
+        self._baked_presence = Presence(store, proves=True)
+        self._baked_reuse = ReuseCheck(store, VerifyReuse.ALWAYS, workers)
         self._fetcher = LayerFetcher(
             store,
             Flights(store, workers, configuration.limits),
@@ -176,33 +179,41 @@ class Puller:
             self._source(request.source, request.credentials, cancellation) as source,
         ):
             found = source.resolve(
-                platform, cancellation, lambda digest: self._presence.known(digest, source.reference)
+                platform, cancellation, lambda digest: self._baked_presence.known(digest, source.reference)
             )
+            self._baked_reuse.discard_changed(found, cancellation)
+            if self._baked_presence.has_vanished(found):
+                found = source.resolve(platform, cancellation, lambda _digest: None)
             resolved = dataclasses.replace(found, reference=name or found.reference)
             if not resolved.reference:
                 raise InvalidRequest(
                     request.source, "the image has no name in there", "Give it one by --reference."
                 )
+            if request.reference or is_local(request.source):
+                _check_pin(request.source, resolved)
             observer.resolved(resolved)
-            self._reuse.discard_changed(resolved, cancellation)
             with self.store.pin(layer.blob.digest for layer in resolved.layers):
                 layers, pulled = self._fetcher.fetch(resolved, source, cancellation, observer)
+                used = {layer.compressed_digest for image in self.store.images() for layer in image.layers}
                 self.store.record_image(resolved, layers)
+            self.store.delete_unused(used)
         return _result(resolved, pulled, "")
 
     def repair(
         self, image: StoredImage, damaged: Collection[Digest], cancellation: Cancellation | None = None
     ) -> tuple[PulledLayer, ...]:
-        """Download exactly those layers of an image again that are not what they should be.
+        """Download exactly those layers of an image again that are not what they should be, and its config.
 
         The image is asked for by its manifest's digest, so that nothing else can come in its place.
 
         Raises:
-            InvalidReference: the image has no name of a registry: it was baked from a file, and must be again.
+            NotAtRegistry: its registry does not have it: it was baked from a file, and must be again.
             LayerInUse: a bundle or a pull uses such a layer.
             GuestpullError: as `pull`.
         """
-        name = Reference.parse(image.references[0] if image.references else "")
+        if not image.references:
+            raise NotAtRegistry(image.image_id, image.manifest_digest)
+        name = Reference.parse(image.references[0])
         reference = dataclasses.replace(name, tag="", digest=image.manifest_digest)
         platform = msgspec.json.decode(image.config, type=ImageConfig).platform
         caller = cancellation or Cancellation("the repair")
@@ -210,7 +221,10 @@ class Puller:
             self.admission.admitted(str(reference), caller) as cancellation,
             self._source(str(reference), None, cancellation) as source,
         ):
-            found = source.resolve(platform, cancellation, lambda _digest: None)
+            try:
+                found = source.resolve(platform, cancellation, lambda _digest: None)
+            except ImageNotFound:
+                raise NotAtRegistry(str(name), image.manifest_digest) from None
             resolved = dataclasses.replace(found, reference=str(name))
             for digest in damaged:
                 if self.store.layer(digest) is not None:
@@ -254,18 +268,20 @@ class Puller:
     ) -> Iterator[ResolvedImage]:
         """Resolve the reference, and keep its layers from being deleted, those that may be reused."""
         resolved = self._resolve(reference, source, request, cancellation)
-        self._reuse.discard_changed(resolved, cancellation)
-        with self.store.pin(layer.blob.digest for layer in resolved.layers):
-            if not self._presence.has_vanished(resolved):
-                yield resolved
-                return
-        # an image of the store was removed before its layers were pinned, or was altered: the registry has it
-        if request.policy is PullPolicy.NEVER:
-            raise ImageNotPresent(request.image)
-        platform = request.platform or Platform.host()
-        resolved = source.resolve(platform, cancellation, lambda _digest: None)
-        with self.store.pin(layer.blob.digest for layer in resolved.layers):
-            yield resolved
+        while True:
+            checked = self._reuse.discard_changed(resolved, cancellation)
+            with self.store.pin(layer.blob.digest for layer in resolved.layers):
+                vanished = self._presence.has_vanished(resolved)
+                if not vanished and self._reuse.is_checked(resolved, checked):
+                    yield resolved
+                    return
+            if not vanished:
+                continue  # something came into sight that nobody has checked
+            # an image of the store was removed before its layers were pinned, or altered: the registry has it
+            if request.policy is PullPolicy.NEVER:
+                raise ImageNotPresent(request.image)
+            platform = request.platform or Platform.host()
+            resolved = source.resolve(platform, cancellation, lambda _digest: None)
 
     def _resolve(
         self,
@@ -280,9 +296,26 @@ class Puller:
             present = self._presence.by_policy(reference, platform, request.policy)
             if present is not None:
                 return present
-        return source.resolve(
+        resolved = source.resolve(
             platform, cancellation, lambda digest: self._presence.known(digest, source.reference)
         )
+        if reference is None:
+            _check_pin(request.image, resolved)
+        return resolved
+
+
+def _check_pin(source: str, resolved: ResolvedImage) -> None:
+    """Refuse a name that is pinned to a digest that the image does not have.
+
+    Of an image of a registry, the pin has led to the manifest; what a file, or its user, calls an image proves
+    nothing.
+    """
+    pin = Reference.parse(resolved.reference).digest if resolved.reference else None
+    if pin not in (None, resolved.manifest_digest):
+        problem = (
+            f"{resolved.reference} is another image: the manifest in there is {resolved.manifest_digest}"
+        )
+        raise InvalidRequest(source, problem, "Give it a tag by --reference, or that digest.")
 
 
 def _result(resolved: ResolvedImage, pulled: tuple[PulledLayer, ...], rootfs: str) -> PulledImage:

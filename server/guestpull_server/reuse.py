@@ -1,7 +1,9 @@
 """Whether a layer that is there already may be trusted: `verify_reuse` of the configuration.
 
 A layer of ours that was altered is deleted, so that it is downloaded again; one of another store is refused,
-because nothing is written there. A layer without a record (image-rs's) is checked as far as it can be.
+because nothing is written there. What comes into sight by a deletion, the same layer of another store, is checked
+as well. A layer that we unpacked has a record, and a line in layer_facts.jsonl; where one of them is gone, it
+cannot be proved, and counts as altered. A layer that has neither (image-rs's) is checked as far as it can be.
 """
 
 from __future__ import annotations
@@ -9,13 +11,18 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 from guestpull_server.config import VerifyReuse
 from guestpull_server.errors import LayerChanged
-from guestpull_server.layer import LayerWorkers, verify_unrecorded
+from guestpull_server.layer import LayerWorkers, implied_fingerprint, verify_unrecorded
 from guestpull_server.models import Cancellation, Digest, ResolvedImage, StoredLayer
 from guestpull_server.store import Store
+
+Checked: TypeAlias = frozenset[str] | None
+"""The store_paths of layers that were checked; None where none is to be."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +37,10 @@ class ReuseCheck:
         self._lock = threading.Lock()
         self._verified: set[tuple[Digest, int, int, int]] = set()
 
-    def discard_changed(self, resolved: ResolvedImage, cancellation: Cancellation) -> None:
+    def discard_changed(self, resolved: ResolvedImage, cancellation: Cancellation) -> Checked:
         """Check the layers of an image that the store has, side by side; those that were altered are deleted.
+
+        Returns what was checked and is left; None where nothing is to be.
 
         Raises:
             LayerChanged: such a layer lies in another store.
@@ -40,17 +49,31 @@ class ReuseCheck:
             DeadlineExceeded: its time ran out.
         """
         if self._mode is VerifyReuse.NEVER:
-            return
-        layers = self._present(resolved)
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify") as pool:
-            outcomes = list(pool.map(lambda layer: self._problem(layer, cancellation), layers))
-        changed = [(layer, problem) for layer, problem in zip(layers, outcomes, strict=True) if problem]
-        for layer, problem in changed:
-            told = {"layer": layer.compressed_digest, "path": layer.store_path, "change": problem}
-            _log.warning("a layer was altered", extra={"facts": told})
-            if self._store.is_read_only(layer):
-                raise LayerChanged(layer.compressed_digest, layer.store_path, problem)
-            self._store.discard_layer(layer.compressed_digest)
+            return None
+        checked: set[str] = set()
+        while layers := self._unchecked(resolved, checked):
+            with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify") as pool:
+                outcomes = list(pool.map(lambda layer: self._problem(layer, cancellation), layers))
+            for layer, problem in zip(layers, outcomes, strict=True):
+                if problem:
+                    self._discard(layer, problem)
+                else:
+                    checked.add(layer.store_path)
+        return frozenset(checked)
+
+    def is_checked(self, resolved: ResolvedImage, checked: Checked) -> bool:
+        """Whether all layers of an image that the store has now are among those that were checked."""
+        return checked is None or not self._unchecked(resolved, checked)
+
+    def _discard(self, layer: StoredLayer, problem: str) -> None:
+        told = {"layer": layer.compressed_digest, "path": layer.store_path, "change": problem}
+        _log.warning("a layer was altered", extra={"facts": told})
+        if self._store.is_read_only(layer):
+            raise LayerChanged(layer.compressed_digest, layer.store_path, problem)
+        self._store.discard_layer(layer.compressed_digest)
+
+    def _unchecked(self, resolved: ResolvedImage, checked: Collection[str]) -> list[StoredLayer]:
+        return [layer for layer in self._present(resolved) if layer.store_path not in checked]
 
     def _present(self, resolved: ResolvedImage) -> list[StoredLayer]:
         found: dict[Digest, StoredLayer] = {}
@@ -66,11 +89,18 @@ class ReuseCheck:
         with self._lock:
             if self._mode is VerifyReuse.MOUNT and key in self._verified:
                 return ""
-        record = self._store.record_of(layer)
+        record, has_facts = self._store.record_of(layer), layer.size_bytes >= 0
+        if record is None and has_facts:
+            return "its record is gone"
+        if record is not None and not has_facts:
+            return "layer_facts.jsonl does not tell of it any more"
         if record is None:
             findings = verify_unrecorded(layer.store_path, cancellation=cancellation)
         else:
-            findings = self._workers.verify(layer.store_path, record, layer.uncompressed_digest, cancellation)
+            implied = implied_fingerprint(layer.implied_directories)
+            findings = self._workers.verify(
+                layer.store_path, record, layer.uncompressed_digest, cancellation, implied=implied
+            )
         if findings:
             return str(findings[0])
         with self._lock:
@@ -80,5 +110,5 @@ class ReuseCheck:
 
 def _identity(layer: StoredLayer) -> tuple[Digest, int, int, int]:
     """What tells that a directory is still the one that was verified, short of looking into it."""
-    status = os.stat(layer.store_path)
+    status = os.lstat(layer.store_path)
     return layer.uncompressed_digest, status.st_dev, status.st_ino, status.st_ctime_ns

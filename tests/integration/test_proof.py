@@ -141,13 +141,21 @@ def test_an_altered_layer_of_another_store_is_refused_by_name(
             assert caught.value.reason == "LAYER_CHANGED"
 
 
-def test_a_layer_without_a_record_is_said_to_be_unproved(daemon: Daemon, registry: RegistrySimulator) -> None:
+def test_a_layer_whose_record_is_gone_is_not_proved_and_is_downloaded_again(
+    daemon: Daemon, registry: RegistrySimulator
+) -> None:
     content = runnable()
     daemon.client.pull(registry.push("bare:1", image(content)), str(daemon.bundle("one")))
+    daemon.client.release_bundle(str(daemon.bundle("one")))
     for record in (daemon.work_dir / "records").iterdir():
         record.unlink()
 
     found = verify(daemon.work_dir, "--deep")
 
-    assert found.returncode == 0
-    assert f"layer {content.digest} has no record" in found.stdout
+    assert found.returncode == 1
+    assert f"incomplete: layer {content.digest} has no record any more" in found.stdout
+    daemon.stop()
+    repaired = verify(daemon.work_dir, "--deep", "--repair")
+    assert repaired.returncode == 0, repaired.stdout
+    assert len(registry.requests_for(content)) == 2
+    daemon.start()

@@ -23,6 +23,7 @@ what of these is there, and may be believed.
   bundle_paths.py  where bundles may be, and what of their directories is ours
   readonly.py      stores that are only read
   inventory.py     what lies in a work directory, read without changing anything
+  evidence.py      what there is to prove images and layers by
   audit.py         what is wrong there: `guestpulld verify`
   garbage.py       what nothing refers to: `guestpulld gc`
   outcomes.py      what the store answers with
@@ -33,27 +34,29 @@ Nothing here knows registries, tars or system calls of mounting. Start with `sto
 from guestpull_server.store.audit import (
     Fault,
     Finding,
-    RecordedLayer,
     audit,
-    proven_diff_ids,
-    recorded_layers,
 )
 from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.bundles import BundleReservation, StoredBundle
+from guestpull_server.store.copies import prove_image
+from guestpull_server.store.evidence import Evidence, ImageEvidence, LayerEvidence, gather_evidence
 from guestpull_server.store.garbage import collect_garbage
 from guestpull_server.store.outcomes import Deleted, Garbage, LayerNames, Removal, StoreUsage
 from guestpull_server.store.store import Store
-from guestpull_server.store.workdir import StagedLayer
+from guestpull_server.store.workdir import LOCK, StagedLayer
 
 __all__ = [
+    "LOCK",
     "BundleReservation",
     "Deleted",
+    "Evidence",
     "Fault",
     "Finding",
     "Garbage",
+    "ImageEvidence",
+    "LayerEvidence",
     "LayerNames",
     "Mounts",
-    "RecordedLayer",
     "Removal",
     "StagedLayer",
     "Store",
@@ -61,6 +64,6 @@ __all__ = [
     "StoredBundle",
     "audit",
     "collect_garbage",
-    "proven_diff_ids",
-    "recorded_layers",
+    "gather_evidence",
+    "prove_image",
 ]

@@ -8,17 +8,14 @@ It only reads, and may run beside a daemon; what that one is in the middle of is
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 import msgspec
 
-from guestpull_server.errors import InvalidDigest, storage_errors
+from guestpull_server.errors import storage_errors
 from guestpull_server.models import Digest, ImageConfig, StoredLayer
 from guestpull_server.store.catalog import FILE_NAME
 from guestpull_server.store.copies import image_id_of, read_copy
@@ -28,10 +25,10 @@ from guestpull_server.store.facts import contradiction
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.paths import is_directory
 from guestpull_server.store.trees import tree_bytes
-from guestpull_server.store.workdir import RECORD_SUFFIX
 
 _START: Final = "Start guestpulld on this work directory, or run `guestpulld verify --repair`."
 _REPAIR: Final = "Pull the image again, or run `guestpulld verify --repair`."
+_RESTORE: Final = "Run `guestpulld verify --repair`, or pull or bake the image again."
 _COLLECT: Final = "Nothing needs it: run `guestpulld gc`, which deletes it."
 _LOOK: Final = "Delete it if it is of no use to you."
 
@@ -90,62 +87,6 @@ def audit(work_dir: str, guest_work_dir: str | None = None) -> tuple[Finding, ..
     )
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedLayer:
-    """A layer that is there, with its path as it is here; its record, if it has one; the images that have it."""
-
-    layer: StoredLayer
-    record: str | None
-    images: tuple[Digest, ...]
-
-
-def recorded_layers(work_dir: str, guest_work_dir: str | None = None) -> tuple[RecordedLayer, ...]:
-    """The layers that are there.
-
-    Raises:
-        InvalidStore: there is no such directory.
-        StorageFailed: the operating system refuses.
-    """
-    inventory = take_inventory(work_dir, guest_work_dir)
-    users = _users(inventory)
-    found: list[RecordedLayer] = []
-    for digest, layer in sorted(inventory.catalog.layers.items()):
-        path = inventory.paths.local(layer)
-        if is_directory(path):
-            store = os.path.dirname(os.path.dirname(path))
-            record = os.path.join(store, "records", os.path.basename(path) + RECORD_SUFFIX)
-            here = dataclasses.replace(layer, store_path=path)
-            images = tuple(users.get(digest, ()))
-            found.append(RecordedLayer(here, record if os.path.isfile(record) else None, images))
-    return tuple(found)
-
-
-def proven_diff_ids(work_dir: str, guest_work_dir: str | None = None) -> frozenset[Digest]:
-    """The diff_ids that images' ids prove: those of configs that have the digest that they are kept under.
-
-    Raises:
-        InvalidStore: there is no such directory.
-        StorageFailed: the operating system refuses.
-    """
-    proven: set[Digest] = set()
-    for image_id, record in take_inventory(work_dir, guest_work_dir).catalog.images.items():
-        if image_id.matches(record.config):
-            rootfs = msgspec.json.decode(record.config, type=ImageConfig).rootfs
-            for diff_id in (rootfs.diff_ids if rootfs else None) or ():
-                with suppress(InvalidDigest):
-                    proven.add(Digest(diff_id))
-    return frozenset(proven)
-
-
-def _users(inventory: Inventory) -> dict[Digest, list[Digest]]:
-    """The images that have each layer."""
-    users: dict[Digest, list[Digest]] = {}
-    for record in inventory.catalog.images.values():
-        for layer in dict.fromkeys(record.layers):
-            users.setdefault(layer.compressed_digest, []).append(record.image_id)
-    return users
-
-
 def _meta_store(inventory: Inventory) -> Iterator[Finding]:
     path = inventory.path(FILE_NAME)
     if inventory.damage:
@@ -166,7 +107,7 @@ def _meta_store(inventory: Inventory) -> Iterator[Finding]:
 
 
 def _layers(inventory: Inventory) -> Iterator[Finding]:
-    users = _users(inventory)
+    users = inventory.users_of_layers()
     for digest, layer in sorted(inventory.catalog.layers.items()):
         yield from _layer(inventory, layer, tuple(users.get(digest, ())))
     yield from _shared_directories(inventory, users)
@@ -247,12 +188,12 @@ def _image(
                 kept, _ = read_copy(path, record.image_id)
             except (Unreadable, OSError) as error:
                 sentence = f"{path}, the copy of image {record.image_id}, cannot be used: {error}."
-                yield Finding(Fault.CORRUPT, path, sentence, "Remove the image, and pull it again.")
+                yield Finding(Fault.CORRUPT, path, sentence, _RESTORE)
                 continue
             if _meaning(kept.config) != _meaning(record.config):
                 path = inventory.path(FILE_NAME)
                 sentence = f"the image_config of image {record.image_id} is not the one that its id names."
-                yield Finding(Fault.CORRUPT, path, sentence, "Remove the image, and pull it again.")
+                yield Finding(Fault.CORRUPT, path, sentence, _RESTORE)
 
 
 def _meaning(config: bytes) -> tuple[object, ...]:

@@ -7,14 +7,15 @@ whole, its config has the digest that the image's id names, and that config name
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
 
 from guestpull_server.errors import InvalidDigest
-from guestpull_server.models import Digest
+from guestpull_server.models import Digest, ImageConfig
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.durability import TEMPORARY, Durability
 from guestpull_server.store.entries import EntryReader, ImageRecord, Unreadable, read_entry, written_entry
@@ -22,6 +23,8 @@ from guestpull_server.store.files import NoFile, read_file
 from guestpull_server.store.workdir import WorkDir
 
 _SUFFIX: Final = ".json"
+_DIRECTORY: Final = "images"
+_ENDS: Final = (b"", b"\n", b"\r\n", b"\n\n")  # that JSON has no place for, and some configs close with
 
 
 class ImageCopies:
@@ -41,7 +44,7 @@ class ImageCopies:
             record, entry = catalog.images.get(image_id), catalog.image_entry(image_id)
             if record is None or entry is None:
                 continue
-            if not _is_named_by(image_id, record.config):
+            if exact_config(image_id, record.config) is None:
                 try:
                     kept, _ = read_copy(self._path(image_id), image_id)
                 except (Unreadable, OSError):
@@ -78,18 +81,13 @@ class ImageCopies:
 
     def take_in(self, catalog: Catalog) -> None:
         """Give a catalog the images that are certain, whose layers it has."""
-        for name in sorted(os.listdir(self._directory)):
-            image_id = image_id_of(name)
-            if image_id is None:
-                continue
-            with suppress(Unreadable, OSError):
-                record, entry = read_copy(os.path.join(self._directory, name), image_id)
-                known = [catalog.layers.get(layer.compressed_digest) for layer in record.layers]
-                if all(
-                    one is not None and one.uncompressed_digest == layer.uncompressed_digest
-                    for one, layer in zip(known, record.layers, strict=True)
-                ):
-                    catalog.take_in(record, entry)
+        for record, entry in copies_of_others(os.path.dirname(self._directory), ()):
+            known = [catalog.layers.get(layer.compressed_digest) for layer in record.layers]
+            if all(
+                one is not None and one.uncompressed_digest == layer.uncompressed_digest
+                for one, layer in zip(known, record.layers, strict=True)
+            ):
+                catalog.take_in(record, entry)
 
     def _path(self, image_id: Digest) -> str:
         return os.path.join(self._directory, image_id.directory_name + _SUFFIX)
@@ -121,11 +119,82 @@ def read_copy(path: str, image_id: Digest) -> tuple[ImageRecord, msgspec.Raw]:
     ((_, record),) = EntryReader().images({image_id: msgspec.Raw(content)})
     if isinstance(record, Unreadable):
         raise record
-    if not _is_named_by(image_id, record.config):
+    if exact_config(image_id, record.config) is None:
         raise Unreadable("its image_config is not the one that its id names")
     return record, msgspec.Raw(content)
 
 
-def _is_named_by(image_id: Digest, config: bytes) -> bool:
-    # JSON has no place for the line end that some configs close with
-    return any(image_id.matches(config + end) for end in (b"", b"\n"))
+def exact_config(image_id: Digest, config: bytes) -> bytes | None:
+    """An image config to the byte, from what a JSON document has of it; None if it is not what the id names."""
+    return next((config + end for end in _ENDS if image_id.matches(config + end)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ProvedImage:
+    """What an image's id proves, whatever else is said of it.
+
+    Attributes:
+        config: the image config, to the byte.
+        diff_ids: its layers, bottom-most first.
+        copy: what images/ says of the image; None if that cannot be used. Only its config is proved.
+    """
+
+    config: bytes
+    diff_ids: tuple[str, ...]
+    copy: ImageRecord | None
+
+    def corrected(self, record: ImageRecord) -> ImageRecord:
+        """What meta_store.json should say of the image; the same record where it does."""
+        copy = self.copy or record
+        kept = list(map(str, record.diff_ids)) == list(self.diff_ids)
+        exact = exact_config(record.image_id, record.config) is not None
+        return replace(
+            record,
+            config=record.config if exact else self.config,
+            manifest_digest=copy.manifest_digest,
+            layers=record.layers if kept else copy.layers,
+            metas=record.metas if kept else copy.metas,
+        )
+
+
+def prove_image(work_dir: str, image_id: Digest, config: bytes) -> ProvedImage | None:
+    """Find the image config that an image's id names: in meta_store.json, or in the image's copy.
+
+    Args:
+        work_dir: the store that has the image.
+        image_id: the digest of its config.
+        config: the config as meta_store.json has it; another program may have written that one anew.
+    """
+    copy: ImageRecord | None = None
+    with suppress(Unreadable, OSError):
+        copy, _ = read_copy(_path_of_copy(work_dir, image_id), image_id)
+    exact = exact_config(image_id, config)
+    if exact is None and copy is not None:
+        exact = exact_config(image_id, copy.config)
+    if exact is None:
+        return None
+    rootfs = msgspec.json.decode(exact, type=ImageConfig).rootfs
+    return ProvedImage(exact, tuple((rootfs.diff_ids if rootfs else None) or ()), copy)
+
+
+def copies_of_others(work_dir: str, known: Container[Digest]) -> Iterator[tuple[ImageRecord, msgspec.Raw]]:
+    """The copies that are proved of images that are not among those that are known.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    directory = os.path.join(work_dir, _DIRECTORY)
+    for name in sorted(os.listdir(directory)):
+        image_id = image_id_of(name)
+        if image_id is not None and image_id not in known:
+            with suppress(Unreadable, OSError):
+                yield read_copy(os.path.join(directory, name), image_id)
+
+
+def has_copy(work_dir: str, image_id: Digest) -> bool:
+    """Whether anything has the name of an image's copy, be it one or not."""
+    return os.path.lexists(_path_of_copy(work_dir, image_id))
+
+
+def _path_of_copy(work_dir: str, image_id: Digest) -> str:
+    return os.path.join(work_dir, _DIRECTORY, image_id.directory_name + _SUFFIX)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
 from guestpull_server.errors import InvalidManifest
 from guestpull_server.models import Digest, ImageConfig, Platform, ResolvedImage, StoredImage, StoredLayer
+from guestpull_server.store.copies import copies_of_others, has_copy, prove_image
 from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.ledger import Ledger
 from guestpull_server.store.names import find, fits, repository
@@ -95,6 +97,7 @@ class ImageShelf:
                 record is not None
                 and resolved.reference in names
                 and record.manifest_digest == resolved.manifest_digest
+                and record.config == resolved.config.strip()  # another program may have written it anew
                 and [layer.compressed_digest for layer in record.layers]
                 == [layer.compressed_digest for layer in layers]
                 and all(self._has_entry(layer) for layer in layers)
@@ -131,6 +134,29 @@ class ImageShelf:
             StorageFailed: the operating system refuses; likewise.
         """
         self._ledger.change(lambda: self._ledger.catalog.rename_image(image_id, references))
+
+    def mend(self, work_dir: str) -> tuple[Digest, ...]:
+        """See Store.mend_images."""
+        mended: list[Digest] = []
+        with self._lock:
+            catalog = self._ledger.catalog
+            for record in list(catalog.images.values()):
+                proved = prove_image(work_dir, record.image_id, record.config)
+                if proved is None:
+                    continue
+                right = proved.corrected(record)
+                if right != record:
+                    self._ledger.change(partial(catalog.put_image, right))
+                elif proved.copy is None and has_copy(work_dir, record.image_id):
+                    self._ledger.change(partial(catalog.touched.add, record.image_id))
+                else:
+                    continue
+                mended.append(record.image_id)
+            for record, entry in copies_of_others(work_dir, catalog.images):
+                if catalog.image_entry(record.image_id) is not None:  # which cannot be used
+                    self._ledger.change(partial(catalog.take_in, record, entry))
+                    mended.append(record.image_id)
+        return tuple(mended)
 
     def sort_names(self) -> None:
         """Have no image's names tell in which order they were given.

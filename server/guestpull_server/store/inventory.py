@@ -100,6 +100,14 @@ class Inventory:
         used.update(Digest(layer) for bundle in self.bundles.values() for layer in bundle.layers)
         return frozenset(used)
 
+    def users_of_layers(self) -> dict[Digest, list[Digest]]:
+        """The images that have each layer."""
+        users: dict[Digest, list[Digest]] = {}
+        for record in self.catalog.images.values():
+            for layer in dict.fromkeys(record.layers):
+                users.setdefault(layer.compressed_digest, []).append(record.image_id)
+        return users
+
     def strays(self) -> list[str]:
         """What is in layers/ and belongs to no layer, and can go; its paths.
 

@@ -315,6 +315,17 @@ class Store:
         """
         return self._images.record(resolved, layers)
 
+    def mend_images(self) -> tuple[Digest, ...]:
+        """Put right what meta_store.json or a copy in images/ says of an image, where the other one is proved.
+
+        Returns the images that it was done for.
+
+        Raises:
+            StorageFull: the file system has no room; meta_store.json is as it was.
+            StorageFailed: the operating system refuses; likewise.
+        """
+        return self._images.mend(self.work_dir)
+
     def remove_image(self, image: StoredImage, reference: str | None, force: bool) -> Removal:
         """Forget an image, or one of its names, and delete the layers that nobody uses any more.
 

@@ -13,7 +13,7 @@ import pytest
 
 from guestpull_server.errors import InvalidStore, WorkDirInUse
 from guestpull_server.models import Digest
-from guestpull_server.store import Fault, Finding, Store, audit, collect_garbage, recorded_layers
+from guestpull_server.store import Fault, Finding, Store, audit, collect_garbage, gather_evidence
 from support.images import Layer, file, image, layer
 from support.stores import MountsInMemory, bundled, open_store, pulled, put_layer
 
@@ -153,7 +153,7 @@ def test_a_copy_is_audited_although_what_it_was_copied_from_is_still_there(
 
     assert finding.fault is Fault.INCOMPLETE
     assert Path(finding.path) == directory_of(tmp_path / "copy", BASE)
-    recorded = recorded_layers(str(tmp_path / "copy"))
+    recorded = gather_evidence(str(tmp_path / "copy")).layers
     assert {Path(one.layer.store_path).parent for one in recorded} == {tmp_path / "copy/layers"}
 
 
