@@ -120,15 +120,20 @@ class Catalog:
 
     # -- layers ---------------------------------------------------------------------------------------------
 
-    def put_layer(self, layer: StoredLayer) -> None:
-        """Add a layer, or put its entry right, and what images say of it; keys that we do not know stay."""
-        digest = layer.compressed_digest
-        self._layers[digest] = written_entry(read_entry(self._layers.get(digest)) | layer_fields(layer))
-        self.layers[digest] = layer
+    def put_layers(self, *layers: StoredLayer) -> None:
+        """Add layers, or put their entries right, and what images say of them; keys that we do not know stay."""
+        put = {layer.compressed_digest: layer for layer in layers}
+        for digest, layer in put.items():
+            self._layers[digest] = written_entry(read_entry(self._layers.get(digest)) | layer_fields(layer))
+        self.layers |= put
         for record in list(self.images.values()):
-            if any(one.compressed_digest == digest and differ(one, layer) for one in record.layers):
-                layers = tuple(layer if one.compressed_digest == digest else one for one in record.layers)
-                self._put_metas(record, layers)
+            meant = tuple(put.get(one.compressed_digest, one) for one in record.layers)
+            if any(
+                differ(one, layer)
+                for one, layer in zip(record.layers, meant, strict=True)
+                if one is not layer
+            ):
+                self._put_metas(record, meant)
 
     def drop_layer(self, digest: Digest) -> None:
         """Forget a layer."""

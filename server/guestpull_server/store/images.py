@@ -117,7 +117,7 @@ class ImageShelf:
         self._take_name_away(resolved)
         for layer in layers:
             if not self._has_entry(layer):  # one of a read-only store gets an entry that leads there
-                self._ledger.catalog.put_layer(layer)
+                self._ledger.catalog.put_layers(layer)
         entries = tuple(self._ledger.catalog.layers[layer.compressed_digest] for layer in layers)
         try:
             self._ledger.catalog.put_image(

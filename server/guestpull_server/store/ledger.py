@@ -6,6 +6,7 @@ that was committed and is not in meta_store.json yet. A change that cannot be wr
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import time
@@ -79,6 +80,8 @@ class Ledger:
                 )
             else:
                 self._copies.drop_strays(self.catalog)
+            self._paths.find_moved(self.catalog.layers.values(), self._facts, is_made_elsewhere=False)
+            self._aim_at_the_guest()
             self._put_metas_right()
             self._recall_facts()
         self.names = ImageNames(self.catalog.images)
@@ -132,10 +135,23 @@ class Ledger:
             altered = contradiction(entry, facts) if entry is not None else ""
             if entry is None or altered:
                 with suppress(InvalidDigest):
-                    self.catalog.put_layer(facts.layer(self._paths.written(facts.directory)))
+                    self.catalog.put_layers(facts.layer(self._paths.written(facts.directory)))
                     self._dirty = True
             if altered:
                 self.warnings.append(f"{self._path}: the entry of layer {digest} was put right: {altered}")
+
+    def _aim_at_the_guest(self) -> None:
+        """Have the entries of layers that are ours say where the guest sees them, where we were told."""
+        if not self._paths.is_for_a_guest:
+            return
+        aimed = []
+        for layer in self.catalog.layers.values():
+            written = self._paths.written(os.path.basename(self._paths.local(layer)))
+            if layer.store_path != written and self._paths.is_ours(layer):
+                aimed.append(dataclasses.replace(layer, store_path=written))
+        if aimed:
+            self.catalog.put_layers(*aimed)
+            self._dirty = True
 
     def _put_metas_right(self) -> None:
         """Have images say of their layers what layer_db says: image-rs mounts what they say."""
@@ -150,8 +166,7 @@ class Ledger:
                 self.warnings.append(f"{self._path}: image {image_id} was put right: {problem}")
 
     def _recall_facts(self) -> None:
-        """Have layers know where they are, and what is known of them."""
-        self._paths.find_moved(self.catalog.layers.values(), self._facts, is_made_elsewhere=False)
+        """Have layers know what is known of them."""
         for layer in self.catalog.layers.values():
             self.catalog.layers[layer.compressed_digest] = with_facts(layer, self._facts_of(layer))
 
@@ -197,7 +212,7 @@ class Ledger:
         """Know a layer that has its directory; meta_store.json names it from the next `flush` on."""
         layer = facts.layer(self._paths.written(facts.directory))
         self._facts[layer.compressed_digest] = facts
-        self.catalog.put_layer(layer)
+        self.catalog.put_layers(layer)
         self._dirty = True
         return layer
 

@@ -31,9 +31,13 @@ class LayerPaths:
     Args:
         work_dir: the store's work directory, as it is here.
         guest_work_dir: the same, as its guest sees it; None: as here.
+
+    Attributes:
+        is_for_a_guest: we were told where its guest sees it.
     """
 
     def __init__(self, work_dir: str, guest_work_dir: str | None = None) -> None:
+        self.is_for_a_guest = guest_work_dir is not None
         self._work_dir = work_dir
         self._layers = os.path.join(work_dir, "layers")
         self._inside_here = f"{work_dir.rstrip('/')}/"

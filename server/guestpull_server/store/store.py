@@ -96,7 +96,8 @@ class Store:
         Args:
             work_dir: where it is; made if it is not there.
             mounts: how to ask for mounts, and undo them.
-            guest_work_dir: where the guest will see it, if that is elsewhere: store_paths are written so.
+            guest_work_dir: where the guest will see it, if that is elsewhere: all store_paths are written so,
+                those too that were written otherwise before.
             additional_stores: work directories that are only read.
             bundle_roots: directories that bundles must be in; none: any directory will do.
             layer_names: how new layers' directories are named.

@@ -12,7 +12,7 @@ import pytest
 
 from guestpull_server.errors import LayerInUse, WorkDirInUse
 from guestpull_server.models import Decoder, Digest, UnpackedLayer
-from guestpull_server.store import LayerNames, Store
+from guestpull_server.store import LayerNames, Store, audit
 from support.images import Layer, file, image, layer
 from support.stores import (
     AMD64,
@@ -409,6 +409,42 @@ def test_store_paths_are_written_as_the_guest_sees_them_and_found_where_they_are
     assert again.layer(digest_of(BASE)) == stored
     assert not again.is_read_only(stored)
     again.close()
+
+
+def test_paths_that_were_written_before_are_written_as_the_guest_sees_them(
+    store: Store, work_dir: Path, tmp_path: Path
+) -> None:
+    other = open_store(tmp_path / "other")
+    put_layer(other, TOP)
+    other.close()
+    store.close()
+    store = open_store(work_dir, additional_stores=[tmp_path / "other"])
+    pulled(store, SHOP, LATEST)
+    store.close()
+
+    open_store(work_dir, guest_work_dir="/run/image").close()
+
+    meta = json.loads((work_dir / "meta_store.json").read_bytes())
+    names = [digest_of(one).directory_name for one in (BASE, TOP)]
+    expected = [f"/run/image/layers/{names[0]}", f"{tmp_path}/other/layers/{names[1]}"]
+    assert [meta["layer_db"][one.digest]["store_path"] for one in (BASE, TOP)] == expected
+    assert [one["store_path"] for one in meta["image_db"][SHOP.image_id]["layer_metas"]] == expected
+    assert audit(str(work_dir), "/run/image") == ()
+
+
+def test_a_store_that_was_moved_is_written_for_its_guest(
+    store: Store, work_dir: Path, tmp_path: Path
+) -> None:
+    pulled(store, SHOP, LATEST)
+    store.close()
+    work_dir.rename(tmp_path / "moved")
+    work_dir.mkdir()
+
+    moved = open_store(tmp_path / "moved", guest_work_dir="/run/image")
+
+    assert all(moved.is_present(one) and not moved.is_read_only(one) for one in moved.layers())
+    moved.close()
+    assert str(tmp_path).encode() not in (tmp_path / "moved/meta_store.json").read_bytes()
 
 
 def test_a_work_directory_reached_by_a_link_is_the_same_work_directory(

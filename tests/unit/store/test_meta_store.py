@@ -266,7 +266,7 @@ def test_unknown_keys_of_entries_survive_a_change(
         "snapshot_db": {},
     }
     catalog = Catalog.decode(json.dumps(before).encode())
-    catalog.put_layer(catalog.layers[Digest(BASE.digest)])
+    catalog.put_layers(catalog.layers[Digest(BASE.digest)])
 
     catalog.rename_image(Digest(bare.image_id), ("one", "two"))
 
@@ -282,6 +282,6 @@ def test_the_same_content_gives_the_same_bytes_whatever_the_order(order: list[An
     for one, wanted in zip(order, sorted(order, key=lambda one: one.digest), strict=True):
         for target, which in ((catalog, one), (expected, wanted)):
             meta = {"image_db": {}, "layer_db": {which.digest: layer_entry(which, "/a")}}
-            target.put_layer(Catalog.decode(json.dumps(meta).encode()).layers[Digest(which.digest)])
+            target.put_layers(Catalog.decode(json.dumps(meta).encode()).layers[Digest(which.digest)])
 
     assert catalog.encode() == expected.encode()
