@@ -227,6 +227,7 @@ def _configuration(config: str | None, work_dir: str | None) -> tuple[Configurat
 
 def main() -> NoReturn:
     """Run the command line; errors are one line on standard error, and exit status 1."""
+    os.umask(0o022)  # what is made has the modes that this program says, whoever starts it
     try:
         app()
     except GuestpullError as error:

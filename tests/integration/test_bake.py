@@ -328,6 +328,58 @@ def test_the_order_of_an_images_names_does_not_matter(disk: Path, copies: dict[s
     ]
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_the_umask_of_who_bakes_does_not_matter(
+    disk: Path, baked: Path, copies: dict[str, str], umask: int
+) -> None:
+    command = [sys.executable, "-m", "guestpull_server.cli", "bake", "--work-dir", str(disk / "again")]
+    command += ["--guest-work-dir", GUEST, copies["oci"], "--reference", NAME]
+    subprocess.run(command, umask=umask, check=True, stdout=subprocess.DEVNULL)
+    assert differences(tree(baked), tree(disk / "again")) == []
+
+
+def test_gc_and_repair_leave_no_trace_where_there_is_nothing_to_do(disk: Path, baked: Path) -> None:
+    run("cp", "--archive", str(baked), str(disk / "before"))
+    for command in (["gc"], ["verify", "--repair"], ["verify", "--deep", "--repair"]):
+        done = guestpulld(command[0], baked, *command[1:], "--guest-work-dir", GUEST)
+        assert done.returncode == 0, done.stdout
+        assert differences(tree(baked), tree(disk / "before")) == []
+
+
+def test_gc_leaves_a_baked_store_as_if_the_garbage_had_never_been_there(disk: Path, baked: Path) -> None:
+    run("cp", "--archive", str(baked), str(disk / "before"))
+    (baked / "layers/sha256_garbage").mkdir()
+    collected = guestpulld("gc", baked, "--guest-work-dir", GUEST)
+    assert "deleted 1 things" in collected.stdout
+    assert differences(tree(baked), tree(disk / "before")) == []
+
+
+@pytest.mark.parametrize("order", [("oci", "docker-archive"), ("docker-archive", "oci")])
+def test_an_image_that_is_baked_in_another_form_leaves_nothing_of_the_first(
+    disk: Path, copies: dict[str, str], order: tuple[str, str]
+) -> None:
+    for kind in order:
+        bake(disk / "store", copies[kind], "--reference", NAME)
+    assert len(names_of_layers(disk / "store")) == len(SHOP.layers)
+    assert "deleted 0 things" in guestpulld("gc", disk / "store").stdout
+
+
+def test_a_name_that_is_pinned_to_another_image_is_refused(disk: Path, copies: dict[str, str]) -> None:
+    other = f"registry.example/shop@{OF_IMAGE_RS.digest}"
+    refused = guestpulld("bake", disk / "store", copies["oci"], "--reference", other)
+    assert refused.returncode == 1
+    assert SHOP.digest in refused.stderr
+    assert not (disk / "store/meta_store.json").exists()
+
+
+def test_a_name_that_is_pinned_to_the_image_is_its_name(disk: Path, copies: dict[str, str]) -> None:
+    pinned = f"registry.example/shop@{SHOP.digest}"
+    bake(disk / "work", copies["oci"], "--reference", pinned)
+    with Daemon(disk) as daemon:
+        pulled = daemon.client.pull(pinned, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
+        assert pulled.manifest_digest == SHOP.digest
+
+
 def test_baking_again_changes_nothing(baked: Path, copies: dict[str, str]) -> None:
     before = tree(baked)
     assert "0 new, 0.0 MB" in bake(baked, "--guest-work-dir", GUEST, copies["oci"], "--reference", NAME)

@@ -189,6 +189,7 @@ class StagedLayer:
             os.mkdir(self._container, 0o700)
             try:
                 os.mkdir(self.directory, 0o755)
+                os.chmod(self.directory, 0o755)  # whatever the umask is: it is a part of the layer
             except BaseException:
                 os.rmdir(self._container)
                 raise

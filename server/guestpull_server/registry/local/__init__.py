@@ -10,7 +10,8 @@ In: such a text. Out: an ImageSource, with the same checks as one of a registry.
   sources.py         open_source: from the text to the source
   layout.py          OCI image layouts
   docker_archive.py  docker save's form, which has no manifest; one is made up
-  archive.py         tar archives, compressed by gzip or zstd or not; files.py, what these and directories share
+  archive.py         tar archives, compressed or not
+  files.py           what these and directories share
   blob.py            a blob as a verified stream
 
 Nothing is unpacked here, and nothing written under a name that an archive gives. Start with `sources.open_source`.

@@ -17,7 +17,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from functools import partial
+from typing import BinaryIO, Final, Protocol
 
 import zstandard
 from isal.igzip_lib import IsalError
@@ -36,7 +37,10 @@ from guestpull_server.registry.local.files import Part, open_regular
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
-_OTHER_COMPRESSIONS: Final = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+_XZ_MAGIC: Final = b"\xfd7zXZ\x00"
+_BZIP2_MAGIC: Final = b"BZh"
+_COMPRESSED: Final = (GZIP_MAGIC, ZSTD_MAGIC, _XZ_MAGIC, _BZIP2_MAGIC)
+_MAX_XZ_BYTES: Final = 128 * MiB  # of memory; what `xz -9` made takes 65 MiB
 _MAX_MEMBERS: Final = 100_000  # an image of 500 layers has some 1,500
 _MAX_LINKS: Final = 8
 _PIECE_BYTES: Final = 1 * MiB
@@ -64,7 +68,7 @@ class Archive:
     def open(
         cls, path: str, name: str, limits: Limits, scratch: str, cancellation: Cancellation
     ) -> Iterator[Archive]:
-        """Read an archive: plain, or compressed by gzip or zstd.
+        """Read an archive: plain, or compressed by gzip, zstd, xz or bzip2.
 
         Args:
             path: the file.
@@ -76,7 +80,7 @@ class Archive:
         Raises:
             InvalidRequest: there is no such file.
             InvalidManifest: it is no archive, or a damaged one.
-            UnsupportedImage: it is compressed in another way.
+            UnsupportedImage: this Python has no decompressor for it.
             LimitExceeded: it inflates to more than allowed.
             StorageFull: there is no room for what it inflates to.
         """
@@ -88,16 +92,13 @@ class Archive:
         with ExitStack() as opened:
             file: BinaryIO = opened.enter_context(open(descriptor, "rb"))
             magic = os.pread(file.fileno(), 8, 0)
-            if magic.startswith((GZIP_MAGIC, ZSTD_MAGIC)):
+            if magic.startswith(_COMPRESSED):
                 with storage_errors(f"inflating {name}", scratch):
                     inflated = opened.enter_context(tempfile.TemporaryFile(dir=scratch))
                     for piece in _inflated(file, magic, name, limits, cancellation):
                         inflated.write(piece)
                     inflated.flush()
                 file = inflated
-            for start, compression in _OTHER_COMPRESSIONS.items():
-                if magic.startswith(start):
-                    raise UnsupportedImage(name, f"it is compressed by {compression}")
             yield cls(file.fileno(), _members(file, name, limits, cancellation))
 
     def find(self, path: str) -> Part | None:
@@ -118,7 +119,10 @@ def _inflated(
 ) -> Iterator[bytes]:
     allowed, ratio = limits.max_layer_bytes, limits.max_compression_ratio
     allowed_by_ratio = os.fstat(file.fileno()).st_size * ratio
-    read, broken = _decompressor(file, magic, limits)
+    try:
+        read, broken = _decompressor(file, magic, limits)
+    except ImportError as error:
+        raise UnsupportedImage(name, f"how it is compressed is not known here ({error})") from None
     size = 0
     while True:
         cancellation.check()
@@ -143,8 +147,80 @@ def _decompressor(
     if magic.startswith(GZIP_MAGIC):
         broken: tuple[type[Exception], ...] = (OSError, EOFError, IsalError)  # type: ignore[assignment]
         return _GzipReader(file, _PIECE_BYTES).read, broken
+    if magic.startswith(_XZ_MAGIC):
+        import lzma  # not every Python has it
+
+        make = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, _MAX_XZ_BYTES)
+        return _Streams(file, make).read, (lzma.LZMAError, EOFError)
+    if magic.startswith(_BZIP2_MAGIC):
+        import bz2  # likewise
+
+        return _Streams(file, bz2.BZ2Decompressor).read, (OSError, ValueError, EOFError)
     decompressor = zstandard.ZstdDecompressor(max_window_size=limits.max_zstd_window_bytes)
     return decompressor.stream_reader(file, read_across_frames=True).read, (zstandard.ZstdError, OSError)
+
+
+class _Decompressor(Protocol):
+    """What lzma and bz2 have in common."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether its stream has ended."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether there is nothing more to be had from what it was fed."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What it was fed behind the end of its stream."""
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        """Feed it; at most so many bytes come out."""
+
+
+class _Streams:
+    """A file of compressed streams one behind the other, as xz and bzip2 make them, with zeros between them.
+
+    Args:
+        file: where they are read from.
+        make: makes what decompresses one.
+    """
+
+    def __init__(self, file: BinaryIO, make: Callable[[], _Decompressor]) -> None:
+        self._file = file
+        self._make = make
+        self._stream = make()
+
+    def read(self, limit: int) -> bytes:
+        """The next bytes, at most so many; none at the end.
+
+        Raises:
+            EOFError: the file ends within a stream.
+        """
+        while True:
+            fed = b""
+            if self._stream.eof:
+                fed = self._next_stream(self._stream.unused_data)
+                if not fed:
+                    return b""
+                self._stream = self._make()
+            elif self._stream.needs_input:
+                fed = self._file.read(_PIECE_BYTES)
+                if not fed:
+                    raise EOFError("it is cut short")
+            piece = self._stream.decompress(fed, limit)
+            if piece:
+                return piece
+
+    def _next_stream(self, rest: bytes) -> bytes:
+        rest = rest.lstrip(b"\0")
+        while not rest:
+            more = self._file.read(_PIECE_BYTES)
+            if not more:
+                return b""
+            rest = more.lstrip(b"\0")
+        return rest
 
 
 class _BoundedReader:

@@ -28,6 +28,7 @@ from guestpull_server.errors import (
     InvalidManifest,
     InvalidReference,
     InvalidRequest,
+    NotInFile,
     storage_errors,
 )
 from guestpull_server.models import (
@@ -186,12 +187,18 @@ def _chosen(name: str, images: Sequence[_Image], wanted: str) -> tuple[_Image, s
     else:
         chosen = list(images)
     if not chosen:
-        raise ImageNotFound(name, "the archive", f"no image {wanted}" if wanted else "it is empty")
+        if not wanted:
+            raise ImageNotFound(name, "the archive", "it is empty")
+        raise NotInFile(name, "the archive", f"no image {wanted}", _all_references(images))
     if len(chosen) > 1 and not wanted:
-        names = ", ".join(reference for image in images for reference in _references(image))
-        raise InvalidRequest(name, f"there are several images: {names or len(images)}", "Add :REF or :@N.")
+        names = _all_references(images) or len(images)
+        raise InvalidRequest(name, f"there are several images: {names}", "Add :REF or :@N.")
     references = _references(chosen[0])
     return chosen[0], wanted if wanted in references else next(iter(references), "")
+
+
+def _all_references(images: Sequence[_Image]) -> str:
+    return ", ".join(reference for image in images for reference in _references(image))
 
 
 def _references(image: _Image) -> list[str]:

@@ -16,6 +16,7 @@ from guestpull_server.errors import (
     InvalidManifest,
     InvalidReference,
     InvalidRequest,
+    NotInFile,
     SizeMismatch,
 )
 from guestpull_server.models import Cancellation, Descriptor, Digest, Platform, ResolvedImage
@@ -122,7 +123,10 @@ def _chosen(name: str, entries: tuple[IndexEntry, ...], tag: str) -> tuple[Index
     else:
         chosen = entries
     if not chosen:
-        raise ImageNotFound(name, "the layout", f"no tag {tag}" if tag else "it is empty")
+        if not tag:
+            raise ImageNotFound(name, "the layout", "it is empty")
+        names = sorted({one for entry in entries for one in _names(entry)[-1:]})
+        raise NotInFile(name, "the layout", f"no tag {tag}", ", ".join(names))
     return chosen
 
 
