@@ -133,9 +133,12 @@ def bake(
         str, typer.Option(metavar="OS/ARCH[/VARIANT]", help="Of another machine than this one.")
     ] = "",
     layer_names: Annotated[
-        Names,
-        typer.Option(help="By digest; or by index, as today's image-rs needs in its own work directory."),
-    ] = Names.DIGEST,
+        Names | None,
+        typer.Option(
+            help="By digest; or by index, as today's image-rs needs in its own work directory. "
+            "[default: as those that are there; digest]"
+        ),
+    ] = None,
     auth: Annotated[
         str, typer.Option(metavar="USER:PASSWORD", envvar="GUESTPULL_AUTH", help="For the registry.")
     ] = "",
@@ -144,6 +147,7 @@ def bake(
 ) -> None:
     """Put images into a work directory ahead of time, with no daemon: layers and meta_store.json."""
     from guestpull_server.maintenance import bake_images, read_list
+    from guestpull_server.store import LayerNames
 
     wanted = [(source, reference) for source in sources or ()] + (read_list(file) if file else [])
     if not wanted and not remove:
@@ -158,7 +162,7 @@ def bake(
         removed=remove or (),
         guest_work_dir=guest_work_dir,
         platform=platform,
-        index_names=layer_names is Names.INDEX,
+        layer_names=LayerNames[layer_names.name] if layer_names is not None else None,
         auth=auth,
     )
     _print(baked.lines(), baked, as_json)

@@ -88,7 +88,7 @@ def bake_images(
     removed: Sequence[str],
     guest_work_dir: str | None,
     platform: str,
-    index_names: bool,
+    layer_names: LayerNames | None,
     auth: str,
 ) -> Baked:
     """Have images in a work directory; the same input gives the same bytes, in whatever order and time.
@@ -99,7 +99,7 @@ def bake_images(
         removed: images that are taken out first, by id or reference.
         guest_work_dir: where the guest will see the work directory.
         platform: os/architecture[/variant]; empty: the host's.
-        index_names: name layers' directories by running numbers.
+        layer_names: how new layers' directories are named; None: as those that are there, or by digest.
         auth: user:password for registries; empty: none.
 
     Raises:
@@ -109,9 +109,8 @@ def bake_images(
     if auth and not colon:
         raise InvalidRequest("--auth", "it has no user and password", 'Write it as "user:password".')
     credentials = Credentials(user, password) if auth else None
-    names = LayerNames.INDEX if index_names else LayerNames.DIGEST
     for_platform = Platform.parse(platform) if platform else None
-    puller = Puller.open(configuration, guest_work_dir=guest_work_dir, layer_names=names)
+    puller = Puller.open(configuration, guest_work_dir=guest_work_dir, layer_names=layer_names)
     try:
         for text in removed:
             _remove(puller, text)

@@ -75,17 +75,18 @@ class Puller:
         configuration: Configuration,
         *,
         guest_work_dir: str | None = None,
-        layer_names: LayerNames = LayerNames.DIGEST,
+        layer_names: LayerNames | None = None,
     ) -> Puller:
         """Start the layer workers' fork server and take the work directory over.
 
         Args:
             configuration: names the work directory, and all else.
             guest_work_dir: where the guest will see the work directory, if that is elsewhere.
-            layer_names: how new layers' directories are named.
+            layer_names: how new layers' directories are named; None: as those that are there, or by digest.
 
         Raises:
             WorkDirInUse: another process has it.
+            InvalidRequest: layers are to be named otherwise than those that are there.
             InvalidStore: it is of a form that we do not know.
             InvalidConfiguration: the configuration asks for what cannot be.
         """

@@ -273,6 +273,29 @@ def test_layers_are_named_by_running_numbers_where_image_rs_needs_it(
     assert guestpulld("verify", disk / "store", "--deep", "--guest-work-dir", GUEST).returncode == 0
 
 
+def test_layers_go_on_being_named_as_they_are(disk: Path, shop: str, docker_registry: DockerRegistry) -> None:
+    other = docker_registry.push("bake/named", "1", image(BASE, layer(*files("own", count=3))))
+    bake(disk / "store", "--layer-names", "index", shop)
+
+    bake(disk / "store", other)
+
+    assert names_of_layers(disk / "store") == ["0", "1", "2", "3"]
+    mixed = guestpulld("bake", disk / "store", "--layer-names", "digest", other)
+    assert mixed.returncode == 1
+    assert "named by index" in mixed.stderr
+    assert guestpulld("verify", disk / "store", "--deep").returncode == 0
+
+
+def test_a_stores_paths_are_written_anew_for_a_guest_that_is_told_later(
+    disk: Path, copies: dict[str, str], baked: Path
+) -> None:
+    bake(disk / "store", copies["oci"], "--reference", NAME)
+
+    bake(disk / "store", "--guest-work-dir", GUEST, copies["oci"], "--reference", NAME)
+
+    assert (disk / "store/meta_store.json").read_bytes() == (baked / "meta_store.json").read_bytes()
+
+
 def test_paths_are_written_as_the_guest_will_see_them(baked: Path) -> None:
     store = meta_store(baked)
     metas = [*store["layer_db"].values(), *store["image_db"][SHOP.image_id]["layer_metas"]]

@@ -57,7 +57,7 @@ def open_store(
     guest_work_dir: str | None = None,
     additional_stores: Sequence[Path] = (),
     bundle_roots: Sequence[Path] = (),
-    layer_names: LayerNames = LayerNames.DIGEST,
+    layer_names: LayerNames | None = None,
 ) -> Store:
     """Open a store; the caller closes it."""
     return Store.open(

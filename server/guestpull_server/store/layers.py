@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from guestpull_server.errors import StorageFailed, StorageFull, storage_errors
+from guestpull_server.errors import InvalidRequest, StorageFailed, StorageFull, storage_errors
 from guestpull_server.models import Digest, StoredLayer, UnpackedLayer
 from guestpull_server.store.deletion import Deletion
 from guestpull_server.store.durability import Durability
@@ -34,7 +34,6 @@ class LayerShelf:
         ledger: what is written down of them; guarded by `lock`.
         paths: where they are, for the guest and here.
         read_only: other stores.
-        naming: how new layers' directories are named.
         lock: the store's.
     """
 
@@ -45,7 +44,6 @@ class LayerShelf:
         ledger: Ledger,
         paths: LayerPaths,
         read_only: Sequence[ReadOnlyStore],
-        naming: LayerNames,
         lock: threading.RLock,
     ) -> None:
         self._work_dir = work_dir
@@ -53,7 +51,7 @@ class LayerShelf:
         self._ledger = ledger
         self._paths = paths
         self._read_only = read_only
-        self._naming = naming
+        self._naming = LayerNames.DIGEST
         self._lock = lock
         self._numbers: dict[Digest, int] = {}
         self.pinned: Counter[Digest] = Counter()
@@ -101,6 +99,28 @@ class LayerShelf:
         record = os.path.join(store, "records", os.path.basename(self._work_dir.record_path(path)))
         return record if os.path.isfile(record) else None
 
+    def name_as(self, asked: LayerNames | None) -> None:
+        """Choose how new layers' directories are named; None: as those that are there.
+
+        Raises:
+            InvalidRequest: it would be otherwise than those that are there.
+        """
+        there = {
+            LayerNames.INDEX if name.isdecimal() else LayerNames.DIGEST
+            for name in self._paths.claims(self._ledger.catalog.layers.values())
+        }
+        if asked is None:
+            self._naming = LayerNames.INDEX if there == {LayerNames.INDEX} else LayerNames.DIGEST
+        elif there - {asked}:
+            others = " and ".join(sorted(kind.value for kind in there))
+            raise InvalidRequest(
+                "layer names",
+                f"{self._work_dir.path} has layers that are named by {others}, and image-rs opens no mixture",
+                "Leave the option out, or make a store of its own.",
+            )
+        else:
+            self._naming = asked
+
     # -- coming ---------------------------------------------------------------------------------------------
 
     def commit(self, staged: StagedLayer, digest: Digest, unpacked: UnpackedLayer) -> StoredLayer:
@@ -140,7 +160,12 @@ class LayerShelf:
     def _number_of(self, digest: Digest) -> int:
         """The running number of a layer: in the order in which layers were asked for, whichever comes first."""
         if digest not in self._numbers:
-            taken = [int(name) for name in os.listdir(self._work_dir.layers) if name.isdecimal()]
+            # what an entry names may be gone: another layer in its place would be taken for it
+            names = (
+                *os.listdir(self._work_dir.layers),
+                *self._paths.claims(self._ledger.catalog.layers.values()),
+            )
+            taken = [int(name) for name in names if name.isdecimal()]
             self._numbers[digest] = max([*taken, *self._numbers.values()], default=-1) + 1
         return self._numbers[digest]
 

@@ -62,7 +62,6 @@ class Store:
         guest_work_dir: str | None,
         read_only: Sequence[ReadOnlyStore],
         bundle_roots: Sequence[str],
-        layer_names: LayerNames,
     ) -> None:
         self._work_dir = work_dir
         self._mounts = mounts
@@ -71,9 +70,7 @@ class Store:
         durability = Durability(work_dir.path)
         self._paths = LayerPaths(work_dir.path, guest_work_dir)
         self._ledger = Ledger(work_dir, durability, self._paths)
-        self._layers = LayerShelf(
-            work_dir, durability, self._ledger, self._paths, read_only, layer_names, self._lock
-        )
+        self._layers = LayerShelf(work_dir, durability, self._ledger, self._paths, read_only, self._lock)
         self._images = ImageShelf(self._ledger, self._paths, read_only, self._lock)
         stores = (work_dir.path, *(store.work_dir for store in read_only))
         own = [own for path in stores for own in (*rooms_of(path), *files_of(path))]
@@ -89,7 +86,7 @@ class Store:
         guest_work_dir: str | None = None,
         additional_stores: Sequence[str] = (),
         bundle_roots: Sequence[str] = (),
-        layer_names: LayerNames = LayerNames.DIGEST,
+        layer_names: LayerNames | None = None,
     ) -> Store:
         """Take a work directory over, and take stock of it.
 
@@ -100,18 +97,20 @@ class Store:
                 those too that were written otherwise before.
             additional_stores: work directories that are only read.
             bundle_roots: directories that bundles must be in; none: any directory will do.
-            layer_names: how new layers' directories are named.
+            layer_names: how new layers' directories are named; None: as those that are there, or by digest.
 
         Raises:
             WorkDirInUse: another process owns it.
             InvalidStore: an additional store cannot be read.
+            InvalidRequest: layers are to be named otherwise than those that are there.
             StorageFailed: the operating system refuses.
         """
         read_only = [ReadOnlyStore(path) for path in additional_stores]
         place = WorkDir(os.path.abspath(work_dir))
         try:
-            store = cls(place, mounts, guest_work_dir, read_only, bundle_roots, layer_names)
+            store = cls(place, mounts, guest_work_dir, read_only, bundle_roots)
             store._take_stock()
+            store._layers.name_as(layer_names)
         except BaseException:
             place.close()
             raise

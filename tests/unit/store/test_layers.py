@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guestpull_server.errors import LayerInUse, WorkDirInUse
+from guestpull_server.errors import InvalidRequest, LayerInUse, WorkDirInUse
 from guestpull_server.models import Decoder, Digest, UnpackedLayer
 from guestpull_server.store import LayerNames, Store, audit
 from support.images import Layer, file, image, layer
@@ -470,6 +470,20 @@ def test_running_numbers_follow_the_order_of_layers_not_that_of_downloads(tmp_pa
     store.close()
 
 
+def test_a_running_number_of_a_layer_that_is_gone_is_not_given_to_another(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "work", layer_names=LayerNames.INDEX)
+    pulled(store, SHOP, LATEST)
+    store.close()
+    shutil.rmtree(tmp_path / "work/layers/1")
+    store = open_store(tmp_path / "work")
+
+    put_layer(store, SIDE)
+
+    assert store.layer(digest_of(TOP)) is None
+    assert sorted(os.listdir(tmp_path / "work/layers")) == ["0", "2"]
+    store.close()
+
+
 def test_running_numbers_go_on_where_they_ended(tmp_path: Path) -> None:
     (tmp_path / "work/layers/7").mkdir(parents=True)
     store = open_store(tmp_path / "work", layer_names=LayerNames.INDEX)
@@ -479,6 +493,32 @@ def test_running_numbers_go_on_where_they_ended(tmp_path: Path) -> None:
 
 
 # -- repair -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("naming", [*LayerNames, None])
+def test_layers_are_named_as_those_that_are_there(tmp_path: Path, naming: LayerNames | None) -> None:
+    for one in (BASE, TOP):
+        store = open_store(tmp_path / "work", layer_names=naming if one is BASE else None)
+        put_layer(store, one)
+        store.close()
+
+    expected = (
+        ["0", "1"] if naming is LayerNames.INDEX else [digest_of(one).directory_name for one in (BASE, TOP)]
+    )
+    assert sorted(os.listdir(tmp_path / "work/layers")) == sorted(expected)
+
+
+@pytest.mark.parametrize("naming", LayerNames)
+def test_names_of_two_kinds_are_not_mixed(tmp_path: Path, naming: LayerNames) -> None:
+    store = open_store(tmp_path / "work", layer_names=naming)
+    put_layer(store, BASE)
+    store.close()
+    (other,) = set(LayerNames) - {naming}
+
+    with pytest.raises(InvalidRequest, match=f"named by {naming.value}"):
+        open_store(tmp_path / "work", layer_names=other)
+
+    open_store(tmp_path / "work", layer_names=naming).close()
 
 
 def test_a_layer_that_is_not_what_it_should_be_can_be_discarded_and_pulled_again(store: Store) -> None:
