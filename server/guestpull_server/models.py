@@ -145,7 +145,8 @@ class LayerDescriptor:
 class ResolvedImage:
     """A reference after resolution: all that is needed to fetch the layers and to make the bundle.
 
-    `config` is the image config as it was sent, to the byte; `layers` is bottom-most first.
+    `config` is the image config as it was sent, to the byte; `layers` is bottom-most first; `index` is the
+    outermost image index that the reference led through, to the byte; empty if none was read.
     """
 
     reference: str
@@ -153,6 +154,7 @@ class ResolvedImage:
     image_id: Digest
     config: bytes
     layers: tuple[LayerDescriptor, ...]
+    index: bytes = b""
 
 
 class ImageProcess(msgspec.Struct, frozen=True, rename="pascal"):

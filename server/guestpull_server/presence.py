@@ -24,7 +24,7 @@ from guestpull_server.models import (
     StoredLayer,
 )
 from guestpull_server.registry import Reference
-from guestpull_server.store import Store, prove_image
+from guestpull_server.store import Store, leads_to, prove_image
 
 _log = logging.getLogger(__name__)
 
@@ -95,8 +95,11 @@ class Presence:
             image = self._store.image_by_manifest(reference.digest)
             if image is not None and not _fits(image, platform):
                 return None
-        if self._proves and image is not None and reference.digest not in (None, image.manifest_digest):
-            return None  # the digest of an index, or of nothing that it has to do with: no proof tells
+        if image is None:
+            return None
+        store = image.read_only_store or self._store.work_dir
+        if reference.digest is not None and not leads_to(store, reference.digest, image.manifest_digest):
+            return None  # whatever somebody called it
         return self._usable(image, str(reference))
 
     def _usable(self, image: StoredImage | None, reference: str) -> ResolvedImage | None:

@@ -312,7 +312,7 @@ def _check_pin(source: str, resolved: ResolvedImage) -> None:
     nothing.
     """
     pin = Reference.parse(resolved.reference).digest if resolved.reference else None
-    if pin not in (None, resolved.manifest_digest):
+    if pin not in (None, resolved.manifest_digest) and not (resolved.index and pin.matches(resolved.index)):
         problem = (
             f"{resolved.reference} is another image: the manifest in there is {resolved.manifest_digest}"
         )

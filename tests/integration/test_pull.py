@@ -159,6 +159,45 @@ def test_a_digest_that_is_there_needs_no_network(daemon: Daemon, registry: Regis
     assert pulled.image_id == pushed.image_id
 
 
+def test_an_index_whose_image_is_there_needs_no_network(daemon: Daemon, registry: RegistrySimulator) -> None:
+    pushed = image(runnable())
+    both = index(pushed, image(layer(file("arm")), platform="linux/arm64"))
+    reference = registry.push("both:1", both)
+    by_digest = f"{reference.rpartition(':')[0]}@{both.digest}"
+    daemon.client.pull(by_digest, str(daemon.bundle("one")))
+    requests = len(registry.requests)
+
+    for policy in (PullPolicy.UNSPECIFIED, PullPolicy.NEVER):
+        pulled = daemon.client.pull(by_digest, str(daemon.bundle(policy.name)), policy=policy)
+        assert pulled.image_id == pushed.image_id
+
+    assert len(registry.requests) == requests
+    assert len(list((daemon.work_dir / "images").iterdir())) == 2
+    daemon.client.remove_image(pushed.image_id, force=True)
+    assert list((daemon.work_dir / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize("verify_reuse", ["never", "always"])
+def test_an_image_is_not_found_by_a_digest_that_is_not_its_own_whatever_it_is_called(
+    disk: Path, registry: RegistrySimulator, verify_reuse: str
+) -> None:
+    pushed, other = image(runnable()), image(layer(file("other")))
+    reference = registry.push("called:1", pushed)
+    lie = f"{reference.rpartition(':')[0]}@{other.digest}"
+    with Daemon(disk, configuration={"verify_reuse": verify_reuse}) as daemon:
+        daemon.client.pull(reference, str(daemon.bundle("one")))
+        daemon.client.release_bundle(str(daemon.bundle("one")))
+        daemon.stop()
+        called = json.dumps(daemon.meta_store()).replace(f'"{reference}"', f'"{lie}"')
+        (daemon.work_dir / "meta_store.json").write_text(called)
+        daemon.start()
+
+        with pytest.raises(NotFound):
+            daemon.client.pull(lie, str(daemon.bundle("two")), policy=PullPolicy.NEVER)
+        with pytest.raises(NotFound):
+            daemon.client.pull(lie, str(daemon.bundle("two")))
+
+
 def test_a_tag_that_is_there_costs_one_request(daemon: Daemon, registry: RegistrySimulator) -> None:
     reference = registry.push("warm:1", image(runnable()))
     daemon.client.pull(reference, str(daemon.bundle("one")))

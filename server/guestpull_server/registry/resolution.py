@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Final
 
 from guestpull_server.config import Limits
@@ -71,7 +72,7 @@ class Resolution:
             case ImageManifest():
                 return self._image(document.digest, found)
             case ImageIndex():
-                return self.choose(document.digest, found, depth)
+                return dataclasses.replace(self.choose(document.digest, found, depth), index=document.content)
 
     def choose(self, digest: str, index: ImageIndex, depth: int = 0) -> ResolvedImage:
         """Resolve what an index has for the platform; `digest` is what errors call the index.

@@ -38,7 +38,7 @@ from guestpull_server.store.audit import (
 )
 from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.bundles import BundleReservation, StoredBundle
-from guestpull_server.store.copies import prove_image
+from guestpull_server.store.copies import leads_to, prove_image
 from guestpull_server.store.evidence import Evidence, ImageEvidence, LayerEvidence, gather_evidence
 from guestpull_server.store.garbage import collect_garbage
 from guestpull_server.store.outcomes import Deleted, Garbage, LayerNames, Removal, StoreUsage
@@ -65,5 +65,6 @@ __all__ = [
     "audit",
     "collect_garbage",
     "gather_evidence",
+    "leads_to",
     "prove_image",
 ]

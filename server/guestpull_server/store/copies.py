@@ -1,7 +1,10 @@
-"""images/: a copy of each image's entry in meta_store.json, in a file of its own.
+"""images/: a copy of each image's entry in meta_store.json, in a file of its own; and indexes that names lead by.
 
 With it, an image comes back when meta_store.json is damaged, if it is certain: the copy is one that we wrote
 whole, its config has the digest that the image's id names, and that config names the layers.
+
+An image may have a name whose digest is that of an index, and not of its manifest. The index is kept as long as
+an image has that name: it proves without a network that the name leads to the image.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from guestpull_server.store.files import NoFile, read_file
 from guestpull_server.store.workdir import WorkDir
 
 _SUFFIX: Final = ".json"
+_INDEX_SUFFIX: Final = ".index"
 _DIRECTORY: Final = "images"
 _ENDS: Final = (b"", b"\n", b"\r\n", b"\n\n")  # that JSON has no place for, and some configs close with
 
@@ -58,6 +62,8 @@ class ImageCopies:
             if catalog.image_entry(image_id) is None:
                 with suppress(OSError):  # the next start deletes it as a stray
                     os.unlink(self._path(image_id))
+        with suppress(OSError):  # likewise
+            self._drop_indexes(catalog)
 
     def drop_strays(self, catalog: Catalog) -> None:
         """Delete copies of images that there are no more, and half-written ones: what a crash left.
@@ -68,6 +74,26 @@ class ImageCopies:
         for name in os.listdir(self._directory):
             image_id = image_id_of(name.removesuffix(TEMPORARY))
             if image_id is not None and (name.endswith(TEMPORARY) or catalog.image_entry(image_id) is None):
+                os.unlink(os.path.join(self._directory, name))
+        self._drop_indexes(catalog)
+
+    def write_index(self, digest: Digest, index: bytes) -> None:
+        """Keep an image index; written once.
+
+        Raises:
+            OSError: the operating system refuses.
+        """
+        if _index_of(os.path.dirname(self._directory), digest) is None:
+            self._durability.replace(_path_of_index(os.path.dirname(self._directory), digest), index)
+
+    def _drop_indexes(self, catalog: Catalog) -> None:
+        kept = [name for name in os.listdir(self._directory) if _INDEX_SUFFIX in name]
+        if not kept:
+            return
+        names = (name for record in catalog.images.values() for name in record.references)
+        pins = {name.partition("@")[2].replace(":", "_") for name in names}
+        for name in kept:
+            if name.removesuffix(_INDEX_SUFFIX) not in pins:
                 os.unlink(os.path.join(self._directory, name))
 
     def image_ids(self) -> frozenset[Digest]:
@@ -189,6 +215,45 @@ def copies_of_others(work_dir: str, known: Container[Digest]) -> Iterator[tuple[
         if image_id is not None and image_id not in known:
             with suppress(Unreadable, OSError):
                 yield read_copy(os.path.join(directory, name), image_id)
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    digest: str
+
+
+class _Index(msgspec.Struct, frozen=True):
+    manifests: list[_Manifest]
+
+
+def leads_to(work_dir: str, pin: Digest, manifest_digest: Digest) -> bool:
+    """Whether a digest that an image was asked for by is that of its manifest, or of an index that lists it.
+
+    Args:
+        work_dir: the store that has the image; the index is kept there.
+        pin: the digest in the reference.
+        manifest_digest: of the image.
+    """
+    if pin == manifest_digest:
+        return True
+    content = _index_of(work_dir, pin)
+    try:
+        index = msgspec.json.decode(content or b"", type=_Index)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return any(one.digest == manifest_digest for one in index.manifests)
+
+
+def _index_of(work_dir: str, digest: Digest) -> bytes | None:
+    """An image index that is kept; None if it is not, or is another one by now."""
+    with suppress(NoFile, OSError):
+        content = read_file(_path_of_index(work_dir, digest))
+        if content is not None and digest.matches(content):
+            return content
+    return None
+
+
+def _path_of_index(work_dir: str, digest: Digest) -> str:
+    return os.path.join(work_dir, _DIRECTORY, digest.directory_name + _INDEX_SUFFIX)
 
 
 def has_copy(work_dir: str, image_id: Digest) -> bool:

@@ -102,6 +102,7 @@ class ImageShelf:
                 == [layer.compressed_digest for layer in layers]
                 and all(self._has_entry(layer) for layer in layers)
             )
+            self._keep_index(resolved)
             if unchanged:
                 self._ledger.flush()
             else:
@@ -110,6 +111,12 @@ class ImageShelf:
                 references = tuple(sorted(all_names, key=lambda name: "@" in name))
                 self._ledger.change(lambda: self._put_image(resolved, references, layers))
             return self._stored(self._ledger.catalog.images[resolved.image_id])
+
+    def _keep_index(self, resolved: ResolvedImage) -> None:
+        """Keep what proves that the digest in a reference leads to the image, where it is not its manifest's."""
+        pin = resolved.reference.partition("@")[2]
+        if resolved.index and pin and Digest(pin).matches(resolved.index):
+            self._ledger.keep_index(Digest(pin), resolved.index)
 
     def _put_image(
         self, resolved: ResolvedImage, references: tuple[str, ...], layers: Sequence[StoredLayer]

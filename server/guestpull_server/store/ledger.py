@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from guestpull_server.errors import InvalidDigest, StorageFull, storage_errors
-from guestpull_server.models import StoredLayer
+from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store import catalog as catalogs
 from guestpull_server.store import facts as facts_files
 from guestpull_server.store.catalog import Catalog
@@ -241,6 +241,16 @@ class Ledger:
         """
         with storage_errors("writing the facts of layers", self._work_dir.path):
             self._facts_file.rewrite(self._facts)
+
+    def keep_index(self, digest: Digest, index: bytes) -> None:
+        """Keep an image index for as long as an image has a name with its digest.
+
+        Raises:
+            StorageFull: the file system has no room.
+            StorageFailed: the operating system refuses.
+        """
+        with storage_errors("keeping an image index", self._work_dir.path):
+            self._copies.write_index(digest, index)
 
     # -- meta_store.json ------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 
@@ -121,10 +122,13 @@ def test_a_known_manifest_costs_no_further_request(registry: RegistrySimulator, 
 
 
 def test_a_known_manifest_of_an_index_is_not_fetched(registry: RegistrySimulator, pull: Pull) -> None:
-    reference = registry.push("shop:1.0", index(SHOP, ARM))
+    both = index(SHOP, ARM)
+    reference = registry.push("shop:1.0", both)
     known = {SHOP.digest: known_as(SHOP)}
 
-    assert pull.resolve(reference, stored=known.get) is known[SHOP.digest]
+    found = pull.resolve(reference, stored=known.get)
+
+    assert found == dataclasses.replace(known[SHOP.digest], index=both.manifest)
     assert registry.requests_for(SHOP) == []
 
 
