@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -183,6 +184,17 @@ def test_an_image_whose_layers_are_mounted_read_only_is_kept(disk: Path) -> None
     with opened(disk / "work") as store:
         assert len(store.layers()) == 3
         assert all(store.is_present(one) and not store.is_read_only(one) for one in store.layers())
+
+
+def test_layers_that_are_mounted_read_only_go_before_those_where_they_were_made(disk: Path) -> None:
+    with opened(disk / "made") as store:
+        pulled(store, SHOP, LATEST)
+    (disk / "work").mkdir()
+    shutil.copy(disk / "made/meta_store.json", disk / "work")
+    shutil.copytree(disk / "made/layers", disk / "work/layers")
+
+    with with_its_own_mount_of_layers(disk / "work", "ro"), opened(disk / "work") as store:
+        assert {Path(one.store_path).parent for one in store.layers()} == {disk / "work/layers"}
 
 
 def test_layers_on_a_mount_of_their_own_are_deleted_where_they_are(disk: Path) -> None:

@@ -80,7 +80,9 @@ class Ledger:
                 )
             else:
                 self._copies.drop_strays(self.catalog)
-            self._paths.find_moved(self.catalog.layers.values(), self._facts, is_made_elsewhere=False)
+            self._paths.find_moved(
+                self.catalog.layers.values(), self._facts, is_made_elsewhere=self._work_dir.keeps_its_layers
+            )
             self._aim_at_the_guest()
             self._put_metas_right()
             self._recall_facts()
