@@ -40,8 +40,9 @@ class Caller:
         number = self._dice.randrange(len(IMAGES))
         wanted = IMAGES[number]
         with (
-            self._store.pin([Digest(one.digest) for one in wanted.layers]),
+            # in this order, as the puller does: a layer that is pinned in vain stays until gc comes
             self._store.reserve_bundle(self._bundle()) as bundle,
+            self._store.pin([Digest(one.digest) for one in wanted.layers]),
         ):
             stored = pulled(self._store, wanted, f"docker.io/library/shop:{number % 2}")
             assert all(self._store.layer(one.compressed_digest) == one for one in stored.layers)
