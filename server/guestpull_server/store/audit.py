@@ -98,8 +98,9 @@ def _meta_store(inventory: Inventory) -> Iterator[Finding]:
         facts = inventory.path(FACTS_FILE_NAME)
         sentence = f"{facts} is damaged: {inventory.facts_damage}."
         yield Finding(Fault.CORRUPT, facts, sentence, f"{_START} It is set aside.")
-    for phrase in inventory.catalog.unusable:
-        yield Finding(Fault.CORRUPT, path, f"{path}: {phrase}.", "Mend the entry, or take it out.")
+    for entry in inventory.catalog.unusable:
+        remedy = _START if entry.key in inventory.facts else "Mend the entry, or take it out."
+        yield Finding(Fault.CORRUPT, path, f"{path}: {entry}.", remedy)
     for name in inventory.set_aside:
         aside = inventory.path(name)
         was = name.partition(".corrupt-")[0]
@@ -113,7 +114,10 @@ def _layers(inventory: Inventory) -> Iterator[Finding]:
     yield from _shared_directories(inventory, users)
     if inventory.damage or inventory.owner is not None:
         return
+    told = {entry.key for entry in inventory.catalog.unusable}
     for facts in inventory.unwritten_layers():
+        if facts.compressed_digest in told:
+            continue
         path = inventory.path("layers", facts.directory)
         sentence = f"{path} is layer {facts.compressed_digest}, which was committed but not written down."
         yield Finding(Fault.INCOMPLETE, path, sentence, _START)

@@ -38,13 +38,24 @@ FILE_NAME: Final = "meta_store.json"
 _DATABASES: Final = ("image_db", "layer_db", "snapshot_db")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnusableEntry:
+    """An entry that is kept but not believed: what it is the entry of, and why, as a phrase."""
+
+    key: str
+    phrase: str
+
+    def __str__(self) -> str:
+        return self.phrase
+
+
 class Catalog:
     """The three databases. Not thread-safe; paths in it are the guest's, as they are written.
 
     Attributes:
         images: the images that are believed.
         layers: the layers that are believed.
-        unusable: the entries that are kept but not believed; a phrase each.
+        unusable: the entries that are kept but not believed.
         touched: the images that changed since whoever looks here cleared it.
     """
 
@@ -54,7 +65,7 @@ class Catalog:
         self._layers: dict[str, msgspec.Raw] = {}
         self.images: dict[Digest, ImageRecord] = {}
         self.layers: dict[Digest, StoredLayer] = {}
-        self.unusable: list[str] = []
+        self.unusable: list[UnusableEntry] = []
         self.touched: set[Digest] = set()
 
     @classmethod
@@ -84,12 +95,14 @@ class Catalog:
         for key, layer in reader.layers(catalog._layers):
             problem = str(layer) if isinstance(layer, Unreadable) else misplaced(layer)
             if problem or isinstance(layer, Unreadable):
-                catalog.unusable.append(f"layer_db entry {key[:100]!r} cannot be used: {problem}")
+                phrase = f"layer_db entry {key[:100]!r} cannot be used: {problem}"
+                catalog.unusable.append(UnusableEntry(key, phrase))
             else:
                 catalog.layers[layer.compressed_digest] = layer
         for key, image in reader.images(catalog._images):
             if isinstance(image, Unreadable):
-                catalog.unusable.append(f"image_db entry {key[:100]!r} cannot be used: {image}")
+                phrase = f"image_db entry {key[:100]!r} cannot be used: {image}"
+                catalog.unusable.append(UnusableEntry(key, phrase))
             else:
                 catalog.images[image.image_id] = image
         return catalog

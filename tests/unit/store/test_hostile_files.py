@@ -284,7 +284,9 @@ def led_away(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_a_layer_of_ours_that_is_said_to_be_elsewhere_is_reported_and_put_right(led_away: Path) -> None:
-    assert Fault.CORRUPT in {finding.fault for finding in audit(str(led_away))}
+    findings = [one for one in audit(str(led_away)) if BASE.digest in one.sentence]
+    assert {one.fault for one in findings} == {Fault.CORRUPT}
+    assert all("verify --repair" in one.remedy for one in findings)
 
     store = open_store(led_away)
 
