@@ -22,7 +22,7 @@ from guestpull_server.errors import (
 )
 from guestpull_server.models import Digest, StoredImage
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
-from guestpull_server.store import Store, audit, collect_garbage
+from guestpull_server.store import Fault, Store, audit, collect_garbage
 from support.images import file, image, layer
 from support.stores import pulled, put_layer, write_config
 
@@ -244,6 +244,9 @@ def test_a_work_directory_on_an_overlay_is_told_of(disk: Path) -> None:
             (warning,) = store.warnings
         assert "overlayfs" in warning
         assert "additional_stores" in warning
+        (finding,) = audit(str(disk / "root/work"))
+        assert finding.fault is Fault.NOTE
+        assert finding.sentence.rstrip(".") in warning
 
 
 def test_a_work_directory_whose_entries_lead_to_an_overlay_is_told_of(disk: Path) -> None:

@@ -23,6 +23,7 @@ from guestpull_server.store.entries import ImageRecord, Unreadable, metas_proble
 from guestpull_server.store.facts import FILE_NAME as FACTS_FILE_NAME
 from guestpull_server.store.facts import contradiction
 from guestpull_server.store.inventory import Inventory, take_inventory
+from guestpull_server.store.overlays import WORK_DIR_REMEDY, WORK_DIR_SPOILED, overlay_in
 from guestpull_server.store.paths import is_directory
 from guestpull_server.store.trees import tree_bytes
 
@@ -82,6 +83,7 @@ def audit(work_dir: str, guest_work_dir: str | None = None) -> tuple[Finding, ..
         *_layers(inventory),
         *_images(inventory),
         *_bundles(inventory),
+        *_overlays(inventory),
         *_leftovers(inventory),
         *_foreign(inventory),
     )
@@ -232,6 +234,12 @@ def _bundles(inventory: Inventory) -> Iterator[Finding]:
         yield Finding(
             Fault.CORRUPT, path, sentence, "Unmount the bundle that it is mounted at, and delete it."
         )
+
+
+def _overlays(inventory: Inventory) -> Iterator[Finding]:
+    overlay = overlay_in(inventory.work_dir, inventory.paths, inventory.catalog.layers.values())
+    if overlay is not None:
+        yield Finding(Fault.NOTE, overlay, f"{overlay} {WORK_DIR_SPOILED}.", f"{WORK_DIR_REMEDY}.")
 
 
 def _leftovers(inventory: Inventory) -> Iterator[Finding]:

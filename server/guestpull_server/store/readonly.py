@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Final
 
 from guestpull_server.errors import InvalidStore
 from guestpull_server.models import Digest, StoredLayer
@@ -18,14 +17,9 @@ from guestpull_server.store import catalog as catalogs
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.facts import facts_beside, with_facts
-from guestpull_server.store.filesystems import is_overlay
 from guestpull_server.store.names import ImageNames
+from guestpull_server.store.overlays import STORE_SPOILED, overlay_below
 from guestpull_server.store.paths import LayerPaths, is_directory
-
-_ON_OVERLAY: Final = (
-    "it lies on overlayfs, which hides the whiteouts and opaque directories of what is below it, so that a wrong "
-    "rootfs would be mounted. Mount the image that holds the store, or bind-mount what is below the overlay, at"
-)
 
 
 class ReadOnlyStore:
@@ -64,9 +58,9 @@ class ReadOnlyStore:
         self._refuse_overlays()
 
     def _refuse_overlays(self) -> None:
-        for place in dict.fromkeys(os.path.dirname(layer.store_path) for layer in self.layers.values()):
-            if os.path.isdir(place) and is_overlay(place):
-                raise InvalidStore(place, f"{_ON_OVERLAY} {self.work_dir}")
+        place = overlay_below(os.path.dirname(layer.store_path) for layer in self.layers.values())
+        if place is not None:
+            raise InvalidStore(place, f"{STORE_SPOILED} {self.work_dir}")
 
     def layer(self, digest: Digest) -> StoredLayer | None:
         """A layer that can be mounted: it has an entry, and its directory is there."""

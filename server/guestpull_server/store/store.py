@@ -13,7 +13,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final
 
 from guestpull_server.errors import (
     ImageInUse,
@@ -35,21 +34,15 @@ from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.bundle_paths import BundlePaths
 from guestpull_server.store.bundles import BundleReservation, BundleShelf, StoredBundle
 from guestpull_server.store.durability import Durability
-from guestpull_server.store.filesystems import is_overlay
 from guestpull_server.store.images import ImageShelf
 from guestpull_server.store.layers import LayerShelf
 from guestpull_server.store.ledger import Ledger
 from guestpull_server.store.outcomes import Deleted, LayerNames, Removal, StoreUsage
+from guestpull_server.store.overlays import WORK_DIR_REMEDY, WORK_DIR_SPOILED, overlay_in
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.readonly import ReadOnlyStore
 from guestpull_server.store.trees import remove_tree
 from guestpull_server.store.workdir import StagedLayer, WorkDir, files_of, rooms_of
-
-_ON_OVERLAY: Final = (
-    "lies on overlayfs, which takes no whiteouts and no upper directories, and hides the whiteouts of what is "
-    "below it: layers that delete files are unpacked or shown wrong, and bundles cannot be mounted. Use a work "
-    "directory on tmpfs, and name what lies here in additional_stores by where its own image is mounted"
-)
 
 
 class Store:
@@ -143,18 +136,9 @@ class Store:
                 remove_tree(path)
         self._ledger.read()
         self._ledger.warnings += self._bundles.take_stock()
-        self._ledger.warnings += self._overlays()
-
-    def _overlays(self) -> list[str]:
-        """What will not work because an overlay lies between us and the disk; a sentence, or none."""
-        rooms = (self._work_dir.layers, self._work_dir.overlay, self._work_dir.staging)
-        layers = self._ledger.catalog.layers.values()
-        places = dict.fromkeys((*rooms, *(os.path.dirname(self._paths.local(layer)) for layer in layers)))
-        with storage_errors("asking for the file system", self._work_dir.path):
-            hidden = [place for place in places if os.path.isdir(place) and is_overlay(place)]
-        if not hidden:
-            return []
-        return [f"{hidden[0]} {_ON_OVERLAY}"]
+        overlay = overlay_in(self._work_dir.path, self._paths, self._ledger.catalog.layers.values())
+        if overlay is not None:
+            self._ledger.warnings.append(f"{overlay} {WORK_DIR_SPOILED}. {WORK_DIR_REMEDY}")
 
     @property
     def work_dir(self) -> str:
