@@ -20,7 +20,10 @@ WORK_DIR_SPOILED: Final = (
     "lies on overlayfs, which takes no whiteouts and no upper directories, and hides the whiteouts of what is "
     "below it: layers that delete files are unpacked or shown wrong, and bundles cannot be mounted"
 )
-WORK_DIR_REMEDY: Final = "Use a work directory on tmpfs, and name what lies here in additional_stores by where its own image is mounted"
+WORK_DIR_REMEDY: Final = (
+    "Use a work directory on tmpfs, and name what lies here in additional_stores, by where its own image "
+    "is mounted"
+)
 STORE_SPOILED: Final = (
     "it lies on overlayfs, which hides the whiteouts and opaque directories of what is below it, so that a wrong "
     "rootfs would be mounted. Mount the image that holds the store, or bind-mount what is below the overlay, at"
