@@ -87,6 +87,35 @@ def test_space_comes_back_by_removing_and_the_daemon_goes_on(
         daemon.client.pull(second, str(daemon.bundle("two")))
 
 
+def test_an_image_that_frees_nothing_can_be_removed_from_a_full_disk(
+    tmp_path: Path, registry: RegistrySimulator
+) -> None:
+    shared = layer(*files("shared", count=5))
+    references = [
+        registry.push(f"shared:{number}", image(shared, process={"Cmd": [str(number)]})) for number in range(3)
+    ]
+    with (
+        Tmpfs(tmp_path / "disk", "2m") as disk,
+        Tmpfs(tmp_path / "rest") as rest,
+        Daemon(rest, work_dir=disk / "work") as daemon,
+    ):
+        for number, reference in enumerate(references):
+            daemon.client.pull(reference, str(daemon.bundle(str(number))))
+            daemon.client.release_bundle(str(daemon.bundle(str(number))))
+        for reference in references[:2]:
+            _fill(disk)
+            removed = daemon.client.remove_image(reference)
+            assert removed.deleted_layers == ()
+        assert [one.references for one in daemon.client.images()] == [(references[2],)]
+
+
+def _fill(disk: Path) -> None:
+    """Leave no page of a file system free."""
+    with (disk / "filler").open("ab", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
 def test_a_read_only_work_directory_is_refused_in_one_line(disk: Path) -> None:
     work_dir = disk / "frozen"
     work_dir.mkdir()

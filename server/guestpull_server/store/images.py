@@ -140,7 +140,7 @@ class ImageShelf:
             StorageFull: the file system has no room; meta_store.json is as it was.
             StorageFailed: the operating system refuses; likewise.
         """
-        self._ledger.change(lambda: self._ledger.catalog.rename_image(image_id, references))
+        self._ledger.change(lambda: self._ledger.catalog.rename_image(image_id, references), frees=True)
 
     def mend(self, work_dir: str) -> tuple[Digest, ...]:
         """See Store.mend_images."""

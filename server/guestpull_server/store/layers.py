@@ -211,7 +211,7 @@ class LayerShelf:
         deletion = Deletion(self._work_dir, self._durability, self._paths, self._alone(going))
         if image_id is not None or going:
             try:
-                self._ledger.change(forget)
+                self._ledger.change(forget, frees=True)
             except StorageFull:
                 # a full disk takes no new meta_store.json: make room first. Should the power go now, entries
                 # lead to directories that are gone, which the next pull of that image puts right

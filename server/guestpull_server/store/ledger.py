@@ -92,6 +92,8 @@ class Ledger:
             if useless > len(self._facts):
                 self.rewrite_facts()
             self.flush()
+        with suppress(OSError):  # there is none yet
+            self._work_dir.reserve.keep(os.path.getsize(self._path))
 
     def _read_catalog(self) -> None:
         """Read meta_store.json; a damaged one is set aside under another name, never lost."""
@@ -256,8 +258,12 @@ class Ledger:
 
     # -- meta_store.json ------------------------------------------------------------------------------------
 
-    def change(self, change: Callable[[], object]) -> None:
+    def change(self, change: Callable[[], object], *, frees: bool = False) -> None:
         """Change the catalog, in memory and on disk or, if that fails, in neither.
+
+        Args:
+            change: changes it.
+            frees: what is not needed afterwards makes room on the disk, so that the reserve may be used.
 
         Raises:
             StorageFull: the file system has no room.
@@ -267,7 +273,12 @@ class Ledger:
             with self.catalog.all_or_nothing():
                 change()
                 self._dirty = True
-                self.flush()
+                try:
+                    self.flush()
+                except StorageFull:
+                    if not (frees and self._work_dir.reserve.give_up()):
+                        raise
+                    self.flush()
         finally:
             self.names = ImageNames(self.catalog.images)
 
@@ -281,8 +292,10 @@ class Ledger:
         if not self._dirty:
             return
         with storage_errors("writing the meta store", self._path):
+            content = self.catalog.encode()
             self._copies.write(self.catalog, self.catalog.touched)
-            self._durability.replace(self._path, self.catalog.encode(), mode=0o644)
+            self._durability.replace(self._path, content, mode=0o644)
+        self._work_dir.reserve.keep(len(content))
         self._dirty = False
         self._copies.drop(self.catalog, self.catalog.touched)
         self.catalog.touched.clear()

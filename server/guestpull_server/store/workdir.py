@@ -25,6 +25,7 @@ from guestpull_server.models import Digest
 from guestpull_server.store import catalog, facts
 from guestpull_server.store.durability import TEMPORARY
 from guestpull_server.store.filesystems import is_read_only
+from guestpull_server.store.reserve import Reserve
 from guestpull_server.store.trees import remove_tree
 
 LOCK: Final = "lock"
@@ -51,6 +52,7 @@ class WorkDir:
     Attributes:
         path: where it is; `layers`, `records`, `images`, `overlay` and `staging` are its rooms.
         keeps_its_layers: layers/ is mounted read-only: nothing comes into it, and nothing goes.
+        reserve: room for a removal on a full disk.
 
     Raises:
         WorkDirInUse: another process owns it.
@@ -70,9 +72,11 @@ class WorkDir:
             except BaseException:
                 os.close(self._lock)
                 raise
+        self.reserve = Reserve(path)
 
     def close(self) -> None:
         """Give the work directory back. Harmless to repeat."""
+        self.reserve.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
