@@ -54,6 +54,8 @@ def deep_audit(work_dir: str, guest_work_dir: str | None, limits: Limits) -> Dee
     counts = {True: 0, False: 0}
     with ProcessPoolExecutor(max(1, min(len(jobs), os.cpu_count() or 1))) as pool:
         for layer, changes in zip(evidence.layers, pool.map(_changes, jobs), strict=True):
+            if not os.path.lexists(layer.layer.store_path):
+                continue  # a daemon has deleted it meanwhile
             of_layer = [*_altered(layer, changes), *_unprovable(layer, proven)]
             found += of_layer
             if all(finding.fault is Fault.NOTE for finding in of_layer):

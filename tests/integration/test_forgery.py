@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import pytest
 
 from guestpull_client import PullPolicy
 from guestpull_client.errors import DataLoss
-from support.daemon import Daemon
+from support.daemon import Daemon, Tmpfs
 from support.images import Layer, directory, file, image, layer
 from support.local_images import write_layout
 from support.peers import run
@@ -27,7 +27,6 @@ ALL: Final = everything()
 TOP: Final = changes()
 SHOP: Final = image(BASE, ALL, TOP, process={"Cmd": ["/bin/ls"]})
 EVIL: Final = layer(directory("all"), file("all/evil", b"forged"))
-NAME: Final = "registry.example/shop:1.0"
 PROVING: Final = {"verify_reuse": "always"}
 
 
@@ -172,11 +171,32 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"oci:{write_layout(tmp_path_factory.mktemp('forged') / 'layout', {'1.0': SHOP})}"
 
 
+@pytest.fixture(scope="module")
+def reference() -> Iterator[str]:
+    """The image at a registry."""
+    with RegistrySimulator() as registry:
+        yield registry.push("shop:1.0", SHOP)
+
+
+@pytest.fixture(scope="module")
+def scene(reference: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A disk with a store that was baked, out of its place."""
+    with Tmpfs(tmp_path_factory.mktemp("forged") / "scene") as scene:
+        bake(scene / "store", reference)
+        (scene / "store").rename(scene / "pristine")
+        yield scene
+
+
 @pytest.fixture
-def baked(disk: Path, layout: str) -> Path:
+def baked(scene: Path) -> Path:
     """A store that was baked, to be forged."""
-    bake(disk / "baked", layout, NAME)
-    return disk / "baked"
+    for left in scene.iterdir():
+        if left.is_dir() and not left.is_symlink() and left.name != "pristine":
+            shutil.rmtree(left)
+        elif left.name != "pristine":
+            left.unlink()
+    run("cp", "--archive", str(scene / "pristine"), str(scene / "store"))
+    return scene / "store"
 
 
 def test_a_store_that_nobody_touched_is_proved(baked: Path) -> None:
@@ -196,6 +216,16 @@ def test_a_lie_is_found(baked: Path, lie: str) -> None:
     assert "is sound" not in found.stdout
 
 
+def test_a_pipe_in_the_place_of_the_facts_is_not_waited_for(baked: Path) -> None:
+    (baked / "layer_facts.jsonl").unlink()
+    os.mkfifo(baked / "layer_facts.jsonl")
+
+    found = guestpulld("verify", baked, "--deep")
+
+    assert (found.returncode, found.stderr) == (1, "")
+    assert "layer_facts.jsonl does not tell of it" in found.stdout
+
+
 @pytest.mark.parametrize("place", [directory_of, record_of])
 def test_what_is_wrong_with_one_layer_keeps_no_other_from_being_proved(
     baked: Path, place: Callable[[Path, Layer], Path]
@@ -210,31 +240,33 @@ def test_what_is_wrong_with_one_layer_keeps_no_other_from_being_proved(
 
 
 @pytest.mark.parametrize("lie", [lie for lie in LIES if lie not in NOT_REFUSED])
-def test_a_forged_store_that_is_only_read_is_refused(disk: Path, baked: Path, lie: str) -> None:
+def test_a_forged_store_that_is_only_read_is_refused(
+    disk: Path, baked: Path, lie: str, reference: str
+) -> None:
     LIES[lie][0](baked)
     with Daemon(disk, configuration={**PROVING, "additional_stores": [str(baked)]}) as daemon:
         with pytest.raises(DataLoss) as caught:
-            daemon.client.pull(NAME, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
+            daemon.client.pull(reference, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
         assert caught.value.reason in ("LAYER_CHANGED", "IMAGE_CHANGED")
 
 
-def test_a_forged_command_is_not_run_where_the_copy_tells_the_right_one(disk: Path, baked: Path) -> None:
+def test_a_forged_command_is_not_run_where_the_copy_tells_the_right_one(
+    disk: Path, baked: Path, reference: str
+) -> None:
     forge_the_command(baked)
     with Daemon(disk, configuration={**PROVING, "additional_stores": [str(baked)]}) as daemon:
-        daemon.client.pull(NAME, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
+        daemon.client.pull(reference, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
         spec = json.loads((daemon.bundle("one") / "config.json").read_text())
         assert spec["process"]["args"] == ["/bin/ls"]
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_pull_gets_from_the_registry_what_is_not_proved_here(
-    disk: Path, registry: RegistrySimulator, lie: str
+    disk: Path, baked: Path, reference: str, lie: str
 ) -> None:
-    reference = registry.push("shop:1.0", SHOP)
-    bake(disk / "work", reference)
-    LIES[lie][0](disk / "work")
+    LIES[lie][0](baked)
 
-    with Daemon(disk, configuration=PROVING) as daemon:
+    with Daemon(disk, work_dir=baked, configuration=PROVING) as daemon:
         pulled = daemon.client.pull(reference, str(daemon.bundle("one")), policy=PullPolicy.IF_NOT_PRESENT)
 
         assert pulled.image_id == SHOP.image_id
@@ -247,26 +279,24 @@ def test_a_pull_gets_from_the_registry_what_is_not_proved_here(
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_repairing_puts_a_lie_right(disk: Path, registry: RegistrySimulator, lie: str) -> None:
-    reference = registry.push("shop:1.0", SHOP)
-    bake(disk / "store", reference)
-    kept = contents(disk / "store")
-    LIES[lie][0](disk / "store")
+def test_repairing_puts_a_lie_right(baked: Path, lie: str) -> None:
+    kept = contents(baked)
+    LIES[lie][0](baked)
 
-    repaired = guestpulld("verify", disk / "store", "--deep", "--repair")
+    repaired = guestpulld("verify", baked, "--deep", "--repair")
 
     assert repaired.returncode == 0, repaired.stdout
     assert "is sound" in repaired.stdout
     assert "repaired: " in repaired.stdout
-    assert contents(disk / "store") == kept
+    assert contents(baked) == kept
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_baking_again_puts_a_lie_right(baked: Path, layout: str, lie: str) -> None:
+def test_baking_again_puts_a_lie_right(baked: Path, layout: str, reference: str, lie: str) -> None:
     kept = contents(baked)
     LIES[lie][0](baked)
 
-    bake(baked, layout, NAME)
+    bake(baked, layout, reference)
 
     assert contents(baked) == kept
 
@@ -297,25 +327,25 @@ def test_what_only_a_file_has_is_to_be_baked_again(
 
 
 def test_a_layer_that_is_altered_here_and_in_another_store_is_not_mounted(
-    disk: Path, baked: Path, layout: str
+    disk: Path, baked: Path, layout: str, reference: str
 ) -> None:
-    bake(disk / "work", layout, NAME)
+    bake(disk / "work", layout, reference)
     for store in (baked, disk / "work"):
         (directory_of(store, TOP) / "no/longer").write_bytes(b"tampered")
     with Daemon(disk, configuration={**PROVING, "additional_stores": [str(baked)]}) as daemon:
         with pytest.raises(DataLoss) as caught:
-            daemon.client.pull(NAME, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
+            daemon.client.pull(reference, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
         assert caught.value.reason == "LAYER_CHANGED"
         assert str(baked) in caught.value.message
 
 
 def test_a_layer_that_is_altered_here_is_taken_from_another_store_that_is_right(
-    disk: Path, baked: Path, layout: str
+    disk: Path, baked: Path, layout: str, reference: str
 ) -> None:
-    bake(disk / "work", layout, NAME)
+    bake(disk / "work", layout, reference)
     (directory_of(disk / "work", TOP) / "no/longer").write_bytes(b"tampered")
     with Daemon(disk, configuration={**PROVING, "additional_stores": [str(baked)]}) as daemon:
-        daemon.client.pull(NAME, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
+        daemon.client.pull(reference, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
         assert (daemon.bundle("one") / "rootfs/no/longer").read_bytes() == b"instead"
 
 
@@ -342,10 +372,10 @@ def test_what_image_rs_wrote_is_said_to_be_unproved_and_not_to_be_sound(baked: P
 
 
 @pytest.mark.parametrize("mode", ["never", "mount", "always"])
-def test_what_image_rs_wrote_is_used(disk: Path, baked: Path, mode: str) -> None:
+def test_what_image_rs_wrote_is_used(disk: Path, baked: Path, mode: str, reference: str) -> None:
     as_image_rs(baked)
     with Daemon(disk, configuration={"verify_reuse": mode, "additional_stores": [str(baked)]}) as daemon:
-        pulled = daemon.client.pull(NAME, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
+        pulled = daemon.client.pull(reference, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
         assert [one.reused for one in pulled.layers] == [True] * 3
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store.copies import ProvedImage, prove_image
 from guestpull_server.store.entries import ImageRecord
-from guestpull_server.store.facts import LayerFacts, read_facts, with_facts
+from guestpull_server.store.facts import LayerFacts, facts_beside, with_facts
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.paths import is_directory
 from guestpull_server.store.workdir import RECORD_SUFFIX
@@ -89,14 +89,16 @@ def gather_evidence(work_dir: str, guest_work_dir: str | None = None) -> Evidenc
 
 def _layers(inventory: Inventory) -> list[LayerEvidence]:
     users = inventory.users_of_layers()
-    facts_of_stores = {inventory.work_dir: inventory.facts}
+    # read again: a daemon may have added a layer after the inventory had read them
+    own_facts = facts_beside(inventory.work_dir)
+    facts_of_stores = {inventory.work_dir: own_facts}
     found: list[LayerEvidence] = []
     for digest, layer in sorted(inventory.catalog.layers.items()):
         path = inventory.paths.local(layer)
         if not is_directory(path):
             continue
         store = os.path.dirname(os.path.dirname(path))
-        facts = inventory.facts.get(digest) or _foreign_facts(facts_of_stores, store, digest)
+        facts = own_facts.get(digest) or _foreign_facts(facts_of_stores, store, digest)
         here = with_facts(dataclasses.replace(layer, store_path=path), facts)
         record = os.path.join(store, "records", os.path.basename(path) + RECORD_SUFFIX)
         found.append(
@@ -107,5 +109,5 @@ def _layers(inventory: Inventory) -> list[LayerEvidence]:
 
 def _foreign_facts(known: dict[str, dict[str, LayerFacts]], store: str, digest: Digest) -> LayerFacts | None:
     if store not in known:
-        known[store] = read_facts(store)[0]
+        known[store] = facts_beside(store)
     return known[store].get(digest)
