@@ -180,6 +180,12 @@ def with_facts(layer: StoredLayer, facts: LayerFacts | None) -> StoredLayer:
     )
 
 
+def named_directory(entry: StoredLayer) -> str:
+    """The name of the directory that an entry means, in whatever layers/ it is."""
+    name = entry.store_path.rpartition("/")[2]
+    return name if name not in ("", ".", "..") else os.path.basename(os.path.normpath(entry.store_path))
+
+
 def contradiction(entry: StoredLayer, facts: LayerFacts) -> str:
     """How a layer's entry differs from what is known of it, though its directory is there; empty if it does not.
 
@@ -187,6 +193,6 @@ def contradiction(entry: StoredLayer, facts: LayerFacts) -> str:
     """
     if facts.uncompressed_digest != entry.uncompressed_digest:
         return f"it was unpacked from {facts.uncompressed_digest}, but its entry says {entry.uncompressed_digest}"
-    if os.path.basename(os.path.normpath(entry.store_path)) != facts.directory:
+    if named_directory(entry) != facts.directory:
         return f"it is in layers/{facts.directory}, but its entry says {entry.store_path[:100]!r}"
     return ""

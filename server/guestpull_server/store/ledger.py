@@ -176,17 +176,15 @@ class Ledger:
 
     def _drop_false_claims(self, claims: Mapping[str, Collection[str]]) -> None:
         """Forget entries that name a directory which is another layer's by its entry and by its facts."""
-        owners = {facts.directory: digest for digest, facts in self._facts.items()}
-        for layer in list(self.catalog.layers.values()):
-            name = os.path.basename(self._paths.local(layer))
-            digest, owner = layer.compressed_digest, owners.get(name)
-            if owner not in (None, digest) and digest in claims.get(name, ()) and digest not in self._facts:
-                self.catalog.drop_layer(digest)
-                self._dirty = True
-                self.warnings.append(
-                    f"{self._path}: the entry of layer {digest} was dropped: it names layers/{name}, which is "
-                    f"layer {owner}"
-                )
+        for owner, facts in self._facts.items():
+            for digest in sorted(claims.get(facts.directory, ())):
+                if digest != owner and digest not in self._facts:
+                    self.catalog.drop_layer(Digest(digest))
+                    self._dirty = True
+                    self.warnings.append(
+                        f"{self._path}: the entry of layer {digest} was dropped: "
+                        f"it names layers/{facts.directory}, which is layer {owner}"
+                    )
 
     def _facts_of(self, layer: StoredLayer) -> LayerFacts | None:
         """What is known of a layer: here, or beside the foreign store that it lies in."""

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from guestpull_server.models import Digest, StoredLayer
-from guestpull_server.store.facts import LayerFacts
+from guestpull_server.store.facts import LayerFacts, named_directory
 
 _DIGEST_NAME: Final = re.compile(r"sha\d+_[0-9a-f]+")
 _RUNNING_NUMBER: Final = re.compile(r"[0-9]+")
@@ -68,7 +68,9 @@ class LayerPaths:
 
     def is_ours(self, layer: StoredLayer) -> bool:
         """Whether a layer lies in our layers/; all others are only read."""
-        parent = self.local(layer).rpartition("/")[0]
+        return self._is_our_room(self.local(layer).rpartition("/")[0])
+
+    def _is_our_room(self, parent: str) -> bool:
         known = self._ours.get(parent)
         if known is None:
             # the work directory may be known by two names, one of them through a link
@@ -79,8 +81,9 @@ class LayerPaths:
         """The layers that lie in our layers/ by their entries, by their directories' names there."""
         claims: dict[str, set[str]] = {}
         for layer in layers:
-            if self.is_ours(layer):
-                claims.setdefault(os.path.basename(self.local(layer)), set()).add(layer.compressed_digest)
+            parent, _, name = self.local(layer).rpartition("/")
+            if self._is_our_room(parent):
+                claims.setdefault(name, set()).add(layer.compressed_digest)
         return claims
 
     def misplaced(self, layer: StoredLayer) -> str:
@@ -90,7 +93,7 @@ class LayerPaths:
             return ""
         if "/../" in f"{layer.store_path}/":
             return f"store_path {layer.store_path[:100]!r} leads back up"
-        name = _name(layer)
+        name = named_directory(layer)
         if _RUNNING_NUMBER.fullmatch(name) is None:
             if _DIGEST_NAME.fullmatch(name) is None:
                 return f"store_path {layer.store_path[:100]!r} is no layer's directory"
@@ -135,7 +138,7 @@ class LayerPaths:
                 lies where the entries say; unless some entries say that it is here, and mean others as well.
         """
         layers = list(layers)
-        claims = Counter(_name(layer) for layer in layers)
+        claims = Counter(named_directory(layer) for layer in layers)
         vouched = [layer for layer in layers if self._is_vouched_for(layer, facts, claims)]
         for layer in vouched:
             self._put(layer, facts[layer.compressed_digest].directory)
@@ -145,7 +148,7 @@ class LayerPaths:
         is_whole = is_made_elsewhere and len(elsewhere) + len(vouched) == len(layers)
         known_as_others = {one.directory for one in facts.values()}
         for layer in elsewhere:
-            name = _name(layer)
+            name = named_directory(layer)
             known = facts.get(layer.compressed_digest)
             is_certain = name == layer.compressed_digest.directory_name or (
                 known.directory == name
@@ -163,7 +166,9 @@ class LayerPaths:
         if known is None or known.uncompressed_digest != layer.uncompressed_digest:
             return False
         name = known.directory
-        if name != _name(layer) and name in claims:  # another program gave its number to another layer
+        if (
+            name != named_directory(layer) and name in claims
+        ):  # another program gave its number to another layer
             return False
         here = os.path.join(self._layers, name)
         return "/" not in name and (self.local(layer) == here or is_directory(here))
@@ -180,7 +185,3 @@ def is_directory(path: str) -> bool:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:
         return False
-
-
-def _name(layer: StoredLayer) -> str:
-    return os.path.basename(os.path.normpath(layer.store_path))
