@@ -16,6 +16,9 @@ what of these is there, and may be believed.
   facts.py         layer_facts.jsonl: what meta_store.json has no place for
   paths.py         where layers are, for the guest and here
   trees.py         whole directories, deleted and measured
+  files.py         files, read whatever has their names
+  filesystems.py   what kind of file system a path lies on
+  overlays.py      what an overlay between us and the disk spoils
   deletion.py      how layers go
   bundles.py       bundles: reserved, ready, released
   bundle_making.py  how a bundle is made on disk, and taken away
