@@ -182,16 +182,12 @@ class Puller:
             found = source.resolve(
                 platform, cancellation, lambda digest: self._baked_presence.known(digest, source.reference)
             )
-            self._baked_reuse.discard_changed(found, cancellation)
-            if self._baked_presence.has_vanished(found):
+            resolved = _named(found, name, request.source)
+            self._baked_reuse.discard_changed(resolved, cancellation)
+            if self._baked_presence.has_vanished(resolved):
                 found = source.resolve(platform, cancellation, lambda _digest: None)
-            resolved = dataclasses.replace(found, reference=name or found.reference)
-            if not resolved.reference:
-                raise InvalidRequest(
-                    request.source, "the image has no name in there", "Give it one by --reference."
-                )
-            if request.reference or is_local(request.source):
-                _check_pin(request.source, resolved)
+                resolved = _named(found, name, request.source)
+                self._baked_reuse.discard_changed(resolved, cancellation)
             observer.resolved(resolved)
             with self.store.pin(layer.blob.digest for layer in resolved.layers):
                 layers, pulled = self._fetcher.fetch(resolved, source, cancellation, observer)
@@ -303,6 +299,20 @@ class Puller:
         if reference is None:
             _check_pin(request.image, resolved)
         return resolved
+
+
+def _named(found: ResolvedImage, name: str, source: str) -> ResolvedImage:
+    """An image that is to be baked, under the name that it was given, or else the one that it has.
+
+    Raises:
+        InvalidRequest: it has none, or one that is another image's.
+    """
+    resolved = dataclasses.replace(found, reference=name or found.reference)
+    if not resolved.reference:
+        raise InvalidRequest(source, "the image has no name in there", "Give it one by --reference.")
+    if name or is_local(source):
+        _check_pin(source, resolved)
+    return resolved
 
 
 def _check_pin(source: str, resolved: ResolvedImage) -> None:

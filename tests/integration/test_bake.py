@@ -19,6 +19,7 @@ from guestpull_client import PullPolicy
 from guestpull_client.errors import FailedPrecondition, InvalidArgument, NotFound
 from support.daemon import Daemon, Tmpfs
 from support.images import Image, Layer, directory, file, files, image, index, layer
+from support.local_images import write_layout
 from support.peers import DockerRegistry, free_port, run, skopeo_copy
 from support.samples import changes, everything, runnable
 from support.trees import Node, differences, tree
@@ -393,6 +394,16 @@ def test_a_name_that_is_pinned_to_another_image_is_refused(disk: Path, copies: d
     assert refused.returncode == 1
     assert SHOP.digest in refused.stderr
     assert not (disk / "store/meta_store.json").exists()
+
+
+def test_a_name_that_is_pinned_to_an_index_of_a_file_is_its_name(disk: Path, copies: dict[str, str]) -> None:
+    both = index(SHOP, image(layer(file("arm")), platform="linux/arm64"))
+    write_layout(disk / "layout", {"1.0": both})
+    pinned = f"registry.example/shop@{both.digest}"
+    bake(disk / "work", f"oci:{disk}/layout", "--reference", pinned)
+    with Daemon(disk) as daemon:
+        pulled = daemon.client.pull(pinned, str(daemon.bundle("one")), policy=PullPolicy.NEVER)
+        assert pulled.manifest_digest == SHOP.digest
 
 
 def test_a_name_that_is_pinned_to_the_image_is_its_name(disk: Path, copies: dict[str, str]) -> None:

@@ -92,7 +92,8 @@ def test_an_image_that_frees_nothing_can_be_removed_from_a_full_disk(
 ) -> None:
     shared = layer(*files("shared", count=5))
     references = [
-        registry.push(f"shared:{number}", image(shared, process={"Cmd": [str(number)]})) for number in range(3)
+        registry.push(f"shared:{number}", image(shared, process={"Cmd": [str(number)]}))
+        for number in range(3)
     ]
     with (
         Tmpfs(tmp_path / "disk", "2m") as disk,
