@@ -185,6 +185,7 @@ class ImageNotFound(GuestpullError):
 class NotInFile(ImageNotFound):
     """A local image's file or directory has no image of that name."""
 
+    status, reason = Status.NOT_FOUND, "IMAGE_NOT_IN_FILE"
     names: str
 
     def explain(self) -> str:

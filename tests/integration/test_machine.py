@@ -110,6 +110,23 @@ def test_an_image_that_frees_nothing_can_be_removed_from_a_full_disk(
         assert [one.references for one in daemon.client.images()] == [(references[2],)]
 
 
+def test_a_daemon_ends_well_on_a_full_disk_and_the_next_knows_what_was_committed(
+    tmp_path: Path, registry: RegistrySimulator
+) -> None:
+    small, large = layer(*files("small", count=5)), layer(*files("large", count=50, size=50_000))
+    reference = registry.push("partly:1", image(small, large))
+    with Tmpfs(tmp_path / "disk", "1m") as disk, Tmpfs(tmp_path / "rest") as rest:
+        with Daemon(rest, work_dir=disk / "work") as daemon:
+            with pytest.raises(ResourceExhausted):
+                daemon.client.pull(reference, str(daemon.bundle("one")))
+            committed = daemon.client.layers()
+            _fill(disk)
+            assert daemon.stop() == 0
+        (disk / "filler").unlink()
+        with Daemon(rest, work_dir=disk / "work") as daemon:
+            assert daemon.client.layers() == committed
+
+
 def _fill(disk: Path) -> None:
     """Leave no page of a file system free."""
     with (disk / "filler").open("ab", buffering=0) as filler, contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 from guestpull_server.errors import (
     ImageInUse,
@@ -20,6 +20,7 @@ from guestpull_server.errors import (
     LayerInUse,
     ReadOnlyImage,
     StorageFailed,
+    StorageFull,
     storage_errors,
 )
 from guestpull_server.models import (
@@ -110,23 +111,26 @@ class Store:
         return store
 
     def close(self, *, tidy: bool = False) -> None:
-        """Give the work directory back.
+        """Give the work directory back. What a full disk does not take is found out by the next start.
 
         Args:
             tidy: leave nothing in it but images and layers, and no traces of time or order.
 
         Raises:
-            StorageFull: the file system has no room.
+            StorageFull: it is to be tidy, and the file system has no room.
             StorageFailed: the operating system refuses.
         """
         with self._lock:
             try:
+                self._work_dir.reserve.give_up()
                 if tidy:
                     self._images.sort_names()
-                self._ledger.flush()
-                if tidy:
+                    self._ledger.flush()
                     self._ledger.rewrite_facts()
                     self._work_dir.tidy()
+                else:
+                    with suppress(StorageFull):
+                        self._ledger.flush()
             finally:
                 self._work_dir.close()
 
