@@ -51,4 +51,4 @@ class Reserve:
         """Give everything back. Harmless to repeat."""
         if self._file >= 0:
             os.close(self._file)
-            self._file = -1
+            self._file, self._length = -1, 0
