@@ -60,7 +60,7 @@ class Puller:
         self.admission = Admission(configuration.limits)
         self._presence = Presence(store, proves=configuration.verify_reuse is not VerifyReuse.NEVER)
         self._reuse = ReuseCheck(store, configuration.verify_reuse, workers)
-        # what is baked is reused by many: baking again proves it, and so mends it
+        # baking an image again proves it, and so mends it
         self._baked_presence = Presence(store, proves=True)
         self._baked_reuse = ReuseCheck(store, VerifyReuse.ALWAYS, workers)
         self._fetcher = LayerFetcher(
@@ -183,11 +183,14 @@ class Puller:
                 platform, cancellation, lambda digest: self._baked_presence.known(digest, source.reference)
             )
             resolved = _named(found, name, request.source)
-            self._baked_reuse.discard_changed(resolved, cancellation)
+            # layers that it shares with others cost nothing, unless the configuration has them proved
+            is_again = any(image.image_id == resolved.image_id for image in self.store.images())
+            reuse = self._baked_reuse if is_again else self._reuse
+            reuse.discard_changed(resolved, cancellation)
             if self._baked_presence.has_vanished(resolved):
                 found = source.resolve(platform, cancellation, lambda _digest: None)
                 resolved = _named(found, name, request.source)
-                self._baked_reuse.discard_changed(resolved, cancellation)
+                reuse.discard_changed(resolved, cancellation)
             observer.resolved(resolved)
             with self.store.pin(layer.blob.digest for layer in resolved.layers):
                 layers, pulled = self._fetcher.fetch(resolved, source, cancellation, observer)
