@@ -64,11 +64,19 @@ class TarBytes:
 
         The fast way for the small files that most files are.
         """
-        end = self._position + self._unread
-        if end > len(self._chunk):
+        position, chunk, recorder = self._position, self._chunk, self._recorder
+        end = position + self._unread
+        if end > len(chunk):
             return None
         self._unread = 0
-        return self._take_content(end)
+        self._position = end
+        piece = chunk[position:end]
+        # `_take_content`, written out: a quarter of what a record costs
+        if recorder is not None and piece:
+            recorder.literal(chunk[self._literal_from : position])
+            recorder.content(piece, True)
+            self._literal_from = end
+        return piece
 
     def omit_content(self) -> int:
         """Go on as if the current entry's bytes had been taken: they are not in this stream; their number."""

@@ -77,13 +77,15 @@ class TarReader(TarBytes):
         """
         extensions: Extensions | None = None
         while True:
-            if self._unread or self._padding:
-                self._skip_rest()
-            chunk, position = self._chunk, self._position
-            if len(chunk) - position >= BLOCK:
-                block = chunk[position : position + BLOCK]
-                self._position = position + BLOCK
+            chunk = self._chunk
+            position = self._position + self._unread + self._padding
+            end = position + BLOCK
+            if end <= len(chunk):
+                block = chunk[position:end]
+                self._position = end
+                self._unread = self._padding = 0
             else:
+                self._skip_rest()
                 straddling = self._take(BLOCK, at_boundary=True)
                 if straddling is None:
                     return
