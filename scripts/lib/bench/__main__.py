@@ -43,6 +43,8 @@ ROWS: Final[dict[str, Callable[[Bench], None]]] = {
     "entries": growth.entries,
     "callers": growth.callers,
     "bake": bake.bake,
+    "pod": bake.pod,
+    "record": bake.record,
     "verify": bake.verify,
 }
 _QUICK_ROWS: Final = ("cold-gzip", "warm", "store", "layers")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.daemon import Daemon, serving
 from bench.images import Image, Images
@@ -28,12 +29,12 @@ class Bench:
     cores: int
 
     @contextmanager
-    def daemon(self) -> Iterator[tuple[Daemon, Cgroup]]:
-        """A guestpulld with an empty store on a tmpfs."""
+    def daemon(self, *additional_stores: Path) -> Iterator[tuple[Daemon, Cgroup]]:
+        """A guestpulld with an empty store on a tmpfs, and others that it may read."""
         with (
             self.place.tmpfs() as directory,
             self.place.cgroup() as cgroup,
-            serving(directory, cgroup) as daemon,
+            serving(directory, cgroup, additional_stores) as daemon,
         ):
             yield daemon, cgroup
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -61,12 +62,13 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def serving(directory: Path, cgroup: Cgroup) -> Iterator[Daemon]:
+def serving(directory: Path, cgroup: Cgroup, additional_stores: Sequence[Path] = ()) -> Iterator[Daemon]:
     """Start a guestpulld whose work directory, socket and bundles are below `directory`, and end it.
 
     Args:
         directory: an empty directory, or one that an earlier call left.
         cgroup: where its processes are counted.
+        additional_stores: what it may read besides its own.
 
     Raises:
         Refusal: it does not serve.
@@ -75,6 +77,12 @@ def serving(directory: Path, cgroup: Cgroup) -> Iterator[Daemon]:
     path = directory / "guestpull.sock"
     command: list[str | Path] = [program, "serve", "--work-dir", directory / "work"]
     command += ["--listen", f"unix://{path}"]
+    if additional_stores:
+        configuration = directory / "config.json"
+        configuration.write_text(
+            json.dumps({"additional_stores": [str(store) for store in additional_stores]})
+        )
+        command += ["--config", configuration]
     log = directory / "log"
     with log.open("ab") as output:
         begun = time.monotonic()

@@ -73,6 +73,14 @@ def _cpu_ticks() -> tuple[int, int]:
     return ticks[3] + ticks[4], sum(ticks)
 
 
+def cpu_seconds_of(cpu_stat: Path) -> float:
+    """User and system time of all processes that are or were in the cgroup that has this file."""
+    for line in cpu_stat.read_text().splitlines():
+        if line.startswith("usage_usec "):
+            return int(line.split()[1]) / 1e6
+    raise AssertionError("cpu.stat has no usage_usec")
+
+
 class Cgroup:
     """Some processes whose CPU time is counted together. Made by `Place.cgroup`."""
 
@@ -88,10 +96,12 @@ class Cgroup:
     @property
     def cpu_seconds(self) -> float:
         """User and system time of all processes that are or were in it."""
-        for line in (self._directory / "cpu.stat").read_text().splitlines():
-            if line.startswith("usage_usec "):
-                return int(line.split()[1]) / 1e6
-        raise AssertionError("cpu.stat has no usage_usec")
+        return cpu_seconds_of(self.cpu_stat)
+
+    @property
+    def cpu_stat(self) -> Path:
+        """Tells the CPU time."""
+        return self._directory / "cpu.stat"
 
     @property
     def pids_file(self) -> Path:

@@ -4,7 +4,7 @@
   cores.py     one big layer on one core and on all; progress streaming against none
   warm.py      pulls of an image that is there
   store.py     starting, listing and pulling with few and with many images in the store
-  bake.py      baking an image, baking one more that shares its layers, deep verification
+  bake.py      baking an image and one more that shares its layers, pods of it, records, deep verification
   growth.py    entries in a layer, layers in an image, callers at once
 
 A row is a function that takes a `Bench`, measures, and adds `Figure`s to its report.

@@ -1,0 +1,35 @@
+"""One layer, unpacked from its file by a worker as a pull has it done; with and without a record of its tar.
+
+    python -m bench.unpacking BLOB DIRECTORY CPU_STAT [RECORD]   > CPU seconds of it, those of the worker too
+
+CPU_STAT is the file that counts for the cgroup that this is in.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from bench.place import cpu_seconds_of
+from guestpull_server.config import Limits
+from guestpull_server.layer import LayerWorkers
+from guestpull_server.models import Digest
+
+_PIECE_BYTES: Final = 1 << 20
+_HASH: Final = Digest.of(b"").algorithm
+
+
+def _main(blob: str, directory: str, cpu_stat: str, record_path: str | None = None) -> None:
+    workers = LayerWorkers(Limits())
+    begun = cpu_seconds_of(Path(cpu_stat))
+    with open(blob, "rb") as file, workers.unpack(directory, _HASH, blob, record_path=record_path) as worker:
+        while piece := file.read(_PIECE_BYTES):
+            worker.write(memoryview(piece))
+        worker.finish()
+    sys.stdout.write(f"{cpu_seconds_of(Path(cpu_stat)) - begun}\n")
+    workers.close()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
