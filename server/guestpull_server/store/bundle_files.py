@@ -10,6 +10,7 @@ import msgspec
 
 from guestpull_server.errors import InvalidDigest
 from guestpull_server.models import Digest
+from guestpull_server.store.files import NoFile, read_file
 
 READY: Final = "bundle.json"
 PREPARING: Final = "bundle.json.preparing"
@@ -63,11 +64,11 @@ def is_bundle_directory(name: str) -> bool:
 def read_bundle_file(overlay_directory: str, name: str) -> BundleFile | None:
     """A bundle's file; None where there is none, or none that can be used."""
     try:
-        with open(os.path.join(overlay_directory, name), "rb") as file:
-            found = msgspec.json.decode(file.read(), type=BundleFile)
+        content = read_file(os.path.join(overlay_directory, name))
+        found = msgspec.json.decode(content or b"", type=BundleFile)
         for digest in (found.image_id, *found.layers) if name == READY else ():
             Digest(digest)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, InvalidDigest):
+    except (OSError, NoFile, msgspec.DecodeError, UnicodeDecodeError, InvalidDigest):
         return None
     paths = (found.bundle_path, found.real_path or found.bundle_path)
     return found if all(path.startswith("/") and "\0" not in path for path in paths) else None

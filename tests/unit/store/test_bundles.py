@@ -266,6 +266,16 @@ def test_a_bundle_file_with_a_path_that_cannot_be_is_unreadable(
     assert overlays(work_dir) == [overlay]
 
 
+def test_a_start_waits_for_no_fifo_in_the_place_of_a_bundle_file(
+    store: Store, work_dir: Path, reopened: Callable[[], Store]
+) -> None:
+    overlay = work_dir / "overlay" / ("ab" * 8)
+    overlay.mkdir()
+    os.mkfifo(overlay / "bundle.json")
+
+    assert reopened().bundles() == ()
+
+
 # -- one bundle, one pull -----------------------------------------------------------------------------------
 
 
