@@ -146,7 +146,7 @@ def bake(
     as_json: Json = False,
 ) -> None:
     """Put images into a work directory ahead of time, with no daemon: layers and meta_store.json."""
-    from guestpull_server.maintenance import bake_images, read_list
+    from guestpull_server.baking import bake_images, read_list
     from guestpull_server.store import LayerNames
 
     wanted = [(source, reference) for source in sources or ()] + (read_list(file) if file else [])

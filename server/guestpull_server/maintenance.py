@@ -1,4 +1,4 @@
-"""What is done to a work directory while no daemon serves it: baking, verifying, repairing, collecting.
+"""What is done to a work directory while no daemon serves it: verifying, repairing, collecting.
 
 Each function is one command of `guestpulld` without its options and its printing; what it returns can say
 itself in lines for people.
@@ -8,142 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from guestpull_server.config import Configuration
 from guestpull_server.deep_audit import deep_audit
-from guestpull_server.errors import GuestpullError, InvalidRequest, NotAtRegistry
-from guestpull_server.models import Credentials, Digest, Platform
+from guestpull_server.errors import GuestpullError, NotAtRegistry
+from guestpull_server.models import Digest
 from guestpull_server.puller import Puller
-from guestpull_server.registry import Reference
-from guestpull_server.requests import BakeRequest
 from guestpull_server.snapshot import OverlayMounts
-from guestpull_server.store import LOCK, Fault, Finding, Garbage, LayerNames, Store, audit, collect_garbage
-
-# -- baking -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class BakedImage:
-    """An image that is in the store now."""
-
-    reference: str
-    image_id: Digest
-    manifest_digest: Digest
-    layers: int
-    new_layers: int
-    downloaded_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Baked:
-    """What `bake` did."""
-
-    work_dir: str
-    images: tuple[BakedImage, ...]
-    removed: tuple[str, ...]
-
-    def lines(self) -> Iterator[str]:
-        """For people."""
-        for name in self.removed:
-            yield f"removed {name}"
-        for image in self.images:
-            yield (
-                f"baked {image.reference}: image {image.image_id}, {image.layers} layers, {image.new_layers} new, "
-                f"{image.downloaded_bytes / 1e6:.1f} MB read"
-            )
-
-
-def read_list(path: str) -> list[tuple[str, str]]:
-    """The sources that a file lists: `SOURCE [REFERENCE]` in each line; `#` begins a comment.
-
-    Raises:
-        InvalidRequest: the file cannot be read, or a line has more than that.
-    """
-    wanted: list[tuple[str, str]] = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(
-            "--file", f"{path}: {error}", "Name a text file with a source in each line."
-        ) from None
-    for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
-        if len(words) > 2:
-            raise InvalidRequest(
-                f"{path}, line {number}", "it has more than a source and a reference", "Mend it."
-            )
-        if words:
-            wanted.append((words[0], words[1] if len(words) == 2 else ""))
-    return wanted
-
-
-def bake_images(
-    configuration: Configuration,
-    wanted: Iterable[tuple[str, str]],
-    *,
-    removed: Sequence[str],
-    guest_work_dir: str | None,
-    platform: str,
-    layer_names: LayerNames | None,
-    auth: str,
-) -> Baked:
-    """Have images in a work directory; the same input gives the same bytes, in whatever order and time.
-
-    Args:
-        configuration: names the work directory.
-        wanted: sources, each with the reference that it is to have, or an empty one.
-        removed: images that are taken out first, by id or reference.
-        guest_work_dir: where the guest will see the work directory.
-        platform: os/architecture[/variant]; empty: the host's.
-        layer_names: how new layers' directories are named; None: as those that are there, or by digest.
-        auth: user:password for registries; empty: none.
-
-    Raises:
-        GuestpullError: the first image that cannot be had; those before it are in the store.
-    """
-    user, colon, password = auth.partition(":")
-    if auth and not colon:
-        raise InvalidRequest("--auth", "it has no user and password", 'Write it as "user:password".')
-    credentials = Credentials(user, password) if auth else None
-    for_platform = Platform.parse(platform) if platform else None
-    puller = Puller.open(configuration, guest_work_dir=guest_work_dir, layer_names=layer_names)
-    try:
-        for text in removed:
-            _remove(puller, text)
-        images = tuple(
-            _bake(puller, BakeRequest(source, reference, credentials, for_platform))
-            for source, reference in wanted
-        )
-    finally:
-        puller.close(tidy=True)
-    return Baked(configuration.work_dir, images, tuple(removed))
-
-
-def _bake(puller: Puller, request: BakeRequest) -> BakedImage:
-    pulled = puller.bake(request)
-    new = {layer.compressed_digest for layer in pulled.layers if not layer.reused}
-    return BakedImage(
-        pulled.reference,
-        pulled.image_id,
-        pulled.manifest_digest,
-        len(pulled.layers),
-        len(new),
-        pulled.downloaded_bytes,
-    )
-
-
-def _remove(puller: Puller, text: str) -> None:
-    try:
-        name: str | None = str(Reference.parse(text))
-    except GuestpullError:
-        name = None
-    image = puller.store.find_image(text, name)
-    puller.store.remove_image(image, name if name in image.references else None, force=False)
-
+from guestpull_server.store import LOCK, Fault, Finding, Garbage, Store, audit, collect_garbage
 
 # -- verifying --------------------------------------------------------------------------------------------------
 
