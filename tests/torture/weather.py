@@ -16,6 +16,8 @@ from support.faults import (
     Cut,
     Drip,
     Endless,
+    EndlessChunkHeader,
+    EndlessTrailers,
     IgnoreRange,
     NoLength,
     Nonsense,
@@ -143,6 +145,8 @@ class Weather:
             OtherRange(share),
             RedirectLoop(),
             Nonsense(),
+            EndlessTrailers(0.1),
+            EndlessChunkHeader(share, 0.1),
         )
         return self._choices.choice(faults)
 
