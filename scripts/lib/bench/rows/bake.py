@@ -18,6 +18,7 @@ from bench.report import Figure
 _PROGRAM: Final = Path(sys.executable).with_name("guestpulld")
 _AGENT: Final = _PROGRAM.with_name("guestpull-agent")
 _PROVED_PER_CORE: Final = 1.0  # gigabytes a second
+_FILE_BYTES: Final = (4 * 1024, 16 * 1024, 64 * 1024, 1024 * 1024)
 _RECORD_SIZE_PERCENT: Final = 1.0
 _RECORD_TIME_PERCENT: Final = 3.0
 _RUNNING: Final = re.compile(r"running after (\d+) ms")
@@ -81,7 +82,23 @@ def verify(bench: Bench) -> None:
             values=[100 * records / image.tar_size],
             at_most=_RECORD_SIZE_PERCENT,
         ),
+        *(
+            Figure(
+                row="verify",
+                subject=f"a layer of files of {file_bytes // 1024:,} KiB, a CPU second",
+                unit="GB/s",
+                values=[_proved(bench, file_bytes) for _ in range(bench.rounds)],
+                at_least=_PROVED_PER_CORE,
+            )
+            for file_bytes in _FILE_BYTES
+        ),
     )
+
+
+def _proved(bench: Bench, file_bytes: int) -> float:
+    """Gigabytes a CPU second of proving a layer of such files."""
+    with bench.place.tmpfs() as directory:
+        return float(run(sys.executable, "-P", "-m", "bench.proving", directory, str(file_bytes)))
 
 
 def record(bench: Bench) -> None:
