@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -400,6 +401,16 @@ def test_a_bundle_s_directory_that_was_opened_is_the_one_that_counts(stage: Stag
     assert os.listdir(elsewhere) == ["rootfs"]
     assert not os.path.ismount(elsewhere / "rootfs")
     OverlayMounts().unmount(str(stage.directory / "moved/rootfs"))
+
+
+def test_unmounting_waits_for_what_lets_go_in_a_moment(stage: Stage) -> None:
+    rootfs = stage.mount(stage.layer("a"))
+    held = os.open(rootfs, os.O_RDONLY)
+    threading.Timer(0.1, os.close, [held]).start()
+
+    OverlayMounts().unmount(str(rootfs))
+
+    assert not os.path.ismount(rootfs)
 
 
 def test_unmounting_refuses_while_in_use_and_is_harmless_twice(stage: Stage) -> None:

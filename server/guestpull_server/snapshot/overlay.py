@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -25,6 +26,8 @@ from guestpull_server.snapshot.syscalls import FilesystemContext, mount_from_dir
 _SAFE_OPTIONS: Final = {"redirect_dir": "nofollow", "metacopy": "off", "index": "off"}
 _SOURCE: Final = "guestpull"
 _MAX_LAYERS: Final = 500  # the kernel's OVL_MAX_STACK
+_TRIES: Final = 20
+_SECONDS_BETWEEN_TRIES: Final = 0.025
 _MOUNTINFO: Final = "/proc/self/mountinfo"
 _LETTERS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -191,18 +194,31 @@ class OverlayMounts:
     def unmount(self, rootfs: str) -> None:
         """Unmount a rootfs; harmless where nothing is mounted.
 
+        As containerd does, this tries for a while: a process that was forked elsewhere on the machine holds what
+        was open there until it becomes another program.
+
         Raises:
             BundleBusy: something uses it.
             StorageFailed: the kernel refuses for another reason.
         """
         with storage_errors("unmounting", rootfs):
-            try:
-                unmount(rootfs)
-            except OSError as error:
-                if error.errno == errno.EBUSY:
-                    raise BundleBusy(os.path.dirname(rootfs)) from error
-                if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    raise
+            for _ in range(_TRIES):
+                if self._is_unmounted(rootfs):
+                    return
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+            raise BundleBusy(os.path.dirname(rootfs))
+
+    @staticmethod
+    def _is_unmounted(rootfs: str) -> bool:
+        """Unmount, if anything is mounted; False if something uses it."""
+        try:
+            unmount(rootfs)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+        return True
 
 
 def _unescaped(field: bytes) -> bytes:
