@@ -184,9 +184,9 @@ def test_when_the_fork_server_dies_its_workers_die_and_the_next_starts_another(
     with unpacker.workers.unpack(str(unpacker.directory()), "sha256", "sha256:…") as worker:
         (pid,) = _children(unpacker.workers.pid)
         os.kill(unpacker.workers.pid, signal.SIGKILL)
+        assert _gone(pid)
         with pytest.raises(WorkerFailed):
             worker.finish()
-    assert _gone(pid)
     assert unpacker.unpack(file("f", b"x")).read("f") == b"x"
 
 
