@@ -20,8 +20,9 @@ what of these is there, and may be believed.
   filesystems.py   what kind of file system a path lies on
   overlays.py      what an overlay between us and the disk spoils
   deletion.py      how layers go
+  reserve.py       room that a removal needs on a full disk
   bundles.py       bundles: reserved, ready, released
-  bundle_making.py  how a bundle is made on disk, and taken away
+  bundle_making.py how a bundle is made on disk, and taken away
   bundle_files.py  what is written down of a bundle
   bundle_paths.py  where bundles may be, and what of their directories is ours
   readonly.py      stores that are only read
