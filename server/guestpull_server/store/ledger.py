@@ -33,7 +33,7 @@ from guestpull_server.store.facts import (
 from guestpull_server.store.files import NoFile
 from guestpull_server.store.names import ImageNames
 from guestpull_server.store.paths import LayerPaths
-from guestpull_server.store.workdir import WorkDir
+from guestpull_server.store.workdir import RECORD_SUFFIX, WorkDir
 
 
 class Ledger:
@@ -83,6 +83,8 @@ class Ledger:
             self._paths.find_moved(
                 self.catalog.layers.values(), self._facts, is_made_elsewhere=self._work_dir.keeps_its_layers
             )
+            if not self.damaged:
+                self._drop_records_of_nothing()
             self._aim_at_the_guest()
             self._put_metas_right()
             self._recall_facts()
@@ -94,6 +96,20 @@ class Ledger:
             self.flush()
         with suppress(OSError):  # there is none yet
             self._work_dir.reserve.keep(os.path.getsize(self._path))
+
+    def _drop_records_of_nothing(self) -> None:
+        """Delete the records of layers that no entry names and that are not there: a commit that a crash cut off.
+
+        Those of layers that have an entry stay: layers/ may be a mount that is not there yet.
+        """
+        layers = frozenset(os.listdir(self._work_dir.layers))
+        records = (name for name in os.listdir(self._work_dir.records) if name.endswith(RECORD_SUFFIX))
+        lone = [name for name in records if name.removesuffix(RECORD_SUFFIX) not in layers]
+        if lone:
+            claimed = self._paths.claims(self.catalog.layers.values())
+            for name in lone:
+                if name.removesuffix(RECORD_SUFFIX) not in claimed:
+                    os.unlink(os.path.join(self._work_dir.records, name))
 
     def _read_catalog(self) -> None:
         """Read meta_store.json; a damaged one is set aside under another name, never lost."""

@@ -239,6 +239,20 @@ def test_a_record_goes_with_its_layer(store: Store, work_dir: Path) -> None:
     assert os.listdir(work_dir / "records") == []
 
 
+def test_a_start_deletes_the_record_of_a_commit_that_a_crash_cut_off_and_no_other(
+    store: Store, work_dir: Path, reopened: Callable[[], Store]
+) -> None:
+    stored = put_layer(store, BASE, record=b"headers")
+    cut_off = work_dir / "records" / f"{digest_of(TOP).directory_name}.record"
+    cut_off.write_bytes(b"headers")
+    store.flush()
+    shutil.rmtree(stored.store_path)  # as if layers/ were not mounted yet
+
+    reopened()
+
+    assert os.listdir(work_dir / "records") == [f"{stored.compressed_digest.directory_name}.record"]
+
+
 # -- where they are ---------------------------------------------------------------------------------------
 
 
