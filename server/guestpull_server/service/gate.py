@@ -29,9 +29,8 @@ _log = logging.getLogger(__name__)
 
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _BUFFER_BYTES: Final = 64 * 1024
-_MOST_REFUSED: Final = (
-    16  # connections of all who may not call, at once; any more are closed without an answer
-)
+# connections of all who may not call, at once; any more are closed without an answer
+_MOST_REFUSED: Final = 16
 _SECONDS_FOR_REFUSAL: Final = 5.0  # until such a connection is cut
 _MOST_OF_A_USER: Final = 128  # connections of one of allowed_uids at once
 _SECONDS_BETWEEN_COMPLAINTS: Final = 10.0

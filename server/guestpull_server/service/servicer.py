@@ -40,9 +40,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         self, request: pb.PullImageRequest, context: grpc.ServicerContext
     ) -> pb.PullImageResponse:
         """An image reference -> a bundle that a runtime can start."""
-        with answering(
-            context, "PullImage", image=without_password(request.image_url), bundle=request.bundle_path
-        ) as answered:
+        with answering(context, "PullImage", **_asked(request)) as answered:
             pulled = self._puller.pull(_pull_request(request), answered.cancellation)
             answered.outcome.update(_outcome(pulled))
             return messages.pull_response(pulled)
@@ -51,12 +49,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         self, request: pb.PullImageRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.PullImageEvent]:
         """The same, telling what happens meanwhile."""
-        with answering(
-            context,
-            "PullImageWithProgress",
-            image=without_password(request.image_url),
-            bundle=request.bundle_path,
-        ) as answered:
+        with answering(context, "PullImageWithProgress", **_asked(request)) as answered:
             wanted = _pull_request(request)
 
             def pull(observer: PullObserver) -> PulledImage:
