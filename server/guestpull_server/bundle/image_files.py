@@ -1,30 +1,27 @@
 """Looking at files of an image as a process would whose root directory is the image's rootfs.
 
 Everything there is hostile. A link, absolute or by `..`, leads to where it would lead inside of a container, and
-never out of it (openat2(2), RESOLVE_IN_ROOT). Nothing is opened before it is known to be a regular file: opening a
-device is an act, and opening a fifo waits.
+never out of it. Nothing is opened before it is known to be a regular file: opening a device is an act, and opening
+a fifo waits.
+
+Links are followed here, a component at a time, rather than by openat2(2) with RESOLVE_IN_ROOT: the kernel gives up
+on a `..` (EAGAIN) whenever anything is renamed or mounted anywhere on the machine, for as long as that goes on.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-_SYS_OPENAT2: Final = 437  # the same on all architectures
-_RESOLVE_NO_MAGICLINKS: Final = 0x02
-_RESOLVE_IN_ROOT: Final = 0x10
 _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _PIECE_BYTES: Final = 64 * 1024
-_MAX_ATTEMPTS: Final = 128  # while others rename and mount; runc tries as often
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+_MAX_PATH_BYTES: Final = 4095  # PATH_MAX, as the kernel counts it
+_MAX_LINKS: Final = 40  # as many as the kernel follows
+_MAX_DEPTH: Final = 256  # open directories at a time; no layer is deeper unless max_path_depth was raised
 
 
 def read(rootfs: str, path: str, max_bytes: int) -> bytes | None:
@@ -75,32 +72,62 @@ def has_entries(rootfs: str, path: str) -> bool:
 @contextmanager
 def _found(rootfs: str, path: str) -> Iterator[int | None]:
     """What is at a path, as an O_PATH descriptor; None where nothing is."""
-    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    way = [os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:
-        descriptor = _open_in_root(root, path)
+        yield way[-1] if _walk(way, path) else None
     finally:
-        os.close(root)
-    try:
-        yield descriptor
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        _leave(way, 0)
 
 
-def _open_in_root(root: int, path: str) -> int | None:
-    how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-    name = os.fsencode(path)
-    if b"\0" in name:
+def _walk(way: list[int], path: str) -> bool:
+    """Go along a path, links followed, and tell whether it leads anywhere; what is there is the way's end then.
+
+    A way is the open directories from the root on. `..` goes back on it, and never asks the file system, so that
+    nothing leads above the root, whatever is renamed meanwhile.
+    """
+    if "\0" in path or len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        return False
+    ahead = path.split("/")[::-1]
+    links = 0
+    while ahead:
+        name = ahead.pop()
+        if name == "..":
+            _leave(way, max(1, len(way) - 1))
+        elif name not in ("", "."):
+            try:
+                target = _enter(way, name, leads_on=bool(ahead))
+            except OSError as error:
+                if error.errno in _ABSENT:
+                    return False
+                raise
+            if target is None:
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                return False
+            if target.startswith("/"):
+                _leave(way, 1)
+            ahead += target.split("/")[::-1]
+    return True
+
+
+def _enter(way: list[int], name: str, *, leads_on: bool) -> str | None:
+    """Put what has a name in the last directory at the way's end; a link's target instead, if it is one."""
+    entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=way[-1])
+    mode = os.fstat(entry).st_mode
+    if not stat.S_ISLNK(mode):
+        way.append(entry)
+        if leads_on and not stat.S_ISDIR(mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+        if len(way) > _MAX_DEPTH:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
         return None
-    for _ in range(_MAX_ATTEMPTS):
-        arguments = (ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(root), name, how, ctypes.c_size_t(len(how)))
-        result = int(_libc.syscall(*arguments))
-        if result >= 0:
-            return result
-        number = ctypes.get_errno()
-        if number in _ABSENT:
-            return None
-        # EAGAIN: something, anywhere, was renamed or mounted while a `..` was resolved
-        if number != errno.EAGAIN:
-            break
-    raise OSError(number, os.strerror(number), path)
+    try:
+        return os.readlink("", dir_fd=entry)
+    finally:
+        os.close(entry)
+
+
+def _leave(way: list[int], length: int) -> None:
+    while len(way) > length:
+        os.close(way.pop())

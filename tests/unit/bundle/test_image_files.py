@@ -46,6 +46,44 @@ def test_a_directory_that_is_a_link_leads_nowhere_else_either(image: Path) -> No
     assert image_files.read(str(image), "var/secret", BOUND) is None
 
 
+def test_a_directory_that_is_moved_away_leads_nobody_out(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image / "usr/deep").mkdir()
+    (image / "etc/passwd").symlink_to("../usr/deep/../../secret")
+    really_open = os.open
+
+    def open_and_move(path: str, flags: int, *, dir_fd: int | None = None) -> int:
+        descriptor = really_open(path, flags, dir_fd=dir_fd)
+        if path == "deep":
+            os.rename(image / "usr", image.parent / "usr")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_move)
+
+    assert image_files.read(str(image), "etc/passwd", BOUND) is None
+
+
+@pytest.mark.parametrize(
+    "path", ["usr/file/", "usr/file/.", "usr/file/..", "usr/file/../file", "link/", "link/../etc"]
+)
+def test_a_file_is_no_directory_on_the_way(image: Path, path: str) -> None:
+    (image / "link").symlink_to("usr/file")
+
+    assert image_files.status(str(image), path) is None
+
+
+@pytest.mark.parametrize(("links", "content"), [(40, b"content"), (41, None)])
+def test_as_many_links_are_followed_as_the_kernel_follows(
+    image: Path, links: int, content: bytes | None
+) -> None:
+    (image / "0").symlink_to("usr/file")
+    for number in range(1, links):
+        (image / str(number)).symlink_to(f"{number - 1}")
+
+    assert image_files.read(str(image), str(links - 1), BOUND) == content
+
+
 def test_a_loop_of_links_is_as_good_as_nothing(image: Path) -> None:
     (image / "etc/passwd").symlink_to("passwd")
 
@@ -92,7 +130,20 @@ def test_what_others_rename_meanwhile_makes_nothing_absent(image: Path) -> None:
     assert found == {b"content"}
 
 
+def test_no_depth_takes_all_descriptors(image: Path) -> None:
+    deepest = os.open(image, os.O_PATH)
+    for _ in range(2000):
+        os.mkdir("d", dir_fd=deepest)
+        above, deepest = deepest, os.open("d", os.O_PATH, dir_fd=deepest)
+        os.close(above)
+    os.close(deepest)
+
+    assert image_files.status(str(image), "d/" * 200) is not None
+    assert image_files.status(str(image), "d/" * 2000) is None
+
+
 def test_no_descriptor_is_left_open(image: Path) -> None:
+    (image / "link").symlink_to("usr/file/nothing")
     before = os.listdir("/proc/self/fd")
 
     image_files.read(str(image), "usr/file", BOUND)
@@ -100,5 +151,6 @@ def test_no_descriptor_is_left_open(image: Path) -> None:
     image_files.has_entries(str(image), "usr")
     with contextlib.suppress(OSError):
         image_files.has_entries(str(image), "usr/file")
+    image_files.status(str(image), "link")
 
     assert os.listdir("/proc/self/fd") == before
