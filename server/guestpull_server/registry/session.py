@@ -206,6 +206,10 @@ class Session:
                 return _Failure(plain(error))
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:
+                if not own and response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                    # no challenge of somebody else's is met: it could name a token server of its own
+                    response.close()
+                    raise AccessDenied(self.reference, urlsplit(url).netloc)
                 return response
             response.close()
             url = self._redirected(url, location)

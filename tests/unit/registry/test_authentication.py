@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guestpull_server.errors import RegistryUnavailable, Unauthenticated
+from guestpull_server.errors import AccessDenied, RegistryUnavailable, Unauthenticated
 from guestpull_server.models import Credentials
 from guestpull_server.registry import RegistryClient
 from support.faults import Cut, Instead, RedirectTo, Status
@@ -251,6 +251,23 @@ def test_a_redirected_blob_is_fetched_without_authorization(
 
     assert pull.blob(shop, LAYER, credentials=ALICE) == LAYER.blob
     assert registry.requests_for(LAYER)[-1].authorization != ""
+    assert [request.authorization for request in elsewhere.requests] == [""]
+
+
+@pytest.mark.parametrize("asked_by", [Basic("mallory", "mallory"), Bearer("mallory", "mallory")])
+def test_where_a_registry_redirects_to_can_ask_for_no_password(
+    registry: RegistrySimulator,
+    elsewhere: RegistrySimulator,
+    shop: str,
+    pull: Pull,
+    asked_by: Authentication,
+) -> None:
+    elsewhere.authentication = asked_by
+    registry.fault(LAYER, RedirectTo(elsewhere.url))
+
+    with pytest.raises(AccessDenied) as raised:
+        pull.blob(shop, LAYER, credentials=ALICE)
+    assert raised.value.host == elsewhere.host
     assert [request.authorization for request in elsewhere.requests] == [""]
 
 
