@@ -62,7 +62,7 @@ class CredentialsFile:
 
 
 def _covers(key: str, name: str) -> bool:
-    prefix = _name(key)
+    prefix, name = _name(key).lower(), name.lower()
     return name == prefix or name.startswith(f"{prefix}/")
 
 

@@ -127,10 +127,13 @@ def _prefix(registry: Registry) -> str:
 
 
 def _matched(prefix: str, reference: Reference) -> int:
-    """How many characters of the reference's name a prefix stands for; 0 where it does not match."""
-    name = reference.name
+    """How many characters of the reference's name a prefix stands for; 0 where it does not match.
+
+    Hosts are the same in capitals: what is blocked cannot be had by writing it otherwise.
+    """
+    prefix, name = prefix.lower(), reference.name.lower()
     if prefix.startswith("*."):
-        domain = reference.host.partition(":")[0]
+        domain = name.partition("/")[0].partition(":")[0]
         return len(domain) if domain.endswith(prefix[1:]) else 0
     matches = bool(prefix) and (name == prefix or name.startswith((f"{prefix}/", f"{prefix}:")))
     return len(prefix) if matches else 0

@@ -40,6 +40,8 @@ def find(tmp_path: Path, auths: object, name: str) -> Credentials | None:
         ("https://index.docker.io/v1/", "docker.io/library/busybox", True),
         ("docker.io", "docker.io/library/busybox", True),
         ("host:5000", "host:5000/img", True),
+        ("quay.io/org", "QUAY.io/org/img", True),
+        ("https://Quay.io", "quay.io/img", True),
     ],
 )
 def test_what_an_entry_is_for(tmp_path: Path, key: str, name: str, found: bool) -> None:

@@ -62,6 +62,10 @@ def test_a_location_alone_is_the_prefix() -> None:
         ("*.example.com", "example.com/img", False),
         ("*.example.com", "badexample.com/img", False),
         ("docker.io", "busybox", True),
+        ("quay.io", "QUAY.io/img", True),
+        ("Quay.io/org", "quay.IO:443/org/img", False),
+        ("Quay.io/org", "quay.IO/org/img", True),
+        ("*.Example.com", "A.EXAMPLE.com/img", True),
     ],
 )
 def test_what_a_prefix_matches(prefix: str, reference: str, matches: bool) -> None:
@@ -114,6 +118,11 @@ def test_a_blocked_registry_is_refused_with_what_blocks_it() -> None:
     with pytest.raises(RegistryBlocked) as raised:
         endpoints([{"prefix": "quay.io/bad", "blocked": True}], "quay.io/bad/img")
     assert raised.value.prefix == "quay.io/bad"
+
+
+def test_a_blocked_registry_is_refused_however_its_name_is_written() -> None:
+    with pytest.raises(RegistryBlocked):
+        endpoints([{"prefix": "quay.io", "blocked": True}], "QUAY.IO/img")
 
 
 @pytest.mark.parametrize("location", ["no-registry", "UPPER.example/Path", "[::/x", "host:99999", "/"])
