@@ -14,7 +14,7 @@ from guestpull_server.models import Credentials, Digest, Platform
 from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
 from guestpull_server.requests import BakeRequest
-from guestpull_server.store import LayerNames
+from guestpull_server.store import LayerNames, guest_work_dirs, likely_guest_work_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def bake_images(
         configuration: names the work directory.
         wanted: sources, each with the reference that it is to have, or an empty one.
         removed: images that are taken out first, by id or reference.
-        guest_work_dir: where the guest will see the work directory.
+        guest_work_dir: where the guest will see the work directory; None: where its entries say that it is.
         platform: os/architecture[/variant]; empty: the host's.
         layer_names: how new layers' directories are named; None: as those that are there, or by digest.
         auth: user:password for registries; empty: none.
@@ -102,6 +102,7 @@ def bake_images(
         raise InvalidRequest("--auth", "it has no user and password", 'Write it as "user:password".')
     credentials = Credentials(user, password) if auth else None
     for_platform = Platform.parse(platform) if platform else None
+    guest_work_dir = guest_work_dir or _guest_work_dir(configuration.work_dir)
     puller = Puller.open(configuration, guest_work_dir=guest_work_dir, layer_names=layer_names)
     try:
         for text in removed:
@@ -113,6 +114,14 @@ def bake_images(
     finally:
         puller.close(tidy=True)
     return Baked(configuration.work_dir, images, tuple(removed))
+
+
+def _guest_work_dir(work_dir: str) -> str | None:
+    told = guest_work_dirs(work_dir)
+    if len(told) > 1:
+        problem = f"the layers of {work_dir} are written down as layers of {' and of '.join(told)}"
+        raise InvalidRequest("--guest-work-dir", problem, "Say where the guest will see them: all will be.")
+    return likely_guest_work_dir(work_dir)
 
 
 def _bake(puller: Puller, request: BakeRequest) -> BakedImage:

@@ -18,7 +18,16 @@ from guestpull_server.errors import GuestpullError, NotAtRegistry
 from guestpull_server.models import Digest
 from guestpull_server.puller import Puller
 from guestpull_server.snapshot import OverlayMounts
-from guestpull_server.store import LOCK, Fault, Finding, Garbage, Store, audit, collect_garbage
+from guestpull_server.store import (
+    LOCK,
+    Fault,
+    Finding,
+    Garbage,
+    Store,
+    audit,
+    collect_garbage,
+    likely_guest_work_dir,
+)
 
 # -- verifying --------------------------------------------------------------------------------------------------
 
@@ -82,6 +91,7 @@ def verify_work_dir(
         StorageFailed: the operating system refuses.
     """
     work_dir = configuration.work_dir
+    guest_work_dir = guest_work_dir or likely_guest_work_dir(work_dir)
 
     def look() -> Verified:
         found = audit(work_dir, guest_work_dir)
@@ -176,6 +186,7 @@ def collect(configuration: Configuration, *, guest_work_dir: str | None, dry_run
         StorageFailed: the operating system refuses.
     """
     work_dir, mounts = configuration.work_dir, OverlayMounts()
+    guest_work_dir = guest_work_dir or likely_guest_work_dir(work_dir)
     garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir, dry_run=True)
     if garbage and not dry_run:  # where there is none, nothing is written
         tidy = _is_tidy(work_dir)

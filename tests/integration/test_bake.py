@@ -305,6 +305,43 @@ def test_paths_are_written_as_the_guest_will_see_them(baked: Path) -> None:
     assert str(baked).encode() not in (baked / "meta_store.json").read_bytes()
 
 
+def test_a_store_that_was_made_for_a_guest_goes_on_being_made_for_it(
+    baked: Path, docker_registry: DockerRegistry
+) -> None:
+    more = docker_registry.push("bake/more", "1", image(BASE, layer(*files("more", count=3))))
+
+    bake(baked, more)
+
+    entries = meta_store(baked)["layer_db"].values()
+    assert {Path(one["store_path"]).parent for one in entries} == {Path(GUEST) / "layers"}
+
+
+def test_a_layer_that_is_repaired_is_where_the_guest_sees_the_others(disk: Path, shop: str) -> None:
+    bake(disk / "store", "--guest-work-dir", GUEST, shop)
+    before = (disk / "store/meta_store.json").read_bytes()
+    shutil.rmtree(disk / "store/layers" / directory_name(TOP))
+
+    repaired = guestpulld("verify", disk / "store", "--repair")
+
+    assert repaired.returncode == 0, repaired.stdout
+    assert (disk / "store/meta_store.json").read_bytes() == before
+
+
+def test_where_the_guest_sees_a_store_must_be_said_if_its_layers_are_written_down_in_two_places(
+    disk: Path, baked: Path, copies: dict[str, str], docker_registry: DockerRegistry
+) -> None:
+    baked.rename(disk / "work")
+    with Daemon(disk) as daemon:
+        more = docker_registry.push("bake/served", "1", image(BASE, layer(*files("served", count=3))))
+        daemon.client.pull(more, str(daemon.bundle("one")))
+
+    refused = guestpulld("bake", disk / "work", copies["docker-archive"])
+    assert refused.returncode == 1
+    assert {GUEST, str(disk / "work")} <= set(refused.stderr.replace(". ", " ").split())
+    bake(disk / "work", copies["docker-archive"], "--guest-work-dir", GUEST)
+    assert str(disk).encode() not in (disk / "work/meta_store.json").read_bytes()
+
+
 def test_a_baked_store_holds_images_and_layers_and_nothing_of_its_making(baked: Path) -> None:
     assert {path.name for path in baked.iterdir()} == {
         "meta_store.json",

@@ -15,6 +15,7 @@ what of these is there, and may be believed.
   copies.py        images/: what is left of images when meta_store.json is damaged
   facts.py         layer_facts.jsonl: what meta_store.json has no place for
   paths.py         where layers are, for the guest and here
+  guest_view.py    where its guest sees a store that nobody was told of
   trees.py         whole directories, deleted and measured
   files.py         files, read whatever has their names
   filesystems.py   what kind of file system a path lies on
@@ -45,6 +46,7 @@ from guestpull_server.store.bundles import BundleReservation, StoredBundle
 from guestpull_server.store.copies import leads_to, prove_image
 from guestpull_server.store.evidence import Evidence, ImageEvidence, LayerEvidence, gather_evidence
 from guestpull_server.store.garbage import collect_garbage
+from guestpull_server.store.guest_view import guest_work_dirs, likely_guest_work_dir
 from guestpull_server.store.outcomes import Deleted, Garbage, LayerNames, Removal, StoreUsage
 from guestpull_server.store.store import Store
 from guestpull_server.store.workdir import LOCK, StagedLayer
@@ -69,6 +71,8 @@ __all__ = [
     "audit",
     "collect_garbage",
     "gather_evidence",
+    "guest_work_dirs",
     "leads_to",
+    "likely_guest_work_dir",
     "prove_image",
 ]
