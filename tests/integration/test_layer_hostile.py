@@ -6,13 +6,17 @@ instead: into the layer.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from guestpull_server.errors import CorruptLayer
+from guestpull_server.errors import CorruptLayer, WorkerFailed
+from guestpull_server.models import MiB
 from support.images import (
     Entry,
     RawTar,
@@ -27,7 +31,8 @@ from support.images import (
     symlink,
     whiteout,
 )
-from support.unpacking import CANARY, Unpacker
+from support.peers import run
+from support.unpacking import CANARY, Unpacker, feed
 
 UP = "../" * 20
 
@@ -323,6 +328,63 @@ def test_a_deep_path_is_made(unpacker: Unpacker) -> None:
 def test_a_deep_tree_can_be_replaced(unpacker: Unpacker) -> None:
     deep = "/".join(["d"] * 250)
     assert unpacker.unpack(file(f"{deep}/f"), file("d", b"flat")).paths == {b"d"}
+
+
+# -- code ---------------------------------------------------------------------------------------------------
+
+_MODULE = b"open('/it-ran', 'w').close()"
+
+
+def _modules(name: str) -> list[Entry]:
+    """A module of this name, wherever this interpreter would look for it."""
+    paths = [path.lstrip("/") for path in sys.path if path.startswith("/")]
+    return [file(f"{path}/{name}.py", _MODULE) for path in paths]
+
+
+def test_no_module_of_a_layer_is_run_when_its_gzip_stream_is_corrupt(unpacker: Unpacker) -> None:
+    content = random.Random(0).randbytes(8 * MiB)  # the modules are on disk long before the end comes
+    whole = layer(*_modules("gzip"), file("content", content))
+    wrong_checksum = whole.blob[:-8] + bytes(4) + whole.blob[-4:]
+    root = unpacker.directory()
+    with unpacker.workers.unpack(str(root), "sha256", whole.digest) as worker:
+        feed(worker, wrong_checksum)
+        with pytest.raises(CorruptLayer, match="CRC"):
+            worker.finish()
+    assert (root / "content").exists()
+    assert not (root / "it-ran").exists()
+
+
+def test_a_confined_process_imports_nothing(disk: Path) -> None:
+    unpacked = disk / "layer"
+    for one in _modules("not_loaded_yet"):
+        path = unpacked / one.header.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(one.content)
+    script = """
+import os, sys
+from guestpull_server.layer.confinement import confine
+confine(sys.argv[1], os.getppid())
+try:
+    import not_loaded_yet
+except ImportError:
+    os.write(1, b"refused")
+"""
+    assert run(sys.executable, "-c", script, str(unpacked)).stdout == "refused"
+    assert not (unpacked / "it-ran").exists()
+
+
+def test_no_source_of_a_layer_is_read_when_an_error_is_told(unpacker: Unpacker) -> None:
+    root = unpacker.directory()
+    source = root / str(hashlib.__file__).lstrip("/")
+    source.parent.mkdir(parents=True)
+    source.write_text("# coding: whatever the layer likes")
+    os.utime(source, (0, 1))  # reading it would change the first
+    with (
+        unpacker.workers.unpack(str(root), "sha0", "sha256:f00") as worker,
+        pytest.raises(WorkerFailed, match=r"hashlib.py:\d+"),
+    ):
+        worker.finish()
+    assert source.stat().st_atime == 0
 
 
 @pytest.mark.parametrize("error_at", ["after files", "at once"])

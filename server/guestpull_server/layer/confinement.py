@@ -1,8 +1,10 @@
 """A layer worker's walls: its root is the layer's staging directory, its powers are those of unpacking.
 
 After `confine`, no path, link or device node that the worker makes or follows can reach another file of this
-machine. A worker that were taken over by a bug in a decompressor could still make device nodes within its
-directory; the daemon keeps staging directories 0700, so that nobody else opens them.
+machine, and nothing is imported any more: a module that is loaded only when it is needed would be looked for in
+the layer, and run with all that a worker may do (Docker's CVE-2019-14271). A worker that were taken over by a bug
+in a decompressor could still make device nodes within its directory; the daemon keeps staging directories 0700, so
+that nobody else opens them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import resource
 import signal
 import struct
+import sys
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,6 +48,7 @@ def confine(directory: str, parent: int) -> None:
         OSError: the kernel refused; the process must not go on.
     """
     _end_with(parent)
+    sys.meta_path.clear()
     os.chroot(directory)
     os.chdir("/")
     os.umask(0)

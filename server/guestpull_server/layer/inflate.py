@@ -13,6 +13,7 @@ compressed needs neither: the tar reader reads it where it lies.
 from __future__ import annotations
 
 import threading
+from gzip import BadGzipFile  # isal imports it when it raises it, which a worker no longer can
 from hashlib import new as new_hash
 from queue import SimpleQueue
 from typing import BinaryIO, Final, Protocol, cast
@@ -196,7 +197,7 @@ class Inflater:
                 inflated += length
                 self._check_limits(inflated)
                 self._inflated.put((buffer, length))
-        except (_IsalError, EOFError, OSError) as error:
+        except (_IsalError, EOFError, BadGzipFile) as error:
             self._inflated.put(TarError(f"it cannot be decompressed ({error})"))
         except zstandard.ZstdError as error:
             self._inflated.put(self._zstd_failure(error))

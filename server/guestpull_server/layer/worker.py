@@ -124,9 +124,9 @@ def unpack(request: UnpackRequest, next_span: NextChunk, record: int | None = No
 
 
 def _defect(error: Exception) -> Defect:
-    # without the message, which may hold anything
-    *_, raised = traceback.extract_tb(error.__traceback__)
-    return Defect(f"{type(error).__name__} at {PurePath(raised.filename).name}:{raised.lineno}")
+    # without the message, which may hold anything, and without the source's text, which would be the layer's file
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    return Defect(f"{type(error).__name__} at {PurePath(frame.f_code.co_filename).name}:{line}")
 
 
 def _refusal(error: OSError) -> Report:
