@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Final
+from urllib.parse import quote_from_bytes
 
 from guestpull_client.errors import InvalidArgument
 
@@ -28,7 +29,8 @@ def target_of(address: str) -> str:
     if address.startswith("unix:"):
         path = address.removeprefix("unix:").removeprefix("//")
         if path and "\0" not in path:
-            return f"unix:{os.path.abspath(path)}"
+            # to gRPC it is an URI, in which %, # and ? mean something
+            return f"unix:{quote_from_bytes(os.fsencode(os.path.abspath(path)))}"
     elif (match := _TCP.fullmatch(address.removeprefix("tcp://"))) and int(match[1]) <= 0xFFFF:
         return f"dns:{match[0]}"
     raise InvalidArgument(

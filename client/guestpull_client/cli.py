@@ -18,7 +18,7 @@ import typer
 from guestpull_client.addresses import ADDRESS_VARIABLE, DEFAULT_ADDRESS, address_or_default, target_of
 from guestpull_client.errors import GuestpullError, InvalidArgument, NotFound
 from guestpull_client.models import Image, PullPolicy
-from guestpull_client.text import one_line, short, size
+from guestpull_client.text import is_terminal, one_line, short, size
 
 if TYPE_CHECKING:
     from guestpull_client.client import Client
@@ -142,7 +142,7 @@ def read_auth(auth: str, auth_stdin: bool) -> str:
     # unbuffered: what follows the line may be a container's
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline(_MAX_AUTH_BYTES)
-    return line.decode(errors="replace").rstrip("\r\n")
+    return line.decode(errors="surrogateescape").rstrip("\r\n")
 
 
 @app.callback()
@@ -224,7 +224,7 @@ def pull(
     credentials = read_auth(auth, auth_stdin)
     when = policy.pull_policy
     with connection_of(context).client() as client:
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             from guestpull_client.progress import follow
 
             pulled = follow(
@@ -440,6 +440,9 @@ def run_app(application: typer.Typer, name: str) -> NoReturn:
         application()
     except GuestpullError as error:
         typer.echo(f"{name}: {one_line(error.message)}", err=True)
+        sys.exit(1)
+    except OSError as error:  # what is printed has no room, or no reader
+        typer.echo(f"{name}: {one_line(str(error))}", err=True)
         sys.exit(1)
     sys.exit(0)
 

@@ -13,6 +13,7 @@ client after it did so, as gRPC asks.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Client:
 
     Args:
         address: `unix:///path` or `host:port`; without one, $GUESTPULL_ADDRESS, or the daemon's default.
-        timeout: seconds that a call may take, where the call does not say otherwise; None: as long as it takes.
+        timeout: seconds that a call may take, where the call does not say otherwise; None, or more than a
+            century: as long as it takes.
         tls: for a service beyond this machine.
 
     Raises:
@@ -167,7 +169,8 @@ class Client:
 
     def images(self, reference: str = "") -> tuple[Image, ...]:
         """The images of the store; all of them, or those that have a name."""
-        answer = self._call(self._service.ListImages, pb.ListImagesRequest(reference=reference))
+        request = pb.ListImagesRequest(reference=_text("reference", reference))
+        answer = self._call(self._service.ListImages, request)
         return tuple(
             Image(
                 id=image.id,
@@ -189,7 +192,7 @@ class Client:
         Raises:
             NotFound: there is no such image.
         """
-        answer = self._call(self._service.ListLayers, pb.ListLayersRequest(image=image))
+        answer = self._call(self._service.ListLayers, pb.ListLayersRequest(image=_text("image", image)))
         return tuple(
             Layer(
                 compressed_digest=layer.compressed_digest,
@@ -223,7 +226,8 @@ class Client:
             NotFound: there is no such image.
             FailedPrecondition: bundles use it, and `force` was not given.
         """
-        answer = self._call(self._service.RemoveImage, pb.RemoveImageRequest(image=image, force=force))
+        request = pb.RemoveImageRequest(image=_text("image", image), force=force)
+        answer = self._call(self._service.RemoveImage, request)
         return Removal(
             tuple(answer.image_ids),
             tuple(answer.references),
@@ -238,9 +242,8 @@ class Client:
             NotFound: it is no bundle of the service.
             FailedPrecondition: something uses its root filesystem.
         """
-        answer = self._call(
-            self._service.ReleaseBundle, pb.ReleaseBundleRequest(bundle_path=_absolute(bundle))
-        )
+        request = pb.ReleaseBundleRequest(bundle_path=_text("bundle", _absolute(bundle)))
+        answer = self._call(self._service.ReleaseBundle, request)
         return Release(tuple(answer.deleted_layers), answer.freed_bytes)
 
     # -- health ---------------------------------------------------------------------------------------------
@@ -262,7 +265,9 @@ class Client:
             return method(request, timeout=self._seconds(timeout))
 
     def _seconds(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is None else timeout
+        seconds = self._timeout if timeout is None else timeout
+        # what is longer than any wait can be is a deadline in the past to gRPC
+        return None if seconds is not None and seconds > threading.TIMEOUT_MAX else seconds
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -282,6 +287,8 @@ class Client:
             return error_class(message, info.reason, facts, facts.pop("request_id", ""))
         if code is grpc.StatusCode.UNAVAILABLE:
             return error_class(self._absence(message), "SERVICE_UNAVAILABLE", {"address": self.address})
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            message = f"guestpulld at {self.address} did not answer in time. Allow more time (--timeout)."
         return error_class(message, code.name)
 
     def _absence(self, message: str) -> str:
@@ -324,6 +331,23 @@ def _tls_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(*contents)
 
 
+def _text(field: str, text: str) -> str:
+    """A text as it can be sent: an argument that is not in the locale's encoding is taken by its bytes.
+
+    Raises:
+        InvalidArgument: these are no UTF-8.
+    """
+    try:
+        return text.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        # what was given may be a password: it is not repeated
+        raise errors.InvalidArgument(
+            f"{field}: it is no UTF-8. Write it in UTF-8, as the service does.",
+            "INVALID_REQUEST",
+            {"field": field},
+        ) from None
+
+
 def _absolute(path: str) -> str:
     """A relative path as the caller means it; nothing stays nothing, for the service to refuse."""
     return path if not path or path.startswith("/") else os.path.abspath(path)
@@ -333,11 +357,11 @@ def _pull_request(
     image: str, bundle: str, auth: str, policy: PullPolicy, platform: str
 ) -> pb.PullImageRequest:
     return pb.PullImageRequest(
-        image_url=image,
-        bundle_path=_absolute(bundle),
-        auth_info=auth,
+        image_url=_text("image", image),
+        bundle_path=_text("bundle", _absolute(bundle)),
+        auth_info=_text("auth", auth),
         pull_policy=pb.PullPolicy.Value(f"PULL_POLICY_{policy.name}"),
-        platform=platform,
+        platform=_text("platform", platform),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from guestpull_client.text import one_line
+from guestpull_client.text import is_terminal, one_line
 
 
 def print_json(document: object) -> None:
@@ -29,7 +29,7 @@ def _as_json(value: object) -> object:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table without lines, as docker's and podman's are."""
     cells = [[one_line(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         _print_folded(columns, cells)
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]

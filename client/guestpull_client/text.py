@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import Final, TextIO
 
 _SHORT_DIGEST: Final = 12
 
@@ -20,6 +20,11 @@ def one_line(text: str) -> str:
     )
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream leads to a terminal; one that was closed before we came is None."""
+    return stream is not None and stream.isatty()
+
+
 def abbreviated(digest: str) -> str:
     """A digest as people say it: the first twelve digits."""
     return digest.partition(":")[2][:_SHORT_DIGEST]
@@ -27,7 +32,7 @@ def abbreviated(digest: str) -> str:
 
 def short(digest: str) -> str:
     """A digest for standard output: abbreviated on a terminal, and whole for a program that reads it."""
-    return abbreviated(digest) if sys.stdout.isatty() else digest
+    return abbreviated(digest) if is_terminal(sys.stdout) else digest
 
 
 def size(size_bytes: int) -> str:

@@ -24,6 +24,7 @@ from guestpull_client.agent.signals import Interrupted, Signals
 from guestpull_client.agent.spec import JsonObject, part
 from guestpull_client.errors import AlreadyExists, GuestpullError, NotFound
 from guestpull_client.models import PullPolicy
+from guestpull_client.text import is_terminal
 
 if TYPE_CHECKING:
     from guestpull_client.client import Client
@@ -78,7 +79,7 @@ def run_container(client: Client, container: Container, options: RunOptions) -> 
             with _bundle(client, container, options, signals) as (bundle, specification):
                 tell("pulled in")
                 process = part(specification, "process")
-                terminal = process.get("terminal") is True and sys.stdin.isatty()
+                terminal = process.get("terminal") is True and is_terminal(sys.stdin)
                 process["terminal"] = terminal
                 write_specification(bundle, specification)
                 status = Runtime(options.runtime, options.stop_seconds).run(

@@ -13,6 +13,7 @@ from guestpull_client.errors import InvalidArgument
     [
         ("unix:///run/g.sock", "unix:/run/g.sock"),
         ("unix:/run/g.sock", "unix:/run/g.sock"),
+        ("unix:///run/100%/a#b?\udcff", "unix:/run/100%25/a%23b%3F%FF"),
         ("127.0.0.1:5000", "dns:127.0.0.1:5000"),
         ("tcp://127.0.0.1:5000", "dns:127.0.0.1:5000"),
         ("[::1]:5000", "dns:[::1]:5000"),

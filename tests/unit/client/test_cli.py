@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -354,6 +355,27 @@ def test_a_reader_that_has_enough_is_no_error(service: ScriptedService) -> None:
     _, err = listing.communicate(timeout=20)
 
     assert err == b""
+
+
+@pytest.mark.parametrize("command", [["images"], ["images", "--json"]])
+def test_output_that_has_no_room_is_an_error_in_one_line(
+    service: ScriptedService, command: list[str]
+) -> None:
+    with open("/dev/full", "wb") as full:
+        listing = subprocess.run(
+            subprocess_of(command, service.address), check=False, stdout=full, stderr=subprocess.PIPE
+        )
+
+    assert (listing.returncode, listing.stderr) == (1, b"guestpull: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("command", ["images", "pull shop -b /b"])
+def test_closed_standard_streams_are_no_error(service: ScriptedService, command: str) -> None:
+    service.answers["PullImage"] = PULLED
+    service.answers["ListImages"] = pb.ListImagesResponse(images=[IMAGE])
+    words = shlex.join(subprocess_of(command.split(), service.address))
+
+    assert subprocess.run(["sh", "-c", f"{words} <&- >&- 2>&-"], check=False).returncode == 0
 
 
 def test_the_version_is_that_of_the_distribution(guestpull: CommandLine) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -302,6 +303,56 @@ def test_the_client_s_timeout_holds_for_calls_that_have_none(service: ScriptedSe
 
     with Client(service.address, timeout=0.1) as client, pytest.raises(errors.DeadlineExceeded):
         client.pull("busybox", "/b")
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e10])
+def test_a_timeout_longer_than_any_wait_is_none(
+    service: ScriptedService, client: Client, seconds: float
+) -> None:
+    service.answers["PullImage"] = PULLED
+
+    assert client.pull("busybox", "/b", timeout=seconds) == AS_PULLED
+
+
+def test_a_service_that_does_not_answer_in_time_is_said_to(service: ScriptedService) -> None:
+    service.answers["PullImage"] = service.wait_until_caller_leaves
+
+    with Client(service.address, timeout=0.1) as client, pytest.raises(errors.DeadlineExceeded) as raised:
+        client.pull("busybox", "/b")
+
+    assert str(raised.value).endswith("did not answer in time. Allow more time (--timeout).")
+
+
+def test_arguments_are_taken_by_their_bytes_whatever_the_locale(
+    service: ScriptedService, client: Client
+) -> None:
+    in_an_ascii_locale = os.fsencode("/b\u00fc").decode("ascii", "surrogateescape")
+
+    client.release_bundle(in_an_ascii_locale)
+
+    assert service.requests == [pb.ReleaseBundleRequest(bundle_path="/b\u00fc")]
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("image", lambda client: client.pull("\udcff", "/b")),
+        ("bundle", lambda client: client.pull("busybox", "/\udcff")),
+        ("auth", lambda client: client.pull("busybox", "/b", auth="user:hunter2\udcff")),
+        ("platform", lambda client: client.pull("busybox", "/b", platform="\udcff")),
+        ("reference", lambda client: client.images("\udcff")),
+        ("image", lambda client: client.layers("\udcff")),
+        ("image", lambda client: client.remove_image("\udcff")),
+        ("bundle", lambda client: client.release_bundle("/\udcff")),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_and_not_repeated(
+    client: Client, field: str, call: Callable[[Client], object]
+) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{field}: it is no UTF-8") as raised:
+        call(client)
+
+    assert "hunter2" not in str(raised.value)
 
 
 def test_a_service_that_is_not_there_is_told_how_to_start(tmp_path: Path) -> None:
