@@ -64,7 +64,11 @@ class Bundles:
 
     def run(self, runtime: str, script: str, **process: Any) -> list[str]:
         """What a script prints in a container of its own, line by line."""
-        bundle = self.make(Entrypoint=["sh", "-ec"], Cmd=[script], **process)
+        return self.start(runtime, Entrypoint=["sh", "-ec"], Cmd=[script], **process)
+
+    def start(self, runtime: str, **process: Any) -> list[str]:
+        """What a container of its own prints, line by line."""
+        bundle = self.make(**process)
         name = f"guestpull-test-{os.getpid()}-{self._count}"
         return run_container(str(bundle), name, runtime).splitlines()
 
@@ -99,6 +103,19 @@ def test_a_container_starts_as_its_image_says(bundles: Bundles, runtime: str) ->
     assert lines[:2] == ["/etc", "hello"]
     assert lines[2:5] == ["0", "0", "0 10"]
     assert lines[5:] == ["#!/bin/sh", "echo from the image"]
+
+
+@RUNTIMES
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"Entrypoint": [""], "Cmd": ["sh", "-c", "echo started"]},
+        {"Cmd": ["sh", "-c", "echo started"], "Env": ["DEBUG"]},
+        {"Cmd": ["sh", "-c", "echo started"], "WorkingDir": "no/such/../directory"},
+    ],
+)
+def test_what_podman_starts_is_started(bundles: Bundles, runtime: str, process: dict[str, Any]) -> None:
+    assert bundles.start(runtime, **process) == ["started"]
 
 
 @RUNTIMES

@@ -194,10 +194,13 @@ def runtime_config(config: ImageConfig, rootfs: str, bundle_path: str) -> Runtim
     """
     process = config.process
     user = user_of(process.user or "", rootfs)
-    environment = list(process.env or [])
+    # runc starts nothing that has a variable without a name or a value; crun and podman leave it out
+    environment = [variable for variable in process.env or () if variable.find("=") > 0]
     if not any(variable.startswith("PATH=") for variable in environment):
         environment.insert(0, _DEFAULT_PATH)
-    arguments = [*(process.entrypoint or []), *(process.cmd or [])]
+    # ENTRYPOINT [""] is how a Dockerfile takes back its base's, to Docker, podman and containerd
+    entrypoint = process.entrypoint if process.entrypoint != [""] else None
+    arguments = [*(entrypoint or []), *(process.cmd or [])]
     directory = process.working_dir or "/"
     return RuntimeConfig(
         process=Process(

@@ -56,6 +56,18 @@ def test_what_the_image_leaves_open_has_a_default_that_starts(
     assert spec["process"]["user"]["uid"] == 0
 
 
+def test_an_entrypoint_of_nothing_but_an_empty_text_is_none(tmp_path: Path) -> None:
+    spec = converted(tmp_path, {"Entrypoint": [""], "Cmd": ["/bin/tool", ""]})
+
+    assert spec["process"]["args"] == ["/bin/tool", ""]
+
+
+def test_a_variable_without_a_name_or_a_value_is_none(tmp_path: Path) -> None:
+    spec = converted(tmp_path, {"Env": ["PATH=/bin", "DEBUG", "EMPTY=", "", "=C:=1"]})
+
+    assert spec["process"]["env"] == ["PATH=/bin", "EMPTY="]
+
+
 def test_what_has_no_place_in_the_specification_is_an_annotation_and_labels_win(tmp_path: Path) -> None:
     spec = converted(
         tmp_path,
