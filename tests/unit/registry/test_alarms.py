@@ -15,9 +15,12 @@ def test_alarms_ring_in_the_order_of_their_times_whatever_the_order_of_setting()
     alarms = Alarms()
     rung: list[str] = []
     done = threading.Event()
+    all_are_set = threading.Event()
+    alarms.after(0, all_are_set.wait)  # no other rings before
     alarms.after(0.06, done.set)
     alarms.after(0.04, lambda: rung.append("second"))
     alarms.after(0.02, lambda: rung.append("first"))
+    all_are_set.set()
 
     assert done.wait(PATIENCE)
     assert rung == ["first", "second"]
@@ -27,11 +30,14 @@ def test_an_alarm_that_is_cancelled_does_not_ring() -> None:
     alarms = Alarms()
     rung: list[str] = []
     done = threading.Event()
-    cancels = [alarms.after(0.01, lambda: rung.append("cancelled")) for _ in range(500)]
-    alarms.after(0.03, done.set)
+    all_are_cancelled = threading.Event()
+    alarms.after(0, all_are_cancelled.wait)  # no other rings before
+    cancels = [alarms.after(0, lambda: rung.append("cancelled")) for _ in range(500)]
+    alarms.after(0, done.set)
     for cancel in cancels:
         cancel()
         cancel()
+    all_are_cancelled.set()
 
     assert done.wait(PATIENCE)
     assert rung == []
