@@ -18,10 +18,12 @@ from guestpull_server.models import GiB, KiB, MiB, without_password
 DEFAULT_WORK_DIR = "/run/kata-containers/image"
 
 
+_A_YEAR = 366 * 24 * 3600  # no clock of the operating system's overflows with a few of them
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Amount = Annotated[int, msgspec.Meta(ge=0)]
-_Seconds = Annotated[float, msgspec.Meta(gt=0)]
-_Delay = Annotated[float, msgspec.Meta(ge=0)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=_A_YEAR)]
+_WholeSeconds = Annotated[int, msgspec.Meta(ge=1, le=_A_YEAR)]
+_Delay = Annotated[float, msgspec.Meta(ge=0, le=_A_YEAR)]
 
 
 class VerifyReuse(Enum):
@@ -67,7 +69,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     # -- what callers may ask at once
     max_concurrent_pulls: _Count = 64
     max_queued_pulls: _Count = 256  # under way or waiting; beyond it RESOURCE_EXHAUSTED
-    max_pull_seconds: _Count = 3600  # of one pull, waiting included; a caller's deadline may be shorter
+    max_pull_seconds: _WholeSeconds = (
+        3600  # of one pull, waiting included; a caller's deadline may be shorter
+    )
     max_concurrent_layers: _Count = 8  # layers downloaded and unpacked at once, over all pulls
 
 
@@ -164,8 +168,12 @@ def load_configuration(path: str | None, work_dir: str | None) -> tuple[Configur
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at ")
         raise InvalidConfiguration(source, place.strip("`"), problem) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidConfiguration(source, "", f"it is no JSON ({error})") from None
+    if rb"\u0000" in text:
+        raise InvalidConfiguration(
+            source, "", "it has a NUL character in a text, which no path and no name can"
+        )
     _refuse_what_is_not_done(configuration, source)
     if work_dir is not None:
         configuration = msgspec.structs.replace(configuration, work_dir=work_dir)
@@ -219,7 +227,7 @@ def _refuse_what_is_not_done(configuration: Configuration, source: str) -> None:
         return
     try:
         demanded = msgspec.json.decode(policy, type=_Policy)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidConfiguration(
             source, "image_security_policy", f"it is no policy.json ({error})"
         ) from None
@@ -236,8 +244,13 @@ def _unknown_keys(value: Any, struct: type[msgspec.Struct], place: str) -> list[
     for key, inner in value.items():
         if key not in known:
             unknown.append(f"{place}{key}")
-        elif isinstance(inner, dict) and (nested := _struct_in(known[key])) is not None:
+        elif (nested := _struct_in(known[key])) is None:
+            continue
+        elif isinstance(inner, dict):
             unknown += _unknown_keys(inner, nested, f"{place}{key}.")
+        elif isinstance(inner, list):
+            for number, one in enumerate(inner):
+                unknown += _unknown_keys(one, nested, f"{place}{key}[{number}].")
     return unknown
 
 

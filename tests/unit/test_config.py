@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from guestpull_server.errors import InvalidConfiguration
 
 
 def load(directory: Path, content: object) -> tuple[Configuration, list[str]]:
-    (directory / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    text = content if isinstance(content, str) else json.dumps(content)
+    (directory / "config.json").write_bytes(os.fsencode(text))
     return load_configuration(None, str(directory))
 
 
@@ -51,11 +53,14 @@ def test_image_rs_s_keys_are_read_with_their_meanings(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_is_a_warning_that_names_it_wherever_it_is(tmp_path: Path) -> None:
-    _, warnings = load(tmp_path, {"future": 1, "limits": {"max_wishes": 3}})
+    registries = {"registry": [{"prefix": "a.example"}, {"prefix": "b.example", "blokced": True}]}
+    content = {"future": 1, "limits": {"max_wishes": 3}, "registry_config": registries}
+    _, warnings = load(tmp_path, content)
 
     assert [warning.split(": ")[1] for warning in warnings] == [
         "unknown key future is ignored",
         "unknown key limits.max_wishes is ignored",
+        "unknown key registry_config.registry[1].blokced is ignored",
     ]
 
 
@@ -73,6 +78,10 @@ def test_a_key_that_changes_nothing_yet_is_a_warning(tmp_path: Path) -> None:
         ({"default_snapshot": "devmapper"}, "default_snapshot"),
         ("{", ""),
         ("[]", ""),
+        ('{"work_dir": "/\udcff"}', "no JSON"),
+        ('{"\udcff": 1}', "no JSON"),
+        ('{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "no JSON"),
+        ({"additional_stores": ["/a\0b"]}, "NUL"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_its_place(tmp_path: Path, content: object, place: str) -> None:
@@ -125,6 +134,14 @@ def test_a_policy_of_a_key_broker_is_refused(tmp_path: Path) -> None:
 def test_a_limit_that_nothing_fits_is_refused_with_its_place(tmp_path: Path, limit: str, value: int) -> None:
     with pytest.raises(InvalidConfiguration) as caught:
         load(tmp_path, {"limits": {limit: value}})
+
+    assert caught.value.place == f"$.limits.{limit}"
+
+
+@pytest.mark.parametrize("limit", ["connect_timeout", "read_timeout", "max_retry_delay", "max_pull_seconds"])
+def test_a_time_that_no_clock_can_wait_for_is_refused_with_its_place(tmp_path: Path, limit: str) -> None:
+    with pytest.raises(InvalidConfiguration) as caught:
+        load(tmp_path, {"limits": {limit: 10_000_000_000}})
 
     assert caught.value.place == f"$.limits.{limit}"
 

@@ -89,14 +89,14 @@ class Endpoints:
 
 def _load(configuration: Configuration) -> RegistryConfig:
     if configuration.registry_config is not None:
-        return configuration.registry_config
+        return _checked(configuration.registry_config, "the configuration", "registry_config.registry")
     uri = configuration.registry_configuration_uri
     if not uri:
         return RegistryConfig()
     path = file_of_uri(uri, "registry_configuration_uri")
     try:
         with open(path, "rb") as file:
-            return msgspec.convert(tomllib.load(file), type=RegistryConfig)
+            return _checked(msgspec.convert(tomllib.load(file), type=RegistryConfig), path, "registry")
     except OSError as error:
         raise InvalidConfiguration(path, "", error.strerror or str(error)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -104,6 +104,40 @@ def _load(configuration: Configuration) -> RegistryConfig:
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at ")
         raise InvalidConfiguration(path, place.strip("`"), problem) from None
+
+
+def _checked(config: RegistryConfig, path: str, place: str) -> RegistryConfig:
+    """The settings without slashes at the ends of names, as containers/image reads them.
+
+    Raises:
+        InvalidConfiguration: an entry is for nothing: it has no name, or an URL for one.
+    """
+    registries: list[Registry] = []
+    for number, registry in enumerate(config.registry):
+        where = f"{place}[{number}]"
+        if not _prefix(registry):
+            raise InvalidConfiguration(path, where, "it has neither a prefix nor a location")
+        named = (registry.prefix, registry.location, *(mirror.location for mirror in registry.mirror))
+        if any("://" in name for name in named):
+            raise InvalidConfiguration(
+                path, where, "a prefix or a location is host[:port][/path], without a scheme"
+            )
+        registries.append(
+            msgspec.structs.replace(
+                registry,
+                prefix=_trimmed(registry.prefix),
+                location=_trimmed(registry.location),
+                mirror=[
+                    msgspec.structs.replace(mirror, location=_trimmed(mirror.location))
+                    for mirror in registry.mirror
+                ],
+            )
+        )
+    return msgspec.structs.replace(config, registry=registries)
+
+
+def _trimmed(name: str) -> str:
+    return name.rstrip("/") or name
 
 
 def file_of_uri(uri: str, key: str) -> str:
@@ -119,7 +153,10 @@ def file_of_uri(uri: str, key: str) -> str:
         raise InvalidConfiguration("the configuration", key, problem) from None
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise InvalidConfiguration("the configuration", key, problem)
-    return unquote(parts.path)
+    path = unquote(parts.path)
+    if "\0" in path:
+        raise InvalidConfiguration("the configuration", key, problem)
+    return path
 
 
 def _prefix(registry: Registry) -> str:

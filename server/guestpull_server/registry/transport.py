@@ -194,7 +194,8 @@ def _unverifying_context() -> ssl.SSLContext:
 def _add(certificates: Sequence[str], context: ssl.SSLContext) -> None:
     for number, certificate in enumerate(certificates):
         try:
-            context.load_verify_locations(cadata=certificate)
+            # what stands between the certificates of a bundle are often the names of their owners
+            context.load_verify_locations(cadata=certificate.encode("ascii", "ignore").decode())
         except (ssl.SSLError, ValueError) as error:
             place, problem = f"extra_root_certificates[{number}]", f"it is no PEM certificate ({error})"
             raise InvalidConfiguration("the configuration", place, problem) from None

@@ -120,6 +120,28 @@ def test_a_blocked_registry_is_refused_with_what_blocks_it() -> None:
     assert raised.value.prefix == "quay.io/bad"
 
 
+def test_a_slash_at_the_end_of_a_name_is_left_out() -> None:
+    with pytest.raises(RegistryBlocked):
+        endpoints([{"prefix": "quay.io/", "blocked": True}], "quay.io/img")
+    entry = {"location": "quay.io", "mirror": [{"location": "m.example/copies/"}]}
+    assert names([entry], "quay.io/img") == ["m.example/copies/img", "quay.io/img"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"blocked": True},
+        {"prefix": "https://quay.io", "blocked": True},
+        {"location": "http://quay.io"},
+        {"location": "quay.io", "mirror": [{"location": "https://m.example"}]},
+    ],
+)
+def test_an_entry_that_is_for_nothing_is_refused(entry: dict[str, object]) -> None:
+    with pytest.raises(InvalidConfiguration) as raised:
+        endpoints([{"prefix": "fine.example"}, entry], "busybox")
+    assert raised.value.place == "registry_config.registry[1]"
+
+
 def test_a_blocked_registry_is_refused_however_its_name_is_written() -> None:
     with pytest.raises(RegistryBlocked):
         endpoints([{"prefix": "quay.io", "blocked": True}], "QUAY.IO/img")
@@ -171,7 +193,8 @@ def test_a_registries_conf_file_that_is_wrong_is_named(tmp_path: Path, text: str
 
 
 @pytest.mark.parametrize(
-    "uri", ["kbs:///default/registries/conf", "file://host/etc/x", "/etc/x", "file:", "http://[::"]
+    "uri",
+    ["kbs:///default/registries/conf", "file://host/etc/x", "/etc/x", "file:", "http://[::", "file:///%00"],
 )
 def test_only_files_are_read(uri: str) -> None:
     with pytest.raises(InvalidConfiguration, match="registry_configuration_uri"):

@@ -117,6 +117,13 @@ def test_a_certificate_that_a_known_authority_signed_is_trusted(
     assert pull.blob(f"{secure.host}/shop:1.0", LAYER) == LAYER.blob
 
 
+def test_a_bundle_of_certificates_may_name_their_owners(
+    secure: RegistrySimulator, client_of: ClientOf, certificate: str
+) -> None:
+    pull = Pull(client_of(extra_root_certificates=[f"# AC Raíz\n{certificate}"]))
+    assert pull.resolve(f"{secure.host}/shop:1.0").image_id == SHOP.image_id
+
+
 def test_a_certificate_that_nobody_known_signed_is_not(secure: RegistrySimulator, pull: Pull) -> None:
     with pytest.raises(RegistryUnavailable, match="certificate verify failed"):
         pull.resolve(f"{secure.host}/shop:1.0")
