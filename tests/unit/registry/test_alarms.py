@@ -11,12 +11,16 @@ from guestpull_server.registry.alarms import Alarms
 PATIENCE = 10.0
 
 
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(PATIENCE)
+
+
 def test_alarms_ring_in_the_order_of_their_times_whatever_the_order_of_setting() -> None:
     alarms = Alarms()
     rung: list[str] = []
     done = threading.Event()
     all_are_set = threading.Event()
-    alarms.after(0, all_are_set.wait)  # no other rings before
+    alarms.after(0, lambda: wait_for(all_are_set))  # no other rings before
     alarms.after(0.06, done.set)
     alarms.after(0.04, lambda: rung.append("second"))
     alarms.after(0.02, lambda: rung.append("first"))
@@ -31,7 +35,7 @@ def test_an_alarm_that_is_cancelled_does_not_ring() -> None:
     rung: list[str] = []
     done = threading.Event()
     all_are_cancelled = threading.Event()
-    alarms.after(0, all_are_cancelled.wait)  # no other rings before
+    alarms.after(0, lambda: wait_for(all_are_cancelled))  # no other rings before
     cancels = [alarms.after(0, lambda: rung.append("cancelled")) for _ in range(500)]
     alarms.after(0, done.set)
     for cancel in cancels:
