@@ -6,6 +6,7 @@ rooms) is loaded by the command that needs it.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -212,16 +213,30 @@ def gc(
 
 
 def _print(lines: Iterable[str], document: object, as_json: bool) -> None:
-    if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2).decode())
-        return
-    for line in lines:
-        typer.echo(line)
+    try:
+        if as_json:
+            # the standard library's: a file's name need not be UTF-8, and comes back out of its escapes
+            typer.echo(json.dumps(msgspec.to_builtins(document, enc_hook=str), indent=2))
+            return
+        for line in lines:
+            typer.echo(_one_line(line))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        typer.echo(f"guestpulld: what was done cannot be printed: {error.strerror}.", err=True)
+        raise typer.Exit(1) from None
 
 
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        typer.echo(f"guestpulld: {warning}", err=True)
+        typer.echo(f"guestpulld: {_one_line(warning)}", err=True)
+
+
+def _one_line(text: str) -> str:
+    r"""Text of whatever origin as a terminal may see it: what it would obey is written as \x1b, \n and so on."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
 
 
 def _configuration(config: str | None, work_dir: str | None) -> tuple[Configuration, list[str]]:
@@ -235,7 +250,7 @@ def main() -> NoReturn:
     try:
         app()
     except GuestpullError as error:
-        typer.echo(f"guestpulld: {error.explain()}", err=True)
+        typer.echo(f"guestpulld: {_one_line(error.explain())}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         # whoever read our output has enough

@@ -17,8 +17,6 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Final
 
-import msgspec
-
 LIFE: Final = logging.getLogger("guestpull_server.life")
 """Where the daemon tells that it starts, and how it ends."""
 
@@ -76,7 +74,8 @@ class _Text(logging.Formatter):
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return msgspec.json.encode(_event(record), enc_hook=str).decode()
+        # the standard library's: a path that is no UTF-8 must not cost the line
+        return json.dumps(_event(record), default=str, separators=(",", ":"))
 
 
 def _event(record: logging.LogRecord) -> dict[str, Fact]:

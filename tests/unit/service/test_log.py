@@ -43,5 +43,16 @@ def test_an_event_is_one_json_document_for_machines(capsys: pytest.CaptureFixtur
     assert second["level"] == "warning"
 
 
+@pytest.mark.parametrize("log_format", LogFormat)
+def test_a_path_that_is_no_text_is_told_all_the_same(
+    capsys: pytest.CaptureFixture[str], log_format: LogFormat
+) -> None:
+    configure(log_format, LogLevel.INFO)
+    logging.getLogger("guestpull_server.test").info("pulled", extra=facts(path="/b\udcff"))
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert r"/b\udcff" in line
+
+
 def test_below_the_level_all_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, LogFormat.TEXT, LogLevel.ERROR) == []

@@ -1,0 +1,65 @@
+"""The command line `guestpulld`, as far as it needs no root: what it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guestpull_server.cli import main
+from support.command_lines import CommandLine, command_line
+
+
+@pytest.fixture
+def guestpulld(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return command_line(main, "guestpulld", monkeypatch, capsys)
+
+
+@pytest.fixture
+def work_dir(tmp_path: Path) -> Path:
+    """A work directory with something foreign in it, of a name that is no text."""
+    os.makedirs(os.fsencode(tmp_path) + b"/layers/x\xff\x1b[2J\n")
+    return tmp_path
+
+
+def test_names_that_are_no_text_cannot_command_the_terminal(guestpulld: CommandLine, work_dir: Path) -> None:
+    outcome = guestpulld("gc", "--dry-run", "--work-dir", str(work_dir))
+
+    assert outcome.status == 0
+    first, _ = outcome.out.splitlines()
+    assert first.startswith(rf"would delete {work_dir}/layers/x\udcff\x1b[2J\n: ")
+
+
+@pytest.mark.parametrize("command", [["gc", "--dry-run"], ["verify"], ["verify", "--deep"]])
+def test_json_has_names_that_are_no_text_as_they_are(
+    guestpulld: CommandLine, work_dir: Path, command: list[str]
+) -> None:
+    outcome = guestpulld(*command, "--json", "--work-dir", str(work_dir))
+
+    assert f"{work_dir}/layers/x\udcff\x1b[2J\n" in str_leaves(json.loads(outcome.out))
+
+
+def str_leaves(document: object) -> list[str]:
+    """All texts in a JSON document."""
+    match document:
+        case str():
+            return [document]
+        case dict():
+            return [leaf for one in document.values() for leaf in str_leaves(one)]
+        case list():
+            return [leaf for one in document for leaf in str_leaves(one)]
+        case _:
+            return []
+
+
+def test_output_that_has_no_room_is_an_error_in_one_line(work_dir: Path) -> None:
+    command = [sys.executable, "-m", "guestpull_server.cli", "gc", "--dry-run", "--work-dir", str(work_dir)]
+    with open("/dev/full", "wb") as full:
+        collecting = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE)
+
+    told = b"guestpulld: what was done cannot be printed: No space left on device.\n"
+    assert (collecting.returncode, collecting.stderr) == (1, told)
