@@ -85,6 +85,8 @@ def bake_images(
 ) -> Baked:
     """Have images in a work directory; the same input gives the same bytes, in whatever order and time.
 
+    Of an image that comes in two forms (compressed otherwise), the later one is kept.
+
     Args:
         configuration: names the work directory.
         wanted: sources, each with the reference that it is to have, or an empty one.

@@ -82,10 +82,10 @@ def _image(evidence: Evidence, image: ImageEvidence) -> Iterator[Finding]:
             )
         return
     right = proved.corrected(record)
-    if right.manifest_digest != record.manifest_digest:
+    if right.manifest_digests != record.manifest_digests:
         sentence = (
-            f"the digest of image {record.image_id} is {record.manifest_digest}; its copy in images/ says "
-            f"{right.manifest_digest}."
+            f"the digest of image {record.image_id} is {' and '.join(record.manifest_digests)}; its copy in "
+            f"images/ says {' and '.join(right.manifest_digests)}."
         )
         yield Finding(Fault.CORRUPT, path, sentence, _RESTORE, images=(record.image_id,))
     if right.layers != record.layers:

@@ -256,7 +256,8 @@ class StoredLayer:
 class StoredImage:
     """An image that the store has: an entry of `image_db`. `layers` is bottom-most first.
 
-    `references` are all its names; the first is the `reference` of image_db.
+    `references` are all its names; the first is the `reference` of image_db. `manifest_digest` is that of the form
+    that its layers have; `other_digests` are those of forms that it had before, and has names of.
     """
 
     image_id: Digest
@@ -265,6 +266,12 @@ class StoredImage:
     config: bytes
     layers: tuple[StoredLayer, ...]
     read_only_store: str = ""
+    other_digests: tuple[Digest, ...] = ()
+
+    @property
+    def manifest_digests(self) -> tuple[Digest, ...]:
+        """The digests of all manifests that are known to be its, that of its layers first."""
+        return (self.manifest_digest, *self.other_digests)
 
 
 @dataclass(frozen=True, slots=True)

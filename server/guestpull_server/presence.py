@@ -24,7 +24,7 @@ from guestpull_server.models import (
     StoredLayer,
 )
 from guestpull_server.registry import Reference
-from guestpull_server.store import Store, leads_to, prove_image
+from guestpull_server.store import Store, led_to, prove_image
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Presence:
         """The image of a manifest, under the name that it is asked for by."""
         image = self._store.image_by_manifest(manifest_digest)
         try:
-            return self._usable(image, reference)
+            return self._usable(image, reference, manifest_digest)
         except ImageChanged as error:
             _log.warning("an image was altered", extra={"facts": error.facts()})
             return None
@@ -97,15 +97,21 @@ class Presence:
                 return None
         if image is None:
             return None
-        store = image.read_only_store or self._store.work_dir
-        if reference.digest is not None and not leads_to(store, reference.digest, image.manifest_digest):
+        manifest: Digest | None = image.manifest_digest
+        if reference.digest is not None:
+            store = image.read_only_store or self._store.work_dir
+            manifest = led_to(store, reference.digest, image.manifest_digests)
+        if manifest is None:
             return None  # whatever somebody called it
-        return self._usable(image, str(reference))
+        return self._usable(image, str(reference), manifest)
 
-    def _usable(self, image: StoredImage | None, reference: str) -> ResolvedImage | None:
+    def _usable(
+        self, image: StoredImage | None, reference: str, manifest_digest: Digest
+    ) -> ResolvedImage | None:
         if image is None or not self._is_whole(image):
             return None
-        return _as_resolved(image, reference, self._proved_config(image) if self._proves else image.config)
+        config = self._proved_config(image) if self._proves else image.config
+        return _as_resolved(image, reference, manifest_digest, config)
 
     def _proved_config(self, image: StoredImage) -> bytes:
         """The image config to the byte; of another program's image, as it was written anew.
@@ -121,7 +127,7 @@ class Presence:
             return image.config
         if list(proved.diff_ids) != [layer.uncompressed_digest for layer in image.layers]:
             raise ImageChanged(image.image_id, store, "its layers are not those that its config names")
-        if proved.copy is not None and proved.copy.manifest_digest != image.manifest_digest:
+        if proved.copy is not None and proved.copy.manifest_digests != image.manifest_digests:
             raise ImageChanged(image.image_id, store, "its copy has another manifest's digest")
         return proved.config
 
@@ -137,13 +143,13 @@ class Presence:
         return layer.size_bytes >= 0 or self._store.record_of(layer) is not None
 
 
-def _as_resolved(image: StoredImage, reference: str, config: bytes) -> ResolvedImage:
+def _as_resolved(image: StoredImage, reference: str, manifest_digest: Digest, config: bytes) -> ResolvedImage:
     """An image of the store as if it had been resolved; media types and sizes of its blobs are not known."""
     layers = tuple(
         LayerDescriptor(Descriptor("", layer.compressed_digest, 0), layer.uncompressed_digest)
         for layer in image.layers
     )
-    return ResolvedImage(reference, image.manifest_digest, image.image_id, config, layers)
+    return ResolvedImage(reference, manifest_digest, image.image_id, config, layers)
 
 
 def _fits(image: StoredImage, platform: Platform) -> bool:

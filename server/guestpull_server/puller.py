@@ -194,9 +194,7 @@ class Puller:
             observer.resolved(resolved)
             with self.store.pin(layer.blob.digest for layer in resolved.layers):
                 layers, pulled = self._fetcher.fetch(resolved, source, cancellation, observer)
-                used = {layer.compressed_digest for image in self.store.images() for layer in image.layers}
                 self.store.record_image(resolved, layers)
-            self.store.delete_unused(used)
         return _result(resolved, pulled, "")
 
     def repair(

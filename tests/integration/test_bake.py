@@ -425,6 +425,21 @@ def test_an_image_that_is_baked_in_another_form_leaves_nothing_of_the_first(
     assert "deleted 0 things" in guestpulld("gc", disk / "store").stdout
 
 
+def test_a_name_that_is_pinned_to_an_earlier_form_leads_to_the_image(
+    disk: Path, copies: dict[str, str]
+) -> None:
+    pinned = f"registry.example/shop@{SHOP.digest}"
+    bake(disk / "store", copies["oci"], "--reference", pinned)
+    bake(disk / "store", copies["docker-archive"], "--reference", NAME)
+    assert references(disk / "store") == {pinned, NAME}
+    assert guestpulld("verify", disk / "store", "--deep").stdout == f"{disk}/store is sound\n"
+    with Daemon(disk, configuration={"additional_stores": [str(disk / "store")]}) as daemon:
+        for name in (pinned, NAME):
+            pulled = daemon.client.pull(name, str(daemon.bundle(name[-3:])), policy=PullPolicy.NEVER)
+            assert (pulled.image_id, pulled.downloaded_bytes) == (SHOP.image_id, 0)
+        assert not (daemon.work_dir / "meta_store.json").exists()
+
+
 def test_a_name_that_is_pinned_to_another_image_is_refused(disk: Path, copies: dict[str, str]) -> None:
     other = f"registry.example/shop@{OF_IMAGE_RS.digest}"
     refused = guestpulld("bake", disk / "store", copies["oci"], "--reference", other)

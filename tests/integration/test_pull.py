@@ -12,7 +12,7 @@ from guestpull_client import PullPolicy
 from guestpull_client.errors import DataLoss, FailedPrecondition, NotFound
 from guestpull_client.models import LayerDone, Mounted, PulledImage, Resolved
 from support.daemon import Daemon
-from support.images import Image, directory, file, files, image, index, layer, opaque, whiteout
+from support.images import Image, directory, file, files, image, index, layer, layer_of_tar, opaque, whiteout
 from support.peers import DockerRegistry, grpcurl, run_container, skopeo_copy, unpacked_by_umoci
 from support.samples import changes, everything, runnable
 from support.simulator import RegistrySimulator
@@ -175,6 +175,38 @@ def test_an_index_whose_image_is_there_needs_no_network(daemon: Daemon, registry
     assert len(list((daemon.work_dir / "images").iterdir())) == 2
     daemon.client.remove_image(pushed.image_id, force=True)
     assert list((daemon.work_dir / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize("verify_reuse", ["never", "always"])
+def test_a_digest_leads_to_its_image_when_that_has_come_again_in_another_form(
+    disk: Path, registry: RegistrySimulator, verify_reuse: str
+) -> None:
+    gzip, zstd = image(runnable()), image(layer_of_tar(runnable().tar, compression="zstd"))
+    assert (gzip.image_id, gzip.digest != zstd.digest) == (zstd.image_id, True)
+    both = index(gzip, image(layer(file("arm")), platform="linux/arm64"))
+    registry.push("forms:gzip", gzip)
+    repository = registry.push("forms:both", both).rpartition(":")[0]
+    names = [f"{repository}@{gzip.digest}", f"{repository}@{both.digest}"]
+    with Daemon(disk, configuration={"verify_reuse": verify_reuse}) as daemon:
+        for number, name in enumerate(names):
+            daemon.client.pull(name, str(daemon.bundle(f"first-{number}")))
+            daemon.client.release_bundle(str(daemon.bundle(f"first-{number}")))
+
+        again = daemon.client.pull(registry.push("forms:zstd", zstd), str(daemon.bundle("zstd")))
+
+        (listed,) = daemon.client.images()
+        assert listed.digest == again.manifest_digest == zstd.digest
+        assert [one.compressed_digest for one in daemon.client.layers()] == [zstd.layers[0].digest]
+        requests = len(registry.requests)
+        for restarts in range(2):
+            for number, name in enumerate(names):
+                bundle = daemon.bundle(f"again-{restarts}-{number}")
+                pulled = daemon.client.pull(name, str(bundle))
+                assert (pulled.manifest_digest, pulled.image_id) == (gzip.digest, gzip.image_id)
+                assert daemon.client.images()[0].digest == zstd.digest
+            daemon.stop()
+            daemon.start()
+        assert len(registry.requests) == requests
 
 
 @pytest.mark.parametrize("verify_reuse", ["never", "always"])

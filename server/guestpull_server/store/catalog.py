@@ -24,6 +24,7 @@ from guestpull_server.store.entries import (
     Unreadable,
     check_config,
     differ,
+    digest_fields,
     each_once,
     encoded,
     layer_fields,
@@ -168,8 +169,9 @@ class Catalog:
         check_config(record.config)
         before = read_entry(self._images.get(record.image_id))
         self._images[record.image_id] = written_entry(
-            {key: value for key, value in before.items() if key != "references"}
-            | encoded({"id": record.image_id, "digest": record.manifest_digest})
+            {key: value for key, value in before.items() if key not in ("references", "digests")}
+            | encoded({"id": record.image_id})
+            | digest_fields(record)
             | name_fields(record.references)
             | {"image_config": msgspec.Raw(record.config)}
             | {"signed": before.get("signed", msgspec.Raw(b"false"))}

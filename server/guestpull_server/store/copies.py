@@ -10,7 +10,7 @@ an image has that name: it proves without a network that the name leads to the i
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -178,6 +178,7 @@ class ProvedImage:
             record,
             config=record.config if exact else self.config,
             manifest_digest=copy.manifest_digest,
+            other_digests=copy.other_digests,
             layers=record.layers if kept else copy.layers,
             metas=record.metas if kept else copy.metas,
         )
@@ -225,22 +226,23 @@ class _Index(msgspec.Struct, frozen=True):
     manifests: list[_Manifest]
 
 
-def leads_to(work_dir: str, pin: Digest, manifest_digest: Digest) -> bool:
-    """Whether a digest that an image was asked for by is that of its manifest, or of an index that lists it.
+def led_to(work_dir: str, pin: Digest, manifest_digests: Collection[Digest]) -> Digest | None:
+    """The manifest that a digest leads to, which an image was asked for by: its own, or that of an index.
 
     Args:
         work_dir: the store that has the image; the index is kept there.
         pin: the digest in the reference.
-        manifest_digest: of the image.
+        manifest_digests: those of the image; None is answered where the digest leads to none of them.
     """
-    if pin == manifest_digest:
-        return True
+    if pin in manifest_digests:
+        return pin
     content = _index_of(work_dir, pin)
     try:
         index = msgspec.json.decode(content or b"", type=_Index)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return any(one.digest == manifest_digest for one in index.manifests)
+        return None
+    listed = {one.digest for one in index.manifests}
+    return next((digest for digest in manifest_digests if digest in listed), None)
 
 
 def _index_of(work_dir: str, digest: Digest) -> bytes | None:

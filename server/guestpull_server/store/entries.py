@@ -33,7 +33,7 @@ class _LayerMeta(msgspec.Struct, frozen=True):
 
 
 class _ImageMeta(msgspec.Struct, frozen=True):
-    """What we read of image-rs's ImageMeta; `references` is ours, where an image has several names."""
+    """What we read of image-rs's ImageMeta; `references` and `digests` are ours, where an image has several."""
 
     id: str
     digest: str
@@ -41,6 +41,7 @@ class _ImageMeta(msgspec.Struct, frozen=True):
     image_config: msgspec.Raw
     layer_metas: list[_LayerMeta]
     references: list[str] = []
+    digests: list[str] = []
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,11 +50,12 @@ class ImageRecord:
 
     Attributes:
         image_id: the digest of its config.
-        manifest_digest: the digest of its platform's manifest.
+        manifest_digest: the digest of its platform's manifest, the one that has these layers.
         references: its names.
         config: its image config, as it is written.
         layers: as its `layer_metas` say them, in the order of its config, bottom-most first.
         metas: its `layer_metas` as they stand in the file; empty where it was not read from one.
+        other_digests: of manifests of the same image in other forms (compressed otherwise), which it has names of.
     """
 
     image_id: Digest
@@ -62,6 +64,12 @@ class ImageRecord:
     config: bytes
     layers: tuple[StoredLayer, ...]
     metas: tuple[StoredLayer, ...] = ()
+    other_digests: tuple[Digest, ...] = ()
+
+    @property
+    def manifest_digests(self) -> tuple[Digest, ...]:
+        """The digests of all manifests that are known to be its, that of its layers first."""
+        return (self.manifest_digest, *self.other_digests)
 
     @property
     def diff_ids(self) -> list[Digest]:
@@ -111,7 +119,8 @@ class EntryReader:
         metas = tuple(self._layer(layer) for layer in meta.layer_metas)
         layers = _in_full(config, metas)
         names = dict.fromkeys(name for name in (meta.reference, *meta.references) if name)
-        return ImageRecord(self._digest(key), self._digest(meta.digest), tuple(names), config, layers, metas)
+        digest, *others = dict.fromkeys(map(self._digest, (meta.digest, *meta.digests)))
+        return ImageRecord(self._digest(key), digest, tuple(names), config, layers, metas, tuple(others))
 
     def _layer(self, meta: _LayerMeta) -> StoredLayer:
         found = self._layers.get(meta)
@@ -275,6 +284,14 @@ def name_fields(references: tuple[str, ...]) -> Entry:
     if len(references) > 1:
         names["references"] = references
     return encoded(names)
+
+
+def digest_fields(record: ImageRecord) -> Entry:
+    """The digests of an image's manifests: `digests` stands only where there are several."""
+    digests: dict[str, object] = {"digest": record.manifest_digest}
+    if record.other_digests:
+        digests["digests"] = record.manifest_digests
+    return encoded(digests)
 
 
 def layer_fields(layer: StoredLayer) -> Entry:

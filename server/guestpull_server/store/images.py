@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import msgspec
 
 from guestpull_server.errors import InvalidManifest
 from guestpull_server.models import Digest, ImageConfig, Platform, ResolvedImage, StoredImage, StoredLayer
-from guestpull_server.store.copies import copies_of_others, has_copy, prove_image
+from guestpull_server.store.copies import copies_of_others, has_copy, led_to, prove_image
 from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.ledger import Ledger
 from guestpull_server.store.names import find, fits, repository
@@ -23,6 +23,7 @@ class ImageShelf:
     """The images of one work directory, and of the read-only stores beside it. Thread-safe.
 
     Args:
+        work_dir: the work directory.
         ledger: what is written down of them; guarded by `lock`.
         paths: where layers are, for the guest and here.
         read_only: other stores.
@@ -30,8 +31,14 @@ class ImageShelf:
     """
 
     def __init__(
-        self, ledger: Ledger, paths: LayerPaths, read_only: Sequence[ReadOnlyStore], lock: threading.RLock
+        self,
+        work_dir: str,
+        ledger: Ledger,
+        paths: LayerPaths,
+        read_only: Sequence[ReadOnlyStore],
+        lock: threading.RLock,
     ) -> None:
+        self._work_dir = work_dir
         self._ledger = ledger
         self._paths = paths
         self._read_only = read_only
@@ -92,25 +99,49 @@ class ImageShelf:
                     covered = store.covers(resolved.image_id, resolved.manifest_digest, resolved.reference)
                     if covered is not None:
                         return _read_only_image(covered, store)
-            names = record.references if record is not None else ()
-            unchanged = (
-                record is not None
-                and resolved.reference in names
-                and record.manifest_digest == resolved.manifest_digest
-                and record.config == resolved.config.strip()  # another program may have written it anew
-                and [layer.compressed_digest for layer in record.layers]
-                == [layer.compressed_digest for layer in layers]
-                and all(self._has_entry(layer) for layer in layers)
-            )
             self._keep_index(resolved)
-            if unchanged:
+            put = self._wanted(resolved, layers, record)
+            if put is record:
                 self._ledger.flush()
             else:
-                all_names = dict.fromkeys(name for name in (*names, resolved.reference) if name)
-                # tags first: an image is known by what people call it
-                references = tuple(sorted(all_names, key=lambda name: "@" in name))
-                self._ledger.change(lambda: self._put_image(resolved, references, layers))
+                self._ledger.change(lambda: self._put_image(put, resolved.reference))
             return self._stored(self._ledger.catalog.images[resolved.image_id])
+
+    def _wanted(
+        self, resolved: ResolvedImage, layers: Sequence[StoredLayer], record: ImageRecord | None
+    ) -> ImageRecord:
+        """What is to be recorded of an image; the very record that there is, where that says all of it."""
+        known = record or ImageRecord(resolved.image_id, resolved.manifest_digest, (), b"", ())
+        is_same_form = resolved.manifest_digest in known.manifest_digests and [
+            layer.compressed_digest for layer in known.layers
+        ] == [layer.compressed_digest for layer in layers]
+        if (
+            is_same_form
+            and resolved.reference in known.references
+            and known.config == resolved.config.strip()  # another program may have written it anew
+            and all(self._has_entry(layer) for layer in layers)
+        ):
+            return known
+        names = dict.fromkeys(name for name in (*known.references, resolved.reference) if name)
+        # tags first: an image is known by what people call it
+        references = tuple(sorted(names, key=lambda name: "@" in name))
+        digest = known.manifest_digest if is_same_form else resolved.manifest_digest
+        others = {resolved.manifest_digest, *known.manifest_digests} - {digest}
+        return ImageRecord(
+            resolved.image_id,
+            digest,
+            references,
+            resolved.config,
+            tuple(layers),
+            other_digests=self._named_ones(others, references),
+        )
+
+    def _named_ones(self, digests: Iterable[Digest], references: Iterable[str]) -> tuple[Digest, ...]:
+        """Those of some manifests that names lead to."""
+        pins = [Digest(pin) for name in references if (pin := name.partition("@")[2])]
+        return tuple(
+            digest for digest in sorted(digests) if any(led_to(self._work_dir, pin, [digest]) for pin in pins)
+        )
 
     def _keep_index(self, resolved: ResolvedImage) -> None:
         """Keep what proves that the digest in a reference leads to the image, where it is not its manifest's."""
@@ -118,20 +149,16 @@ class ImageShelf:
         if resolved.index and pin and Digest(pin).matches(resolved.index):
             self._ledger.keep_index(Digest(pin), resolved.index)
 
-    def _put_image(
-        self, resolved: ResolvedImage, references: tuple[str, ...], layers: Sequence[StoredLayer]
-    ) -> None:
-        self._take_name_away(resolved)
-        for layer in layers:
+    def _put_image(self, record: ImageRecord, reference: str) -> None:
+        self._take_name_away(record, reference)
+        for layer in record.layers:
             if not self._has_entry(layer):  # one of a read-only store gets an entry that leads there
                 self._ledger.catalog.put_layers(layer)
-        entries = tuple(self._ledger.catalog.layers[layer.compressed_digest] for layer in layers)
+        entries = tuple(self._ledger.catalog.layers[layer.compressed_digest] for layer in record.layers)
         try:
-            self._ledger.catalog.put_image(
-                ImageRecord(resolved.image_id, resolved.manifest_digest, references, resolved.config, entries)
-            )
+            self._ledger.catalog.put_image(dataclasses.replace(record, layers=entries))
         except Unreadable as error:
-            raise InvalidManifest(resolved.reference, resolved.image_id, str(error)) from None
+            raise InvalidManifest(reference, record.image_id, str(error)) from None
 
     def rename(self, image_id: Digest, references: tuple[str, ...]) -> None:
         """Give an image other names.
@@ -142,24 +169,24 @@ class ImageShelf:
         """
         self._ledger.change(lambda: self._ledger.catalog.rename_image(image_id, references), frees=True)
 
-    def mend(self, work_dir: str) -> tuple[Digest, ...]:
+    def mend(self) -> tuple[Digest, ...]:
         """See Store.mend_images."""
         mended: list[Digest] = []
         with self._lock:
             catalog = self._ledger.catalog
             for record in list(catalog.images.values()):
-                proved = prove_image(work_dir, record.image_id, record.config)
+                proved = prove_image(self._work_dir, record.image_id, record.config)
                 if proved is None:
                     continue
                 right = proved.corrected(record)
                 if right != record:
                     self._ledger.change(partial(catalog.put_image, right))
-                elif proved.copy is None and has_copy(work_dir, record.image_id):
+                elif proved.copy is None and has_copy(self._work_dir, record.image_id):
                     self._ledger.change(partial(catalog.touched.add, record.image_id))
                 else:
                     continue
                 mended.append(record.image_id)
-            for record, entry in copies_of_others(work_dir, catalog.images):
+            for record, entry in copies_of_others(self._work_dir, catalog.images):
                 if catalog.image_entry(record.image_id) is not None:  # which cannot be used
                     self._ledger.change(partial(catalog.take_in, record, entry))
                     mended.append(record.image_id)
@@ -181,23 +208,28 @@ class ImageShelf:
         """Record an image again that was removed while a bundle of it was being made; under the lock."""
         if image.read_only_store or image.image_id in self._ledger.catalog.images:
             return
-        resolved = ResolvedImage(
-            "".join(image.references[:1]), image.manifest_digest, image.image_id, image.config, ()
+        record = ImageRecord(
+            image.image_id,
+            image.manifest_digest,
+            image.references,
+            image.config,
+            image.layers,
+            other_digests=image.other_digests,
         )
-        self._ledger.change(lambda: self._put_image(resolved, image.references, image.layers))
+        self._ledger.change(lambda: self._put_image(record, "".join(image.references[:1])))
 
     def _has_entry(self, layer: StoredLayer) -> bool:
         entry = self._ledger.catalog.layers.get(layer.compressed_digest)
         return entry is not None and self._paths.local(entry) == layer.store_path
 
-    def _take_name_away(self, resolved: ResolvedImage) -> None:
-        platform = msgspec.json.decode(resolved.config, type=ImageConfig).platform
-        for record in self._ledger.names.named(resolved.reference):
-            if record.image_id == resolved.image_id or not fits(record.config, platform):
+    def _take_name_away(self, image: ImageRecord, reference: str) -> None:
+        platform = msgspec.json.decode(image.config, type=ImageConfig).platform
+        for record in self._ledger.names.named(reference):
+            if record.image_id == image.image_id or not fits(record.config, platform):
                 continue
-            left = tuple(name for name in record.references if name != resolved.reference)
+            left = tuple(name for name in record.references if name != reference)
             if not left:
-                left = (f"{repository(resolved.reference)}@{record.manifest_digest}",)
+                left = (f"{repository(reference)}@{record.manifest_digest}",)
             self._ledger.catalog.rename_image(record.image_id, left)
 
     def _stored(self, record: ImageRecord) -> StoredImage:
@@ -208,6 +240,7 @@ class ImageShelf:
             record.references,
             record.config,
             tuple(self._paths.localised(self._known(layer)) for layer in record.layers),
+            other_digests=record.other_digests,
         )
 
     def _known(self, layer: StoredLayer) -> StoredLayer:
@@ -223,4 +256,5 @@ def _read_only_image(record: ImageRecord, store: ReadOnlyStore) -> StoredImage:
         record.config,
         record.layers,
         store.work_dir,
+        record.other_digests,
     )

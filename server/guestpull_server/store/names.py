@@ -23,6 +23,9 @@ class ImageNames:
         self._by_manifest: dict[str, ImageRecord] = {}
         self._by_reference: dict[str, list[ImageRecord]] = {}
         for record in images.values():
+            for digest in record.other_digests:
+                self._by_manifest[digest] = record
+        for record in images.values():
             self._by_manifest[record.manifest_digest] = record
             for reference in record.references:
                 self._by_reference.setdefault(reference, []).append(record)

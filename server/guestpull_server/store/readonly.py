@@ -70,7 +70,7 @@ class ReadOnlyStore:
     def covers(self, image_id: Digest, manifest_digest: Digest, reference: str) -> ImageRecord | None:
         """The image, if it is here whole and under that name: then it need not be recorded elsewhere."""
         record = self.images.get(image_id)
-        if record is None or record.manifest_digest != manifest_digest:
+        if record is None or manifest_digest not in record.manifest_digests:
             return None
         if any(self.layer(layer.compressed_digest) is None for layer in record.layers):
             return None

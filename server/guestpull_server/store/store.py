@@ -65,7 +65,7 @@ class Store:
         self._paths = LayerPaths(work_dir.path, guest_work_dir)
         self._ledger = Ledger(work_dir, durability, self._paths)
         self._layers = LayerShelf(work_dir, durability, self._ledger, self._paths, read_only, self._lock)
-        self._images = ImageShelf(self._ledger, self._paths, read_only, self._lock)
+        self._images = ImageShelf(work_dir.path, self._ledger, self._paths, read_only, self._lock)
         stores = (work_dir.path, *(store.work_dir for store in read_only))
         own = [own for path in stores for own in (*rooms_of(path), *files_of(path))]
         bundle_paths = BundlePaths(bundle_roots, stores, own)
@@ -294,14 +294,23 @@ class Store:
 
         A tag that another image of the same platform had is taken from it, as everywhere; if that was its last
         name, its repository and digest are what is left. An image that a read-only store has under that name is
-        not recorded once more.
+        not recorded once more. Layers that the image had in another form before, and nobody uses now, are deleted.
 
         Raises:
             InvalidManifest: its config cannot be kept.
             StorageFull: the file system has no room; meta_store.json is as it was.
             StorageFailed: the operating system refuses; likewise.
         """
-        return self._images.record(resolved, layers)
+        with self._lock:
+            before = self._ledger.catalog.images.get(resolved.image_id)
+            image = self._images.record(resolved, layers)
+            had = {layer.compressed_digest for layer in before.layers} if before is not None else set()
+            gone = had - {layer.compressed_digest for layer in image.layers}
+            if not gone:
+                return image
+            deletion = self._layers.drop(self._unused(gone))
+        self._layers.finish(deletion)
+        return image
 
     def mend_images(self) -> tuple[Digest, ...]:
         """Put right what meta_store.json or a copy in images/ says of an image, where the other one is proved.
@@ -312,7 +321,7 @@ class Store:
             StorageFull: the file system has no room; meta_store.json is as it was.
             StorageFailed: the operating system refuses; likewise.
         """
-        return self._images.mend(self.work_dir)
+        return self._images.mend()
 
     def remove_image(self, image: StoredImage, reference: str | None, force: bool) -> Removal:
         """Forget an image, or one of its names, and delete the layers that nobody uses any more.

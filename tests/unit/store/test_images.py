@@ -13,7 +13,7 @@ import pytest
 from guestpull_server.errors import AmbiguousImage, ImageInUse, ImageNotPresent, ReadOnlyImage
 from guestpull_server.models import Digest, Platform
 from guestpull_server.store import Store, collect_garbage
-from support.images import Image, file, image, layer
+from support.images import Image, file, image, layer, layer_of_tar
 from support.stores import AMD64, MountsInMemory, bundled, is_whole, open_store, pulled, put_layer, resolved
 
 BASE, TOP, SIDE = layer(file("a")), layer(file("b")), layer(file("c"))
@@ -55,6 +55,33 @@ def test_what_is_no_image_is_not_found(store: Store, text: str) -> None:
 
     with pytest.raises(ImageNotPresent):
         store.find_image(text, None)
+
+
+def test_an_image_that_comes_in_another_form_lets_go_of_the_layers_that_nobody_uses(
+    store: Store, tmp_path: Path, mounts: MountsInMemory
+) -> None:
+    forms = [image(layer_of_tar(BASE.tar, compression=one)) for one in ("gzip", "zstd", "none")]
+    bundled(store, pulled(store, forms[0], LATEST), tmp_path / "bundle", mounts)
+
+    for form in forms[1:]:
+        pulled(store, form, LATEST)
+
+    assert len({form.image_id for form in forms}) == 1
+    kept = {one.layers[0].digest for one in (forms[0], forms[2])}
+    assert {one.compressed_digest for one in store.layers()} == kept
+
+
+def test_an_image_is_found_by_the_digests_of_other_forms_that_it_has_names_of(store: Store) -> None:
+    forms = [image(layer_of_tar(BASE.tar, compression=one)) for one in ("gzip", "zstd", "none")]
+    pinned = f"docker.io/library/shop@{forms[0].digest}"
+
+    for form, name in zip(forms, (pinned, LATEST, LATEST), strict=True):
+        pulled(store, form, name)
+
+    found = store.find_image(forms[2].digest, None)
+    assert (found.manifest_digest, found.references) == (forms[2].digest, (LATEST, pinned))
+    assert store.image_by_manifest(Digest(forms[0].digest)) == found
+    assert store.image_by_manifest(Digest(forms[1].digest)) is None
 
 
 def test_a_shortened_id_that_fits_several_images_is_refused(store: Store, work_dir: Path) -> None:
