@@ -190,7 +190,7 @@ class RegistryBlob:
         brought = self._offset - self._connected_at
         self._fruitless = 1 if brought >= _PROGRESS else self._fruitless + 1
         self._disconnect(broken=True)
-        if self._fruitless >= self._limits.max_attempts or self._connections >= _MAX_CONNECTIONS:
+        if self._fruitless >= self._session.max_attempts or self._connections >= _MAX_CONNECTIONS:
             session = self._session
             self._give_up(RegistryUnavailable(session.reference, session.host, problem, self._connections))
         else:

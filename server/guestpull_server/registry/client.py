@@ -78,7 +78,7 @@ class _RegistryImage:
 
     def __init__(self, reference: Reference, sessions: tuple[Session, ...], limits: Limits) -> None:
         self._reference = reference
-        self._sessions = sessions
+        *self._mirrors, self._registry = sessions
         self._limits = limits
         self._distrusted: set[tuple[str, Digest]] = set()
 
@@ -87,23 +87,22 @@ class _RegistryImage:
         return str(self._reference)
 
     def resolve(self, platform: Platform, cancellation: Cancellation, stored: Stored) -> ResolvedImage:
-        *mirrors, registry = self._sessions
-        for mirror in mirrors:
+        for mirror in tuple(self._mirrors):
             try:
                 return self._resolve(mirror, platform, cancellation, stored)
             except GuestpullError:
                 # whatever ails a mirror, the registry has the last word; but not if nobody waits for it
                 cancellation.check()
-        return self._resolve(registry, platform, cancellation, stored)
+                self._mirrors.remove(mirror)  # its blobs would be waited for in vain, each of them
+        return self._resolve(self._registry, platform, cancellation, stored)
 
     def open_blob(self, blob: Descriptor, cancellation: Cancellation) -> BlobStream:
-        *mirrors, registry = self._sessions
-        trusted = [one for one in mirrors if (one.endpoint.name, blob.digest) not in self._distrusted]
+        trusted = [one for one in self._mirrors if (one.endpoint.name, blob.digest) not in self._distrusted]
 
         def distrust(session: Session) -> None:
             self._distrusted.add((session.endpoint.name, blob.digest))
 
-        return RegistryBlob((*trusted, registry), blob, cancellation, self._limits, distrust)
+        return RegistryBlob((*trusted, self._registry), blob, cancellation, self._limits, distrust)
 
     def _resolve(
         self, session: Session, platform: Platform, cancellation: Cancellation, stored: Stored

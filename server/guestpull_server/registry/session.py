@@ -36,6 +36,7 @@ from guestpull_server.registry.urls import is_loopback, is_usable, origin
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _WORTH_A_RETRY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _FIRST_DELAY: Final = 0.25  # seconds; doubles with each attempt
+_MOST_ATTEMPTS_AT_A_MIRROR: Final = 2  # the next endpoint is sooner there than a mirror that is down
 _MAX_TOKEN_BYTES: Final = 256 * KiB
 _PIECE_BYTES: Final = 64 * KiB
 
@@ -57,7 +58,13 @@ class _Failure:
 
 
 class Session:
-    """Exchanges on behalf of one caller. `reference` is what errors name."""
+    """Exchanges on behalf of one caller.
+
+    Attributes:
+        reference: what errors name.
+        endpoint: where it is.
+        max_attempts: of one request, the first included.
+    """
 
     def __init__(
         self,
@@ -72,6 +79,11 @@ class Session:
         self._authorization = authorization
         self._transport = transport
         self._limits = limits
+        self.max_attempts = (
+            min(limits.max_attempts, _MOST_ATTEMPTS_AT_A_MIRROR)
+            if endpoint.is_mirror
+            else limits.max_attempts
+        )
 
     @property
     def host(self) -> str:
@@ -137,7 +149,7 @@ class Session:
             outcome = attempt_once()
             if not isinstance(outcome, _Failure):
                 return outcome
-            if attempt >= self._limits.max_attempts:
+            if attempt >= self.max_attempts:
                 raise self._given_up(outcome, attempt)
             self._wait(outcome, attempt, cancellation)
             attempt += 1

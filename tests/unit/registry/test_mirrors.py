@@ -12,10 +12,10 @@ import pytest
 
 from guestpull_server.config import RegistryConfig
 from guestpull_server.errors import DigestMismatch, ImageNotFound
-from guestpull_server.models import Credentials
+from guestpull_server.models import Cancellation, Credentials
 from support.faults import Corrupt, Cut, Status, WrongLength
 from support.images import files, image, layer
-from support.pulling import ClientOf, Pull, read_blob
+from support.pulling import AMD64, ClientOf, Pull, read_blob
 from support.simulator import Basic, Fault, RegistrySimulator
 
 LAYER = layer(*files("srv", count=10, size=20_000))
@@ -73,6 +73,27 @@ def test_a_mirror_that_is_gone_does_no_harm(registry: RegistrySimulator, client_
 
     assert pull.resolve(reference).image_id == SHOP.image_id
     assert pull.blob(reference, LAYER) == LAYER.blob
+
+
+def test_a_mirror_that_is_down_is_not_waited_for_as_a_registry_is(
+    registry: RegistrySimulator, mirror: RegistrySimulator, pull: Pull
+) -> None:
+    reference = push_to_both(registry, mirror)
+    mirror.fault("manifests/1.0", Status(503))
+
+    assert pull.resolve(reference).image_id == SHOP.image_id
+    assert len(mirror.requests_for("manifests/1.0")) == 2
+
+
+def test_a_mirror_that_does_not_have_the_image_is_not_asked_for_its_blobs(
+    registry: RegistrySimulator, mirror: RegistrySimulator, pull: Pull
+) -> None:
+    source = pull.source(push_to_both(registry, mirror))
+    mirror.fault("manifests/1.0", Status(503))
+
+    source.resolve(AMD64, Cancellation("pull"), lambda _digest: None)
+    assert read_blob(source, LAYER) == LAYER.blob
+    assert mirror.requests_for(LAYER) == []
 
 
 def test_where_all_fail_the_error_is_the_registrys(
