@@ -45,6 +45,7 @@ class Bundles:
         (top / "srv/shelf").mkdir(parents=True)
         (top / "srv/shelf/tool").write_text("#!/bin/sh\necho from the image\n")
         (top / "srv/shelf/tool").chmod(0o755)
+        (top / "srv/proc").symlink_to("../proc")
         os.chown(top / "srv", 1234, 1235)
         (top / "srv").chmod(0o2750)
         self._layers = [self._stored(base), self._stored(top)]
@@ -146,9 +147,16 @@ def test_a_volume_begins_with_what_the_image_has_and_keeps_the_rootfs_clean(
     lines = bundles.run(runtime, script, Volumes={"/srv": {}, "/new/": {}, "/proc": {}, "/": {}})
 
     assert lines[:3] == ["2750 1234 1235", "755 0 0", "from the image"]
-    assert lines[3:] == ["/new:", "written", "", "/srv:", "shelf", "written"]
+    assert lines[3:] == ["/new:", "written", "", "/srv:", "proc", "shelf", "written"]
     assert not (disk / "overlay1/upper/srv/written").exists()
     assert not (disk / "overlay1/upper/new/written").exists()
+
+
+@RUNTIMES
+def test_no_volume_is_mounted_over_proc_by_way_of_a_link(bundles: Bundles, runtime: str) -> None:
+    lines = bundles.run(runtime, "cat /proc/mounts", Volumes={"/srv/proc/self": {}, "/srv/proc": {}})
+
+    assert [line for line in lines if line.split()[1:3] in (["/proc", "tmpfs"], ["/proc/1", "tmpfs"])] == []
 
 
 @RUNTIMES

@@ -69,6 +69,48 @@ def has_entries(rootfs: str, path: str) -> bool:
             return any(True for _ in entries)
 
 
+def resolved(rootfs: str, path: str) -> str | None:
+    """Where a path leads: absolute, without links. What is missing lies where it would be made.
+
+    None where links lead on and on.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    place: list[str] = []
+    ahead = path.split("/")[::-1]
+    links = 0
+    while ahead:
+        name = ahead.pop()
+        if name == "..":
+            del place[-1:]
+        elif name not in ("", "."):
+            target = _link_target(rootfs, "/".join(place), name)
+            if target is None:
+                place.append(name)
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                return None
+            if target.startswith("/"):
+                place.clear()
+            ahead += target.split("/")[::-1]
+    return "/" + "/".join(place)
+
+
+def _link_target(rootfs: str, directory: str, name: str) -> str | None:
+    """What a link says; None for whatever is no link."""
+    with _found(rootfs, directory) as descriptor:
+        if descriptor is None or "\0" in name:
+            return None
+        try:
+            return os.readlink(name, dir_fd=descriptor)
+        except OSError as error:
+            if error.errno in _ABSENT or error.errno == errno.EINVAL:
+                return None
+            raise
+
+
 @contextmanager
 def _found(rootfs: str, path: str) -> Iterator[int | None]:
     """What is at a path, as an O_PATH descriptor; None where nothing is."""

@@ -5,12 +5,13 @@ the container's root filesystem". As image-rs and umoci have it, that is a tmpfs
 that place; ours begin with it (`tmpcopyup` of the runtime specification), and with the owner and the mode of the
 directory, as Docker's volumes do.
 
-A path is the image's, and hostile: what the runtime mounts itself, or what is no directory, is not mounted over.
+A path is the image's, and hostile: what the runtime mounts itself, or what is no directory, is not mounted over,
+nor by way of a link: crun would mount over /proc/self, where it tells the kernel how to confine the process
+(runc's CVE-2019-16884).
 """
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterable
 from typing import Final
@@ -33,8 +34,13 @@ def mounts_of(volumes: Iterable[str], rootfs: str) -> list[Mount]:
     Raises:
         StorageFailed: the operating system refuses to look at the image's directories.
     """
-    paths = sorted({os.path.normpath(f"/{path.lstrip('/')}") for path in volumes})
-    return [mount for path in paths if not _is_reserved(path) for mount in _mount(path, rootfs)]
+    places = {place for path in volumes if (place := _place(path, rootfs)) is not None}
+    return [mount for place in sorted(places) if not _is_reserved(place) for mount in _mount(place, rootfs)]
+
+
+def _place(path: str, rootfs: str) -> str | None:
+    with storage_errors("looking at the image's volume", rootfs + path):
+        return image_files.resolved(rootfs, path)
 
 
 def _is_reserved(path: str) -> bool:

@@ -40,6 +40,29 @@ def test_links_within_the_image_are_followed_as_within_a_container(image: Path, 
     assert image_files.read(str(image), "etc/passwd", BOUND) == b"content"
 
 
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("usr/file", "/usr/file"),
+        ("/lib/file", "/usr/file"),
+        ("lib/../x", "/x"),
+        ("/no/where/../there", "/no/there"),
+        ("dangling/further", "/not/there/further"),
+        ("out/secret", "/secret"),
+        ("../../usr/./file/", "/usr/file"),
+        ("usr/file/below", "/usr/file/below"),
+        ("n\0l", "/n\0l"),
+        ("", "/"),
+    ],
+)
+def test_a_place_is_where_links_lead_within_the_image(image: Path, path: str, place: str) -> None:
+    (image / "lib").symlink_to("usr")
+    (image / "dangling").symlink_to("/not/there")
+    (image / "out").symlink_to("../../..")
+
+    assert image_files.resolved(str(image), path) == place
+
+
 def test_a_directory_that_is_a_link_leads_nowhere_else_either(image: Path) -> None:
     (image / "var").symlink_to(image.parent)
 

@@ -67,6 +67,35 @@ def test_a_link_is_looked_at_within_the_image(tmp_path: Path) -> None:
     assert "mode=0755" in mount.options
 
 
+@pytest.mark.parametrize("path", ["/link", "/link/self", "/link/1/attr", "/up/self", "/chain"])
+@pytest.mark.parametrize("own", ["proc", "dev", "sys"])
+def test_no_link_leads_a_volume_over_what_the_runtime_mounts_itself(
+    tmp_path: Path, path: str, own: str
+) -> None:
+    (tmp_path / own).mkdir()
+    (tmp_path / "link").symlink_to(f"/{own}")
+    (tmp_path / "up").symlink_to(f"../../{own}")
+    (tmp_path / "chain").symlink_to("link/self")
+
+    assert mounts_of([path], str(tmp_path)) == []
+
+
+def test_volumes_that_links_lead_to_the_same_place_are_one(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/run").symlink_to("/run")
+
+    mounts = mounts_of(["/var/run", "/run", "/var/run/lock"], str(tmp_path))
+
+    assert [mount.destination for mount in mounts] == ["/run", "/run/lock"]
+
+
+def test_a_loop_of_links_is_no_volume(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+
+    assert mounts_of(["/loop", "/loop/data"], str(tmp_path)) == []
+
+
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("rootfs"))
