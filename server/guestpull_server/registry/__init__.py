@@ -9,6 +9,7 @@ streams of blobs whose bytes are verified before their end is told.
   manifests.py       manifests, indexes, configs: read, checked, told apart; the choice of a platform
   blobs.py           one blob, streamed, verified, and resumed where it broke off
   session.py         one exchange with all that it may take: authentication, redirects, retries
+  failures.py        why one failed, in words
   authentication.py  Basic and Bearer tokens; challenges.py reads what a registry asks for
   transport.py       HTTP below that: pools (connections.py), TLS, proxies.py, and an end (patience.py, alarms.py)
   urls.py            what may be said of an URL that a server names

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlencode, urlsplit
 import msgspec
 
 from guestpull_server.errors import RegistryUnavailable, Unauthenticated
-from guestpull_server.models import Credentials
+from guestpull_server.models import Credentials, without_password
 from guestpull_server.registry.challenges import Challenge, parse_challenges
 from guestpull_server.registry.endpoints import Endpoint
 from guestpull_server.registry.urls import is_usable
@@ -145,7 +145,8 @@ class Authorization:
         except ValueError:
             usable = False
         if not usable:
-            problem = f"it names the token server {text[:200]!r}, which is no {' or '.join(allowed)} URL"
+            named = without_password(text[:200])
+            problem = f"it names the token server {named!r}, which is no {' or '.join(allowed)} URL"
             raise RegistryUnavailable(self._reference, self._endpoint.host, problem, 1)
         return realm
 
@@ -156,7 +157,8 @@ class Authorization:
 
 
 def _basic(credentials: Credentials) -> str:
-    pair = f"{credentials.user}:{credentials.password}".encode()
+    # an argument of a command line need not be UTF-8
+    pair = f"{credentials.user}:{credentials.password}".encode(errors="surrogateescape")
     return f"Basic {base64.b64encode(pair).decode()}"
 
 

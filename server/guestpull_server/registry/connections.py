@@ -77,7 +77,7 @@ class WatchedTlsPool(HTTPSConnectionPool):
 def _addresses(host: str, port: int, watch: Watch) -> Sequence[_Address]:
     """Resolve a name. No resolver can be interrupted, so it is left behind when the watch ends."""
     host = host.strip("[]")
-    with suppress(socket.gaierror):
+    with suppress(socket.gaierror, UnicodeError):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     outcome: queue.SimpleQueue[Sequence[_Address] | OSError] = queue.SimpleQueue()
     finished = threading.Event()

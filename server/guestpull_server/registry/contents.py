@@ -81,6 +81,11 @@ class RegistryContents:
             raise ImageNotFound(name, session.host, f"404 for {target}")
         if response.status != HTTPStatus.OK:
             raise RegistryUnavailable(name, session.host, f"it answers {response.status} to GET manifests", 1)
+        media_type = response.headers.get("Content-Type", "")
+        if media_type.startswith("text/html") and not content.lstrip().startswith(b"{"):
+            # a web site that is no registry, or a proxy that wants somebody to log in
+            problem = "it answers GET manifests with a web page"
+            raise RegistryUnavailable(name, session.host, problem, 1)
         if ":" in target:
             digest = Digest(target)
             check_digest(f"{name}: manifest", digest, content, session.host)
@@ -89,7 +94,7 @@ class RegistryContents:
             said = response.headers.get("Docker-Content-Digest")
             if said is not None:
                 check_digest(f"{name}: manifest", self._digest_of(said), content, session.host)
-        return Document(name, digest, content, response.headers.get("Content-Type", ""))
+        return Document(name, digest, content, media_type)
 
     def _config(self, blob: Descriptor) -> bytes:
         name, session = f"{self._name}: image config", self._session

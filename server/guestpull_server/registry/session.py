@@ -26,10 +26,11 @@ from guestpull_server.errors import (
     RegistryUnavailable,
     Unauthenticated,
 )
-from guestpull_server.models import Cancellation, KiB
+from guestpull_server.models import Cancellation, KiB, without_password
 from guestpull_server.registry.authentication import Authorization
 from guestpull_server.registry.endpoints import Endpoint
-from guestpull_server.registry.patience import Body, TooSlow, TransportError
+from guestpull_server.registry.failures import is_final, plain
+from guestpull_server.registry.patience import Body, TransportError
 from guestpull_server.registry.transport import Transport
 from guestpull_server.registry.urls import is_loopback, is_usable, origin
 
@@ -155,7 +156,7 @@ class Session:
             attempt += 1
 
     def _wait(self, failure: _Failure, attempt: int, cancellation: Cancellation) -> None:
-        if failure.retry_after is None:
+        if not failure.retry_after:  # none, or at once: then not faster than without it
             self.backoff(attempt, cancellation)
             return
         remaining = cancellation.remaining()
@@ -165,7 +166,7 @@ class Session:
 
     def _given_up(self, failure: _Failure, attempts: int) -> GuestpullError:
         if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
-            seconds = "" if failure.retry_after is None else f"{failure.retry_after:.0f}"
+            seconds = f"{failure.retry_after:.0f}" if failure.retry_after else ""
             return RateLimited(self.reference, self.host, seconds)
         return RegistryUnavailable(self.reference, self.host, failure.problem, attempts)
 
@@ -215,7 +216,10 @@ class Session:
                 insecure = self.endpoint.insecure and own
                 response = self._transport.get(url, sent, cancellation, insecure=insecure)
             except TransportError as error:
-                return _Failure(plain(error))
+                problem = plain(error) if own else f"it redirects to {urlsplit(url).netloc}: {plain(error)}"
+                if is_final(error):
+                    raise RegistryUnavailable(self.reference, self.host, problem, 1) from None
+                return _Failure(problem)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:
                 if not own and response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -237,7 +241,8 @@ class Session:
         if not usable:
             # the query may be a signature that is as good as a password
             problem = (
-                f"it redirects to {location.partition('?')[0][:200]!r}, which is nothing to download from"
+                f"it redirects to {without_password(location.partition('?')[0][:200])!r}, "
+                "which is nothing to download from"
             )
         elif here.scheme == "https" and target.scheme == "http" and not _are_loopback(here, target):
             problem = f"it redirects from HTTPS to plain HTTP at {target.netloc}"
@@ -271,30 +276,6 @@ class Session:
 
 def _are_loopback(*urls: SplitResult) -> bool:
     return all(is_loopback(url.netloc) for url in urls)
-
-
-def plain(error: Exception) -> str:
-    """What went wrong with an exchange, in a few words."""
-    match error:
-        case TooSlow():
-            return str(error)
-        case urllib3.exceptions.NameResolutionError():
-            return "its name cannot be resolved"
-        case urllib3.exceptions.NewConnectionError():
-            return str(error).rpartition(": ")[2].lower()
-        case urllib3.exceptions.ConnectTimeoutError():
-            return "no connection in time"
-        case urllib3.exceptions.SSLError():
-            return f"TLS: {error}"
-        case urllib3.exceptions.TimeoutError() | TimeoutError():
-            return "it sends nothing in time"
-        case urllib3.exceptions.ProtocolError():
-            return "the connection broke"
-        case urllib3.exceptions.ProxyError():
-            return "the proxy cannot be used"
-        case _:
-            # the message of an error that nobody foresaw might hold anything
-            return type(error).__name__
 
 
 def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:

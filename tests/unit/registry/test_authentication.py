@@ -73,6 +73,14 @@ def test_nobody_profits_from_anothers_login(
     pull.resolve(shop, credentials=ALICE)
 
 
+def test_a_password_is_sent_by_its_bytes(registry: RegistrySimulator, shop: str, pull: Pull) -> None:
+    registry.authentication = Basic()
+    with pytest.raises(Unauthenticated):
+        pull.resolve(shop, credentials=Credentials("alice", "\udcff"))
+    pair = base64.b64encode(b"alice:\xff").decode()
+    assert registry.requests[-1].authorization == f"Basic {pair}"
+
+
 def test_anonymous_callers_get_tokens_too(registry: RegistrySimulator, shop: str, pull: Pull) -> None:
     registry.authentication = Bearer()
     assert pull.resolve(shop).image_id == SHOP.image_id
@@ -212,7 +220,7 @@ def test_a_strange_lifetime_does_no_harm(
         "token",
         "ftp://host/token",
         "http://[::/",
-        "http://alice:pw@127.0.0.1/token",
+        "http://alice:hunter2@127.0.0.1/token",
         "https:///x",
         "http://host:99999/token",
     ],
@@ -222,8 +230,9 @@ def test_a_realm_that_cannot_be_asked_is_refused(
 ) -> None:
     registry.authentication = Bearer()
     registry.challenge = f'Bearer realm="{realm}"'
-    with pytest.raises(RegistryUnavailable, match="token server"):
+    with pytest.raises(RegistryUnavailable, match="token server") as raised:
         pull.resolve(shop, credentials=ALICE)
+    assert "hunter2" not in str(raised.value)
 
 
 def test_a_challenge_of_another_kind_cannot_be_met(

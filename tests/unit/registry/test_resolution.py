@@ -352,6 +352,12 @@ def test_a_manifest_that_is_none_is_refused_by_name(
         pull.resolve(reference)
 
 
+def test_a_web_site_is_no_registry(registry: RegistrySimulator, pull: Pull) -> None:
+    page = b"<!doctype html><title>Welcome</title>"
+    with pytest.raises(RegistryUnavailable, match="a web page"):
+        pull.resolve(registry.put_manifest("shop:1.0", "text/html; charset=utf-8", page))
+
+
 def test_an_index_that_says_it_is_a_manifest_is_neither(registry: RegistrySimulator, pull: Pull) -> None:
     with pytest.raises(InvalidManifest):
         pull.resolve(registry.push("shop", index(SHOP, manifest={"mediaType": OCI_MANIFEST})))

@@ -129,6 +129,12 @@ def test_a_certificate_that_nobody_known_signed_is_not(secure: RegistrySimulator
         pull.resolve(f"{secure.host}/shop:1.0")
 
 
+def test_a_certificate_that_is_refused_is_looked_at_once(secure: RegistrySimulator, pull: Pull) -> None:
+    with pytest.raises(RegistryUnavailable, match="extra_root_certificates") as raised:
+        pull.resolve(f"{secure.host}/shop:1.0")
+    assert raised.value.attempts == 1
+
+
 def test_a_certificate_for_another_host_is_not(client_of: ClientOf, certificate: str) -> None:
     with RegistrySimulator(tls=True, address="127.0.0.3") as other, Relay(other.host) as relay:
         other.push("shop:1.0", SHOP)
@@ -219,6 +225,21 @@ def test_a_redirect_to_what_is_no_address_is_refused(
     assert "hunter2" not in str(raised.value)
 
 
+def test_a_password_in_a_redirect_is_not_repeated(registry: RegistrySimulator, pull: Pull) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", RedirectTo("http://alice:hunter2@127.0.0.1/x"))
+    with pytest.raises(RegistryUnavailable, match="nothing to download from") as raised:
+        pull.resolve(reference)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_of_a_redirect_that_leads_nowhere_the_host_is_named(registry: RegistrySimulator, pull: Pull) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", RedirectTo("http://127.0.0.1:1"))
+    with pytest.raises(RegistryUnavailable, match=r"it redirects to 127\.0\.0\.1:1: connection refused"):
+        pull.resolve(reference)
+
+
 @pytest.mark.parametrize("path", ["/v2/a b", "/v2/%zz", "/v2/\xe9", "/v2/\x7f", "/v2/\t\x01"])
 def test_a_redirect_to_a_strange_path_is_followed(registry: RegistrySimulator, pull: Pull, path: str) -> None:
     reference = registry.push("shop:1.0", SHOP)
@@ -258,6 +279,30 @@ def test_retry_after_is_waited_for_as_far_as_allowed(
     reference = registry.push("shop:1.0", SHOP)
     registry.fault("manifests/1.0", Status(503, retry_after), times=1)
     assert pull.resolve(reference).image_id == SHOP.image_id
+
+
+class Recorded(Cancellation):
+    """A cancellation that remembers how long was waited."""
+
+    def __init__(self) -> None:
+        super().__init__("pull")
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        super().sleep(seconds)
+
+
+@pytest.mark.parametrize("retry_after", ["0", formatdate(time.time() - 100, usegmt=True)])
+def test_a_retry_after_that_is_over_makes_no_attempt_come_sooner(
+    registry: RegistrySimulator, client: RegistryClient, retry_after: str
+) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault("manifests/1.0", Status(429, retry_after))
+    cancellation = Recorded()
+    with pytest.raises(RateLimited, match="Pull again later"):
+        Pull(client, cancellation).resolve(reference)
+    assert all(cancellation.slept)
 
 
 def test_a_retry_after_beyond_the_deadline_is_not_waited_for(
@@ -372,6 +417,11 @@ def test_cancelling_ends_the_wait_for_a_name_server(
     raised = resolving(client_of(limits=PATIENT), "slow.example/shop:1.0", Cancellation("pull"))
     never.set()
     assert isinstance(raised[0], Cancelled)
+
+
+def test_a_name_that_no_name_server_can_be_asked_for_does_not_exist(pull: Pull) -> None:
+    with pytest.raises(RegistryUnavailable, match="cannot be resolved"):
+        pull.resolve(f"{'a' * 64}.example/shop:1.0")
 
 
 def test_a_name_that_does_not_exist_is_said_to(client_of: ClientOf, monkeypatch: pytest.MonkeyPatch) -> None:
