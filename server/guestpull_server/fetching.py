@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-from guestpull_server.errors import DigestMismatch
+from guestpull_server.errors import DigestMismatch, WorkerFailed
 from guestpull_server.flights import Flights
 from guestpull_server.models import (
     Cancellation,
@@ -99,14 +99,29 @@ class LayerFetcher:
             cancellation.nested() as stop,
             ThreadPoolExecutor(self._at_once, thread_name_prefix="layers") as pool,
         ):
-            downloads = {layer.blob.digest: pool.submit(download, layer) for layer in missing}
-            done, _ = wait(downloads.values(), return_when=FIRST_EXCEPTION)
-            failure = next((error for one in done if (error := one.exception()) is not None), None)
-            if failure is not None:
+            downloads: dict[Digest, Future[tuple[StoredLayer, PulledLayer]]] = {}
+            try:
+                for layer in missing:
+                    downloads[layer.blob.digest] = _submitted(pool, download, layer)
+                done, _ = wait(downloads.values(), return_when=FIRST_EXCEPTION)
+                for one in done:
+                    one.result()
+            except BaseException:
                 stop.cancel()
                 pool.shutdown(wait=True, cancel_futures=True)
-                raise failure
+                raise
             return {digest: one.result() for digest, one in downloads.items()}
+
+
+def _submitted(
+    pool: ThreadPoolExecutor,
+    download: Callable[[LayerDescriptor], tuple[StoredLayer, PulledLayer]],
+    layer: LayerDescriptor,
+) -> Future[tuple[StoredLayer, PulledLayer]]:
+    try:
+        return pool.submit(download, layer)
+    except (RuntimeError, MemoryError) as error:
+        raise WorkerFailed(layer.blob.digest, f"cannot be started, because {error}") from None
 
 
 def _reused(stored: StoredLayer) -> PulledLayer:

@@ -11,18 +11,21 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeAlias
 
 from guestpull_server.config import VerifyReuse
-from guestpull_server.errors import LayerChanged
+from guestpull_server.errors import LayerChanged, StorageFailed, WorkerFailed
 from guestpull_server.layer import LayerWorkers, implied_fingerprint, verify_unrecorded
 from guestpull_server.models import Cancellation, Digest, ResolvedImage, StoredLayer
 from guestpull_server.store import Store
 
 Checked: TypeAlias = frozenset[str] | None
 """The store_paths of layers that were checked; None where none is to be."""
+
+_Identity: TypeAlias = tuple[Digest, int, int, int]
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +38,8 @@ class ReuseCheck:
         self._mode = mode
         self._workers = workers
         self._lock = threading.Lock()
-        self._verified: set[tuple[Digest, int, int, int]] = set()
+        self._discarding = threading.Lock()
+        self._verified: set[_Identity] = set()
 
     def discard_changed(self, resolved: ResolvedImage, cancellation: Cancellation) -> Checked:
         """Check the layers of an image that the store has, side by side; those that were altered are deleted.
@@ -52,12 +56,13 @@ class ReuseCheck:
             return None
         checked: set[str] = set()
         while layers := self._unchecked(resolved, checked):
+            identities = [_identity(layer) for layer in layers]
             with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify") as pool:
-                outcomes = list(pool.map(lambda layer: self._problem(layer, cancellation), layers))
-            for layer, problem in zip(layers, outcomes, strict=True):
+                outcomes = list(self._problems(pool, layers, identities, cancellation))
+            for layer, identity, problem in zip(layers, identities, outcomes, strict=True):
                 if problem:
-                    self._discard(layer, problem)
-                else:
+                    self._discard(layer, identity, problem)
+                elif identity is not None:
                     checked.add(layer.store_path)
         return frozenset(checked)
 
@@ -65,12 +70,16 @@ class ReuseCheck:
         """Whether all layers of an image that the store has now are among those that were checked."""
         return checked is None or not self._unchecked(resolved, checked)
 
-    def _discard(self, layer: StoredLayer, problem: str) -> None:
-        told = {"layer": layer.compressed_digest, "path": layer.store_path, "change": problem}
-        _log.warning("a layer was altered", extra={"facts": told})
-        if self._store.is_read_only(layer):
-            raise LayerChanged(layer.compressed_digest, layer.store_path, problem)
-        self._store.discard_layer(layer.compressed_digest)
+    def _discard(self, layer: StoredLayer, identity: _Identity | None, problem: str) -> None:
+        """Delete a layer, unless it is gone or another by now: others check it too, or remove its image."""
+        with self._discarding:
+            if _identity(layer) != identity:
+                return
+            told = {"layer": layer.compressed_digest, "path": layer.store_path, "change": problem}
+            _log.warning("a layer was altered", extra={"facts": told})
+            if self._store.is_read_only(layer):
+                raise LayerChanged(layer.compressed_digest, layer.store_path, problem)
+            self._store.discard_layer(layer.compressed_digest)
 
     def _unchecked(self, resolved: ResolvedImage, checked: Collection[str]) -> list[StoredLayer]:
         return [layer for layer in self._present(resolved) if layer.store_path not in checked]
@@ -83,12 +92,38 @@ class ReuseCheck:
                 found[layer.blob.digest] = stored
         return list(found.values())
 
-    def _problem(self, layer: StoredLayer, cancellation: Cancellation) -> str:
-        """What is wrong with a layer; empty if nothing is."""
-        key = _identity(layer)
+    def _problems(
+        self,
+        pool: ThreadPoolExecutor,
+        layers: Sequence[StoredLayer],
+        identities: Sequence[_Identity | None],
+        cancellation: Cancellation,
+    ) -> Iterator[str]:
+        try:
+            return pool.map(partial(self._problem, cancellation=cancellation), layers, identities)
+        except (RuntimeError, MemoryError) as error:
+            pool.shutdown(cancel_futures=True)
+            raise WorkerFailed(layers[0].compressed_digest, f"cannot be started, because {error}") from None
+
+    def _problem(self, layer: StoredLayer, identity: _Identity | None, cancellation: Cancellation) -> str:
+        """What is wrong with a layer; empty if nothing is, or it has gone."""
+        if identity is None:
+            return ""
         with self._lock:
-            if self._mode is VerifyReuse.MOUNT and key in self._verified:
+            if self._mode is VerifyReuse.MOUNT and identity in self._verified:
                 return ""
+        try:
+            problem = self._found(layer, cancellation)
+        except StorageFailed as error:
+            if _identity(layer) == identity:
+                raise
+            return error.explain()
+        if not problem:
+            with self._lock:
+                self._verified.add(identity)
+        return problem
+
+    def _found(self, layer: StoredLayer, cancellation: Cancellation) -> str:
         record, has_facts = self._store.record_of(layer), layer.size_bytes >= 0
         if record is None and has_facts:
             return "its record is gone"
@@ -101,14 +136,13 @@ class ReuseCheck:
             findings = self._workers.verify(
                 layer.store_path, record, layer.uncompressed_digest, cancellation, implied=implied
             )
-        if findings:
-            return str(findings[0])
-        with self._lock:
-            self._verified.add(key)
-        return ""
+        return str(findings[0]) if findings else ""
 
 
-def _identity(layer: StoredLayer) -> tuple[Digest, int, int, int]:
-    """What tells that a directory is still the one that was verified, short of looking into it."""
-    status = os.lstat(layer.store_path)
+def _identity(layer: StoredLayer) -> _Identity | None:
+    """What tells that a directory is still the one that was verified, without a look into it; None: it is gone."""
+    try:
+        status = os.lstat(layer.store_path)
+    except FileNotFoundError:
+        return None
     return layer.uncompressed_digest, status.st_dev, status.st_ino, status.st_ctime_ns

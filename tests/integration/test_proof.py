@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from guestpull_client import PullPolicy
 from guestpull_client.errors import DataLoss
 from support.daemon import Daemon
-from support.images import image
+from support.images import files, image, layer
 from support.peers import run
 from support.samples import everything, runnable
 from support.simulator import RegistrySimulator
@@ -159,3 +160,21 @@ def test_a_layer_whose_record_is_gone_is_not_proved_and_is_downloaded_again(
     assert repaired.returncode == 0, repaired.stdout
     assert len(registry.requests_for(content)) == 2
     daemon.start()
+
+
+def test_pulls_that_find_the_same_layer_altered_at_once_all_get_it_as_it_should_be(
+    disk: Path, registry: RegistrySimulator
+) -> None:
+    many = layer(*files("many", count=2000))
+    reference = registry.push("altered:1", image(runnable(), many))
+    with Daemon(disk, configuration={"verify_reuse": "always"}) as daemon:
+        daemon.client.pull(reference, str(daemon.bundle("one")))
+        daemon.client.release_bundle(str(daemon.bundle("one")))
+        flip_a_byte(next((daemon.work_dir / "layers" / many.digest.replace(":", "_")).rglob("*7")))
+
+        with ThreadPoolExecutor(8) as pool:
+            bundles = [str(daemon.bundle(f"again-{number}")) for number in range(8)]
+            pulled = list(pool.map(lambda bundle: daemon.client.pull(reference, bundle), bundles))
+
+        assert sorted(one.downloaded_bytes for one in pulled) == [0] * 7 + [many.size]
+        assert verify(daemon.work_dir, "--deep").returncode == 0

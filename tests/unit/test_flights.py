@@ -9,17 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from guestpull_server.config import Configuration, Limits
+from guestpull_server.config import Configuration, Limits, VerifyReuse
 from guestpull_server.errors import BlobNotFound, WorkerFailed
+from guestpull_server.fetching import LayerFetcher
 from guestpull_server.flights import Flights
 from guestpull_server.layer import LayerWorkers
 from guestpull_server.models import Cancellation, Digest, LayerDescriptor
 from guestpull_server.registry import ImageSource, Reference, RegistryClient
+from guestpull_server.requests import Unobserved
+from guestpull_server.reuse import ReuseCheck
 from guestpull_server.store import Store
-from support.images import file, layer
+from support.faults import Stall
+from support.images import file, image, layer
 from support.pulling import IMPATIENT, descriptor_of
 from support.simulator import RegistrySimulator
-from support.stores import open_store
+from support.stores import open_store, put_layer, resolved
 
 LAYER = layer(file("a"))
 
@@ -60,4 +64,59 @@ def test_a_layer_for_which_no_thread_can_be_had_is_downloaded_the_next_time(
 
     with pytest.raises(BlobNotFound):
         fetch()
+    workers.close()
+
+
+@pytest.mark.parametrize("started", [0, 1, 2])
+def test_layers_for_which_no_threads_can_be_had_fail_by_name_and_are_downloaded_the_next_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch, started: int
+) -> None:
+    pushed = image(*(layer(file(name)) for name in "abc"))
+    workers = LayerWorkers(Limits())
+    fetcher = LayerFetcher(store, Flights(store, workers, Limits()), at_once=3)
+    start = threading.Thread.start
+    left = [started]
+
+    def no_thread(thread: threading.Thread) -> None:
+        if thread.name.startswith("layers"):
+            if not left[0]:
+                raise RuntimeError("can't start new thread")
+            left[0] -= 1
+        start(thread)
+
+    with RegistrySimulator() as registry:
+        client = RegistryClient(Configuration(limits=IMPATIENT))
+        source = client.image(Reference.parse(registry.push("three:1", pushed)), None)
+
+        def fetch() -> list[bool]:
+            wanted = resolved(pushed, source.reference)
+            _, pulled = fetcher.fetch(wanted, source, Cancellation("pull"), Unobserved())
+            return [one.reused for one in pulled]
+
+        registry.fault(pushed.layers[0], Stall(after=0.5))
+        with monkeypatch.context() as patching:
+            patching.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(WorkerFailed, match="can't start new thread"):
+                fetch()
+
+        registry.calm()
+        assert fetch()[2] is False
+        client.close()
+    workers.close()
+
+
+def test_layers_for_whose_proof_no_threads_can_be_had_are_not_reused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_layer(store, LAYER)
+    workers = LayerWorkers(Limits())
+    reuse = ReuseCheck(store, VerifyReuse.ALWAYS, workers)
+
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patching:
+        patching.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(WorkerFailed, match="can't start new thread"):
+            reuse.discard_changed(resolved(image(LAYER), "shop:1"), Cancellation("pull"))
     workers.close()
