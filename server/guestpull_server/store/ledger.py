@@ -71,7 +71,8 @@ class Ledger:
             useless = self._read_facts()
             self._read_catalog()
             self.warnings += [f"{self._path}: {one}" for one in self.catalog.unusable]
-            self._take_layers_in()
+            there = frozenset(os.listdir(self._work_dir.layers))
+            self._take_layers_in(there)
             if self.damaged:
                 self._copies.take_in(self.catalog)
                 self.warnings.append(
@@ -84,7 +85,7 @@ class Ledger:
                 self.catalog.layers.values(), self._facts, is_made_elsewhere=self._work_dir.keeps_its_layers
             )
             if not self.damaged:
-                self._drop_records_of_nothing()
+                self._drop_records_of_nothing(there)
             self._aim_at_the_guest()
             self._put_metas_right()
             self._recall_facts()
@@ -97,14 +98,16 @@ class Ledger:
         with suppress(OSError):  # there is none yet
             self._work_dir.reserve.keep(os.path.getsize(self._path))
 
-    def _drop_records_of_nothing(self) -> None:
+    def _drop_records_of_nothing(self, there: Collection[str]) -> None:
         """Delete the records of layers that no entry names and that are not there: a commit that a crash cut off.
 
         Those of layers that have an entry stay: layers/ may be a mount that is not there yet.
+
+        Args:
+            there: what is in layers/.
         """
-        layers = frozenset(os.listdir(self._work_dir.layers))
         records = (name for name in os.listdir(self._work_dir.records) if name.endswith(RECORD_SUFFIX))
-        lone = [name for name in records if name.removesuffix(RECORD_SUFFIX) not in layers]
+        lone = [name for name in records if name.removesuffix(RECORD_SUFFIX) not in there]
         if lone:
             claimed = self._paths.claims(self.catalog.layers.values())
             for name in lone:
@@ -140,10 +143,14 @@ class Ledger:
         self._durability.sync_names(self._work_dir.path)
         return aside
 
-    def _take_layers_in(self) -> None:
-        """Believe the layers that were committed just before a crash, or whose entry was lost or altered."""
+    def _take_layers_in(self, there: Collection[str]) -> None:
+        """Believe the layers that were committed just before a crash, or whose entry was lost or altered.
+
+        Args:
+            there: what is in layers/.
+        """
         claims = self._paths.claims(self.catalog.layers.values())
-        standing = standing_facts(self._facts, os.listdir(self._work_dir.layers), claims)
+        standing = standing_facts(self._facts, there, claims)
         gone = self._facts.keys() - standing.keys()
         self._facts = standing
         # a line without a directory must not vouch for a directory that another program makes later
