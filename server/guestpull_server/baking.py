@@ -5,7 +5,7 @@ The command without its options and its printing; what it returns can say itself
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from guestpull_server.config import Configuration
@@ -82,6 +82,7 @@ def bake_images(
     platform: str,
     layer_names: LayerNames | None,
     auth: str,
+    warn: Callable[[Iterable[str]], object],
 ) -> Baked:
     """Have images in a work directory; the same input gives the same bytes, in whatever order and time.
 
@@ -95,6 +96,7 @@ def bake_images(
         platform: os/architecture[/variant]; empty: the host's.
         layer_names: how new layers' directories are named; None: as those that are there, or by digest.
         auth: user:password for registries; empty: none.
+        warn: called with what was found in the store when it was opened; a sentence each.
 
     Raises:
         GuestpullError: the first image that cannot be had; those before it are in the store.
@@ -107,6 +109,7 @@ def bake_images(
     guest_work_dir = guest_work_dir or _guest_work_dir(configuration.work_dir)
     puller = Puller.open(configuration, guest_work_dir=guest_work_dir, layer_names=layer_names)
     try:
+        warn(puller.store.warnings)
         for text in removed:
             _remove(puller, text)
         images = tuple(

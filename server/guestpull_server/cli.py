@@ -17,7 +17,7 @@ import msgspec
 import typer
 
 from guestpull_server import __version__
-from guestpull_server.config import Configuration, load_configuration
+from guestpull_server.config import A_YEAR, Configuration, load_configuration
 from guestpull_server.errors import GuestpullError
 from guestpull_server.service.log import LogFormat, LogLevel, configure
 
@@ -29,9 +29,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _not_empty(path: str | None) -> str | None:
+    """Refuse the path that a variable of a shell has which is not set: it would be the current directory."""
+    if path == "":
+        raise typer.BadParameter("it is empty")
+    return path
+
+
 WorkDir = Annotated[
     str | None,
-    typer.Option("--work-dir", metavar="DIR", help="The work directory: layers and meta_store.json."),
+    typer.Option(
+        "--work-dir",
+        metavar="DIR",
+        help="The work directory: layers and meta_store.json.",
+        callback=_not_empty,
+    ),
 ]
 ConfigFile = Annotated[
     str | None, typer.Option("--config", metavar="FILE", help="The configuration [default: DIR/config.json].")
@@ -66,7 +79,8 @@ def serve(
     ] = None,
     config: ConfigFile = None,
     grace: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="What calls get to finish after SIGTERM.")
+        float,
+        typer.Option(metavar="SECONDS", min=0, max=A_YEAR, help="What calls get to finish after SIGTERM."),
     ] = 10.0,
     tls_certificate: Annotated[
         str | None, typer.Option(metavar="FILE", help="PEM chain of this server, for TCP.")
@@ -81,6 +95,8 @@ def serve(
     ] = LogLevel.WARNING,
 ) -> None:
     """Serve the gRPC API until SIGTERM."""
+    # gRPC writes lines of its own between ours, as many as whoever connects by no TLS likes
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from guestpull_server.service.server import ServiceOptions, TlsFiles, serve
 
     configure(log_format, log_level)
@@ -97,7 +113,12 @@ def serve(
 
 GuestWorkDir = Annotated[
     str | None,
-    typer.Option("--guest-work-dir", metavar="DIR", help="Where the guest will see the work directory."),
+    typer.Option(
+        "--guest-work-dir",
+        metavar="DIR",
+        help="Where the guest will see the work directory.",
+        callback=_not_empty,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 
@@ -165,6 +186,7 @@ def bake(
         platform=platform,
         layer_names=LayerNames[layer_names.name] if layer_names is not None else None,
         auth=auth,
+        warn=_warn,
     )
     _print(baked.lines(), baked, as_json)
 
@@ -189,7 +211,9 @@ def verify(
 
     configuration, warnings = _configuration(config, work_dir)
     _warn(warnings)
-    found = verify_work_dir(configuration, guest_work_dir=guest_work_dir, deep=deep, repair=repair)
+    found = verify_work_dir(
+        configuration, guest_work_dir=guest_work_dir, deep=deep, repair=repair, warn=_warn
+    )
     _print(found.lines(), found, as_json)
     if not found.is_sound:
         raise typer.Exit(1)
@@ -208,7 +232,7 @@ def gc(
 
     configuration, warnings = _configuration(config, work_dir)
     _warn(warnings)
-    collected = collect(configuration, guest_work_dir=guest_work_dir, dry_run=dry_run)
+    collected = collect(configuration, guest_work_dir=guest_work_dir, dry_run=dry_run, warn=_warn)
     _print(collected.lines(), collected, as_json)
 
 
@@ -244,9 +268,17 @@ def _configuration(config: str | None, work_dir: str | None) -> tuple[Configurat
     return load_configuration(config, absolute)
 
 
+def _open_standard_streams() -> None:
+    """Have all three; else a file of the store gets a number that libraries write their complaints to."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(opened, True)
+    os.close(opened)
+
+
 def main() -> NoReturn:
     """Run the command line; errors are one line on standard error, and exit status 1."""
     os.umask(0o022)  # what is made has the modes that this program says, whoever starts it
+    _open_standard_streams()
     try:
         app()
     except GuestpullError as error:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from guestpull_server.config import Configuration
 from guestpull_server.deep_audit import deep_audit
@@ -28,6 +29,9 @@ from guestpull_server.store import (
     collect_garbage,
     likely_guest_work_dir,
 )
+
+Warn: TypeAlias = Callable[[Iterable[str]], object]
+"""Called with what was found in a store when it was opened; a sentence each."""
 
 # -- verifying --------------------------------------------------------------------------------------------------
 
@@ -77,7 +81,7 @@ class Verified:
 
 
 def verify_work_dir(
-    configuration: Configuration, *, guest_work_dir: str | None, deep: bool, repair: bool
+    configuration: Configuration, *, guest_work_dir: str | None, deep: bool, repair: bool, warn: Warn
 ) -> Verified:
     """Look for what is wrong in a work directory; with `repair`, put right what can be, and look again.
 
@@ -103,15 +107,16 @@ def verify_work_dir(
     seen = look()
     if not repair or seen.is_sound:
         return seen
-    restored = _mend(configuration, guest_work_dir)
+    restored = _mend(configuration, guest_work_dir, warn)
     repaired, failures = _repair(
         configuration, look().findings if restored else seen.findings, guest_work_dir
     )
     return dataclasses.replace(look(), repaired=repaired, restored=restored, not_repaired=failures)
 
 
-def _mend(configuration: Configuration, guest_work_dir: str | None) -> tuple[Digest, ...]:
+def _mend(configuration: Configuration, guest_work_dir: str | None, warn: Warn) -> tuple[Digest, ...]:
     with _opened(configuration, guest_work_dir) as puller:
+        warn(puller.store.warnings)
         return puller.store.mend_images()
 
 
@@ -177,7 +182,9 @@ class Collected:
         yield f"{done} {len(self.garbage)} things, {total / 1e6:.1f} MB"
 
 
-def collect(configuration: Configuration, *, guest_work_dir: str | None, dry_run: bool) -> Collected:
+def collect(
+    configuration: Configuration, *, guest_work_dir: str | None, dry_run: bool, warn: Warn
+) -> Collected:
     """Delete what nothing refers to.
 
     Raises:
@@ -187,10 +194,10 @@ def collect(configuration: Configuration, *, guest_work_dir: str | None, dry_run
     """
     work_dir, mounts = configuration.work_dir, OverlayMounts()
     guest_work_dir = guest_work_dir or likely_guest_work_dir(work_dir)
-    garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir, dry_run=True)
+    garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir, dry_run=True, warn=warn)
     if garbage and not dry_run:  # where there is none, nothing is written
         tidy = _is_tidy(work_dir)
-        garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir)
+        garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir, warn=warn)
         if tidy:
             Store.open(work_dir, mounts, guest_work_dir=guest_work_dir).close(tidy=True)
     return Collected(work_dir, dry_run, garbage)

@@ -493,6 +493,28 @@ def test_verify_takes_the_guests_view_and_names_a_layer_that_is_gone(baked: Path
     assert TOP.digest in found.stdout
 
 
+def test_bake_and_gc_say_what_they_put_right(baked: Path, copies: dict[str, str]) -> None:
+    def spoil() -> None:
+        spoilt = meta_store(baked)
+        spoilt["layer_db"][BASE.digest]["uncompressed_digest"] = TOP.diff_id
+        (baked / "meta_store.json").write_text(json.dumps(spoilt))
+        (baked / "layers" / f"sha256_{'0' * 64}").mkdir(exist_ok=True)
+
+    for command in (["gc"], ["bake", copies["oci"], "--reference", NAME], ["verify", "--repair"]):
+        spoil()
+        said = guestpulld(command[0], baked, *command[1:]).stderr
+        assert f"the entry of layer {BASE.digest} was put right" in said
+
+
+def test_gc_says_why_it_does_not_delete_what_it_cannot_judge(baked: Path) -> None:
+    stray = baked / "layers" / f"sha256_{'0' * 64}"
+    stray.mkdir()
+    (baked / "meta_store.json").write_text("{")
+    collected = guestpulld("gc", baked, "--dry-run")
+    assert "meta_store.json is damaged" in collected.stderr
+    assert stray.exists()
+
+
 def test_gc_takes_the_guests_view_and_deletes_only_what_no_image_has(baked: Path) -> None:
     before = tree(baked / "layers")
     stray = baked / "layers" / f"sha256_{'0' * 64}"

@@ -12,11 +12,13 @@ What was set aside because it was damaged is not garbage: somebody may want to l
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from guestpull_server.errors import InvalidDigest, WorkDirInUse, storage_errors
 from guestpull_server.models import StoredLayer
 from guestpull_server.store.bundle_making import Mounts
+from guestpull_server.store.catalog import FILE_NAME
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.outcomes import Garbage
 from guestpull_server.store.paths import is_directory
@@ -25,9 +27,16 @@ from guestpull_server.store.trees import tree_bytes
 
 
 def collect_garbage(
-    work_dir: str, mounts: Mounts, *, guest_work_dir: str | None = None, dry_run: bool = False
+    work_dir: str,
+    mounts: Mounts,
+    *,
+    guest_work_dir: str | None = None,
+    dry_run: bool = False,
+    warn: Callable[[Iterable[str]], object] = list,
 ) -> tuple[Garbage, ...]:
     """Delete what nothing refers to; returns what was, or with `dry_run` would be, deleted.
+
+    `warn` is called with what keeps it from finding all of that, and with what was put right; a sentence each.
 
     Raises:
         InvalidStore: there is no such directory.
@@ -39,9 +48,11 @@ def collect_garbage(
         raise WorkDirInUse(inventory.work_dir, inventory.owner)
     found = (*_leftovers(inventory), *_unused(inventory))
     if dry_run:
+        warn(_doubts(inventory))
         return found
     store = Store.open(work_dir, mounts, guest_work_dir=guest_work_dir)  # deletes the leftovers
     try:
+        warn(store.warnings)
         store.delete_unused(layer.compressed_digest for layer in _unused_layers(inventory))
         # what opening put right may belong to something now; what belongs to nothing only now is for the next time
         strays = frozenset(take_inventory(work_dir, guest_work_dir).strays())
@@ -53,6 +64,16 @@ def collect_garbage(
     finally:
         store.close()
     return tuple(one for one in found if not os.path.lexists(one.path))
+
+
+def _doubts(inventory: Inventory) -> Iterator[str]:
+    """Why not all that is of no use is found."""
+    path = inventory.path(FILE_NAME)
+    untold = "what in layers/ belongs to nothing cannot be told. Run `guestpulld verify`"
+    if inventory.damage:
+        yield f"{path} is damaged ({inventory.damage}): {untold}"
+    elif inventory.catalog.unusable:
+        yield f"{path}: {inventory.catalog.unusable[0]}: {untold}"
 
 
 def _leftovers(inventory: Inventory) -> tuple[Garbage, ...]:
