@@ -170,23 +170,25 @@ class ImageProcess(msgspec.Struct, frozen=True, rename="pascal"):
     working_dir: str | None = None
     volumes: dict[str, msgspec.Raw] | None = None
     exposed_ports: dict[str, msgspec.Raw] | None = None
-    labels: dict[str, str] | None = None
+    labels: dict[str, str | None] | None = None
     stop_signal: str | None = None
 
 
 class RootFs(msgspec.Struct, frozen=True):
     """The `rootfs` object of an image config: the diff_ids, bottom-most first."""
 
-    type: str = "layers"
     diff_ids: list[str] | None = None
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
-    """The parts of an OCI image config that we act on. The store keeps the whole of it, as raw bytes."""
+    """The parts of an OCI image config that we act on. The store keeps the whole of it, as raw bytes.
 
-    architecture: str = ""
-    os: str = ""
-    variant: str = ""
+    Any of them may be `null`, as for every tool that reads it in Go.
+    """
+
+    architecture: str | None = None
+    os: str | None = None
+    variant: str | None = None
     os_version: str | None = msgspec.field(default=None, name="os.version")
     os_features: list[str] | None = msgspec.field(default=None, name="os.features")
     author: str | None = None
@@ -202,7 +204,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
     @property
     def platform(self) -> Platform:
         """What the image was built for; an image that does not say so is for linux."""
-        return Platform(self.os or "linux", self.architecture, self.variant)
+        return Platform(self.os or "linux", self.architecture or "", self.variant or "")
 
 
 class Decoder(Enum):

@@ -63,7 +63,7 @@ def annotations_of(config: ImageConfig, bundle_path: str) -> dict[str, str]:
             "labels that would steer the runtime are no annotations",
             extra={"facts": {"bundle": bundle_path, "labels": told}},
         )
-    return annotations | {name: value for name, value in labels.items() if not _steers(name)}
+    return annotations | {name: value or "" for name, value in labels.items() if not _steers(name)}
 
 
 def _steers(label: str) -> bool:

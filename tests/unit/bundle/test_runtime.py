@@ -56,6 +56,22 @@ def test_what_the_image_leaves_open_has_a_default_that_starts(
     assert spec["process"]["user"]["uid"] == 0
 
 
+def test_whatever_is_null_is_as_good_as_absent(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(
+        ("User", "Env", "Entrypoint", "Cmd", "WorkingDir", "Volumes", "ExposedPorts", "StopSignal")
+    )
+
+    spec = converted(
+        tmp_path,
+        {**nothing, "Labels": {"mark": None}},
+        **dict.fromkeys(("architecture", "os", "variant", "os.version", "os.features", "author", "created")),
+        rootfs={"type": None, "diff_ids": None},
+    )
+
+    assert spec["process"]["args"] == ["sh"]
+    assert spec["annotations"] == {"mark": ""}
+
+
 def test_an_entrypoint_of_nothing_but_an_empty_text_is_none(tmp_path: Path) -> None:
     spec = converted(tmp_path, {"Entrypoint": [""], "Cmd": ["/bin/tool", ""]})
 
