@@ -293,8 +293,13 @@ class Client:
 
     def _absence(self, message: str) -> str:
         """What to do about a service that does not answer."""
-        # what gRPC says names the address twice more; the last clause is the operating system's
-        why = message.rpartition(": ")[2]
+        # what gRPC says names the address twice more; the last clause is the operating system's, or of TLS
+        why = message.removesuffix(": OK").rpartition(": ")[2]
+        if not self.address.startswith("unix:") and ("handshake" in message or why == "Socket closed"):
+            return (
+                f"what answers at {self.address} and this client do not agree on TLS ({why}). Beyond its machine, "
+                "guestpulld wants a client certificate: name --tls-authorities, --tls-certificate and --tls-key."
+            )
         if "Permission denied" in why:
             return (
                 f"this user may not connect to {self.address}. "

@@ -18,12 +18,12 @@ from guestpull_server.models import GiB, KiB, MiB, without_password
 DEFAULT_WORK_DIR = "/run/kata-containers/image"
 
 
-_A_YEAR = 366 * 24 * 3600  # no clock of the operating system's overflows with a few of them
+A_YEAR = 366 * 24 * 3600  # no clock of the operating system's overflows with a few of them
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Amount = Annotated[int, msgspec.Meta(ge=0)]
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=_A_YEAR)]
-_WholeSeconds = Annotated[int, msgspec.Meta(ge=1, le=_A_YEAR)]
-_Delay = Annotated[float, msgspec.Meta(ge=0, le=_A_YEAR)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=A_YEAR)]
+_WholeSeconds = Annotated[int, msgspec.Meta(ge=1, le=A_YEAR)]
+_Delay = Annotated[float, msgspec.Meta(ge=0, le=A_YEAR)]
 
 
 class VerifyReuse(Enum):
@@ -174,6 +174,7 @@ def load_configuration(path: str | None, work_dir: str | None) -> tuple[Configur
         raise InvalidConfiguration(
             source, "", "it has a NUL character in a text, which no path and no name can"
         )
+    _refuse_relative_paths(configuration, source)
     _refuse_what_is_not_done(configuration, source)
     if work_dir is not None:
         configuration = msgspec.structs.replace(configuration, work_dir=work_dir)
@@ -182,6 +183,23 @@ def load_configuration(path: str | None, work_dir: str | None) -> tuple[Configur
         *(f"{source}: unknown key {key} is ignored" for key in unknown),
         *(f"{source}: {key} is not used yet" for key in unused),
     ]
+
+
+def _refuse_relative_paths(configuration: Configuration, source: str) -> None:
+    """Whoever starts the daemon elsewhere would mean other directories by them.
+
+    Raises:
+        InvalidConfiguration: there are some.
+    """
+    named = {
+        "work_dir": [configuration.work_dir],
+        "bundle_roots": configuration.bundle_roots,
+        "additional_stores": configuration.additional_stores,
+    }
+    for key, paths in named.items():
+        for path in paths:
+            if not path.startswith("/"):
+                raise InvalidConfiguration(source, key, f"{path!r} is no absolute path")
 
 
 def _unused_keys(configuration: Configuration) -> list[str]:

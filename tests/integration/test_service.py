@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -45,6 +46,22 @@ SERVICE = "guestpull.v1.ImageService"
 def serve(*options: str) -> subprocess.CompletedProcess[str]:
     """Run `guestpulld serve` in the expectation that it ends by itself."""
     return run(sys.executable, "-m", "guestpull_server.cli", "serve", *options, check=False)
+
+
+class WithoutStreams(Daemon):
+    """A daemon that is started with its standard streams closed."""
+
+    def launch(self) -> None:
+        command = [sys.executable, "-m", "guestpull_server.cli", "serve", "--work-dir", str(self.work_dir)]
+        words = shlex.join([*command, "--listen", f"unix://{self.socket}"])
+        self._process = subprocess.Popen(["sh", "-c", f"exec {words} <&- >&- 2>&-"])
+
+
+def test_no_file_of_the_store_takes_the_place_of_a_closed_standard_stream(disk: Path) -> None:
+    with WithoutStreams(disk) as daemon:
+        streams = {os.readlink(f"/proc/{daemon.pid}/fd/{number}") for number in range(3)}
+
+    assert streams == {"/dev/null"}
 
 
 # -- listening -------------------------------------------------------------------------------------------------
@@ -401,3 +418,27 @@ def test_a_configuration_that_cannot_be_used_is_one_line(disk: Path) -> None:
 def test_an_unknown_key_of_the_configuration_is_a_warning(disk: Path) -> None:
     with Daemon(disk, configuration={"from_the_future": 1}) as daemon:
         assert "unknown key from_the_future is ignored" in daemon.log.read_text()
+
+
+# -- the log -----------------------------------------------------------------------------------------------------
+
+
+def test_a_pull_s_events_say_whose_they_are_how_much_they_were_and_how_long_they_took(
+    disk: Path, registry: RegistrySimulator
+) -> None:
+    part = layer(*files("srv", count=3))
+    reference = registry.push("shop:1.0", image(part))
+    with Daemon(disk, options=("--log-format", "json")) as daemon:
+        daemon.client.pull(reference, str(daemon.bundle("one")))
+        with pytest.raises(AlreadyExists) as raised:
+            daemon.client.pull(reference, str(daemon.bundle("one")))
+        events = [json.loads(line) for line in daemon.log.read_text().splitlines()]
+
+    fetched = next(event for event in events if event["event"] == "layer")
+    pulled = next(event for event in events if event["event"] == "PullImage")
+    failed = next(event for event in events if event["event"] == "PullImage failed")
+    assert fetched["request"] == pulled["request"]
+    assert (fetched["layer"], fetched["bytes"], pulled["bytes"]) == (part.digest, part.size, part.size)
+    assert failed["request"] == raised.value.request_id
+    assert {event["image"] for event in (fetched, pulled, failed)} == {reference}
+    assert all(event["seconds"] >= 0 for event in (fetched, pulled, failed))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import trustme
 
 from guestpull_client import Client, TlsFiles, Unavailable
 from support.daemon import Daemon
+from support.peers import run
 
 
 class Authority:
@@ -45,8 +49,50 @@ def test_a_client_with_a_certificate_of_the_service_s_authority_is_served_and_no
             assert client.images() == ()
         with (
             Client(port[0], tls=TlsFiles(ours.file, *others.issue("client"))) as client,
-            pytest.raises(Unavailable),
+            pytest.raises(Unavailable, match="TLS"),
         ):
             client.images()
-        with Client(port[0]) as client, pytest.raises(Unavailable):
+        with Client(port[0]) as client, pytest.raises(Unavailable, match="TLS"):
             client.images()
+        with (
+            Client(port[0], tls=TlsFiles(others.file, *ours.issue("client"))) as client,
+            pytest.raises(Unavailable, match="unable to get local issuer certificate"),
+        ):
+            client.images()
+
+
+def test_whoever_connects_by_no_tls_writes_nothing_into_the_log(disk: Path, tmp_path: Path) -> None:
+    ours = Authority(tmp_path / "ours")
+    certificate, key = ours.issue("127.0.0.1")
+    tls = ("--tls-certificate", certificate, "--tls-key", key, "--tls-client-authorities", ours.file)
+    with Daemon(disk, options=("--log-format", "json", "--listen", "127.0.0.1:0", *tls)) as daemon:
+        port = re.search(r"127\.0\.0\.1:(\d+)", daemon.log.read_text())
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", int(port[1]))) as caller:
+            caller.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            while caller.recv(4096):
+                pass  # until the service has looked at it, and hung up
+        daemon.stop()
+
+        for line in daemon.log.read_text().splitlines():
+            json.loads(line)
+
+
+@pytest.mark.parametrize("wrong", ["certificate", "key", "client-authorities"])
+@pytest.mark.parametrize("content", [None, "no PEM"])
+def test_a_tls_file_that_cannot_be_used_is_named_in_one_line(
+    disk: Path, tmp_path: Path, wrong: str, content: str | None
+) -> None:
+    ours = Authority(tmp_path / "ours")
+    certificate, key = ours.issue("127.0.0.1")
+    files = {"certificate": certificate, "key": key, "client-authorities": ours.file}
+    files[wrong] = str(tmp_path / "wrong")
+    if content is not None:
+        (tmp_path / "wrong").write_text(content)
+    options = [text for name, path in files.items() for text in (f"--tls-{name}", path)]
+    command = ["serve", "--work-dir", str(disk / "work"), "--listen", "127.0.0.1:0", *options]
+    ended = run(sys.executable, "-m", "guestpull_server.cli", *command, check=False)
+
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert f"--tls-{wrong}" in ended.stderr

@@ -56,6 +56,20 @@ def str_leaves(document: object) -> list[str]:
             return []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("gc", "--work-dir", ""),
+        ("bake", "--work-dir", "/w", "--guest-work-dir", "", "busybox"),
+        ("serve", "--work-dir", "/w", "--grace", "inf"),
+    ],
+)
+def test_an_option_that_nobody_can_mean_is_wrong_usage(
+    guestpulld: CommandLine, arguments: tuple[str, ...]
+) -> None:
+    assert guestpulld(*arguments).status == 2
+
+
 def test_output_that_has_no_room_is_an_error_in_one_line(work_dir: Path) -> None:
     command = [sys.executable, "-m", "guestpull_server.cli", "gc", "--dry-run", "--work-dir", str(work_dir)]
     with open("/dev/full", "wb") as full:

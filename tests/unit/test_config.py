@@ -82,6 +82,9 @@ def test_a_key_that_changes_nothing_yet_is_a_warning(tmp_path: Path) -> None:
         ('{"\udcff": 1}', "no JSON"),
         ('{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "no JSON"),
         ({"additional_stores": ["/a\0b"]}, "NUL"),
+        ({"work_dir": ""}, "work_dir"),
+        ({"additional_stores": ["/a", "b"]}, "additional_stores"),
+        ({"bundle_roots": ["bundles"]}, "bundle_roots"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_its_place(tmp_path: Path, content: object, place: str) -> None:

@@ -50,7 +50,8 @@ def answering(context: grpc.ServicerContext, rpc: str, **asked: Fact) -> Iterato
         yield request
     except GuestpullError as error:
         level = logging.INFO if error.status is Status.CANCELLED else logging.WARNING
-        told = facts(request=request.id, **asked, reason=error.reason, error=error.explain())
+        seconds = round(time.monotonic() - started, 4)
+        told = facts(request=request.id, **asked, reason=error.reason, error=error.explain(), seconds=seconds)
         _log.log(level, "%s failed", rpc, extra=told)
         _abort(context, error, request.id)
     except Exception as error:

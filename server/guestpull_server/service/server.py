@@ -7,6 +7,7 @@ that runs gRPC must not fork. The addresses come last: whoever can connect finds
 from __future__ import annotations
 
 import signal
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from guestpull_protos import image_service_pb2 as pb
 from guestpull_protos import image_service_pb2_grpc as pb_grpc
 from guestpull_server.config import Configuration
-from guestpull_server.errors import AddressInUse, CallerNotAllowed
+from guestpull_server.errors import AddressInUse, CallerNotAllowed, InvalidRequest
 from guestpull_server.puller import Puller
 from guestpull_server.service.addresses import TcpAddress, UnixAddress, parse_address
 from guestpull_server.service.gate import Gate
@@ -71,6 +72,7 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
 
     Raises:
         AddressInUse: an address cannot be listened at.
+        InvalidRequest: a TLS file cannot be used.
         GuestpullError: what `Puller.open` raises.
     """
     # blocked in all threads, and waited for: a handler would run when this thread next gets to it, which is never
@@ -152,21 +154,39 @@ def _listen_at_tcp(server: grpc.Server, address: TcpAddress, tls: TlsFiles | Non
         raise AddressInUse(
             where, "beyond this machine only TLS with client certificates is served (--tls-certificate...)"
         )
+    credentials = _tls_credentials(tls) if tls is not None else None
     try:
-        if tls is None:
+        if credentials is None:
             return server.add_insecure_port(where)
-        return server.add_secure_port(where, _tls_credentials(tls))
-    except (OSError, RuntimeError) as error:
+        return server.add_secure_port(where, credentials)
+    except RuntimeError as error:
         raise AddressInUse(where, f"it is taken, or not this machine's ({error})") from None
 
 
 def _tls_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    # of a file that is wrong, gRPC says no more than that it cannot listen
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with _pem_errors("--tls-certificate, --tls-key"):
+        context.load_cert_chain(tls.certificate, tls.key, password="")
+    with _pem_errors("--tls-client-authorities"):
+        context.load_verify_locations(tls.client_authorities)
     contents: list[bytes] = []
     for path in (tls.key, tls.certificate, tls.client_authorities):
         with open(path, "rb") as file:
             contents.append(file.read())
     key, certificate, authorities = contents
     return grpc.ssl_server_credentials([(key, certificate)], authorities, require_client_auth=True)
+
+
+@contextmanager
+def _pem_errors(options: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # of ssl's, too
+        remedy = (
+            "Name PEM files: a chain, the key of its first certificate, without a password, and authorities."
+        )
+        raise InvalidRequest(options, error.strerror or str(error), remedy) from None
 
 
 @contextmanager
