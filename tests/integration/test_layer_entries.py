@@ -41,6 +41,12 @@ def _capability(effective: bool = True) -> str:
     return struct.pack("<5I", revision, 1 << 10, 0, 0, 0).decode("latin-1")
 
 
+_ACL_OF_ANOTHER_USER = struct.pack(
+    "<I" + "HHI" * 5, 2, 1, 7, 0xFFFFFFFF, 2, 7, 1000, 4, 7, 0xFFFFFFFF, 16, 7, 0xFFFFFFFF, 32, 7, 0xFFFFFFFF
+)
+"""u::rwx,u:1000:rwx,g::rwx,m::rwx,o::rwx, as the kernel keeps it."""
+
+
 # -- types and attributes -----------------------------------------------------------------------------------
 
 
@@ -113,6 +119,19 @@ def test_what_is_made_in_a_setgid_directory_has_the_group_that_its_entry_says(un
         b"d/f": 0, b"d/e": 0, b"d/implied": 0, b"d/implied/f": 0, b"d/s": 0, b"d/p": 0
     }  # fmt: skip
     assert (nodes[b"d/e"].mode, nodes[b"d/implied"].mode, nodes[b"d"].gid) == (0o755, 0o755, 50)
+
+
+def test_a_layer_takes_over_nothing_of_the_directory_that_it_is_unpacked_in(unpacker: Unpacker) -> None:
+    content = layer(directory("d"), file("d/f"), file("implied/f"), symlink("s", "d"))
+    root = unpacker.directory()
+    os.setxattr(root, "system.posix_acl_default", _ACL_OF_ANOTHER_USER)
+    os.setxattr(root, "system.posix_acl_access", _ACL_OF_ANOTHER_USER)
+    os.chown(root, 7, 50)
+    os.chmod(root, 0o2775)
+    with unpacker.workers.unpack(str(root), "sha256", content.digest) as worker:
+        worker.write(memoryview(content.blob))
+        worker.finish()
+    assert differences(tree(root), unpacker.unpack_layer(content).nodes) == []
 
 
 def test_file_capabilities_and_other_xattrs_are_set(unpacker: Unpacker) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -224,6 +225,20 @@ def test_a_directory_without_an_entry_looks_as_the_layers_below_say(stage: Stage
     assert attributes(rootfs / "deep/er") == (0o700, 4, 14, 4 * 10**9)
     assert os.getxattr(rootfs / "tmp", "user.note") == b"kept"
     assert sorted(os.listdir(rootfs / "deep/er")) == ["still", "y"]
+
+
+def test_no_directory_takes_over_an_acl_of_the_work_directory(stage: Stage) -> None:
+    bottom = stage.layer("dir/a")
+    top = stage.layer("dir/b", implied=(b"", b"dir"))
+    user, anybody = 2, 0xFFFFFFFF
+    entries = ((1, 7, anybody), (user, 7, 1000), (4, 7, anybody), (16, 7, anybody), (32, 7, anybody))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *one) for one in entries)
+    os.setxattr(stage.overlay, "system.posix_acl_default", acl)
+
+    rootfs = stage.mount(bottom, top)
+    (rootfs / "new").mkdir()
+
+    assert [os.listxattr(rootfs / path) for path in ("", "dir", "new")] == [[], [], []]
 
 
 def test_a_directory_whose_own_entry_is_topmost_keeps_its_attributes(stage: Stage) -> None:

@@ -36,13 +36,16 @@ class _OpenDirectory:
 class Directories:
     """The stack of directories from the layer's root to the current one.
 
-    Until the root has an entry its times are 0, as those of all directories without one: the same layer makes
-    the same directory, whenever it is unpacked.
+    Until the root has an entry it is as all directories without one: the same layer makes the same directory,
+    whenever and wherever it is unpacked. A work directory with a default ACL, or setgid, has nothing to hand down.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._stack: list[_OpenDirectory] = []
+        drop_inherited_acls(b"/")
+        os.chown(b"/", 0, 0)
+        os.chmod(b"/", IMPLIED_MODE)
         self._push(b"/", os.lstat(b"/"))
         self.set_times(0, 0)
         self._implied_bytes = 0

@@ -30,6 +30,7 @@ from guestpull_server.models import StoredLayer
 _OPAQUE: Final = "trusted.overlay.opaque"
 _OVERLAY_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
 _MUST_BE_COPIED: Final = ("security.", "system.posix_acl_")
+_ACLS: Final = ("system.posix_acl_access", "system.posix_acl_default")
 _ROOT: Final = b""
 _PATH_MAX: Final = 4096
 
@@ -221,6 +222,9 @@ def _is_opaque(path: bytes) -> bool:
 
 def _copy_attributes(source: bytes, target: bytes) -> None:
     status = os.lstat(source)
+    for acl in _ACLS:
+        with suppress(OSError):  # there is none that it has of the directory that it was made in
+            os.removexattr(target, acl)
     os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
     os.chmod(target, stat.S_IMODE(status.st_mode))
     for name in _xattr_names(source):
