@@ -198,6 +198,8 @@ class Session:
         if status == HTTPStatus.FORBIDDEN:
             raise AccessDenied(self.reference, self.host)
         problem = f"it answers {status} to GET {path.partition('/')[0]}"
+        if status == HTTPStatus.BAD_REQUEST:  # what a server says to plain HTTP that speaks TLS by now
+            self._transport.forget_scheme(self.endpoint)
         if status in _WORTH_A_RETRY or status > HTTPStatus.INTERNAL_SERVER_ERROR:
             return _Failure(problem, status, _retry_after(response))
         raise RegistryUnavailable(self.reference, self.host, problem, 1)
@@ -216,6 +218,7 @@ class Session:
                 insecure = self.endpoint.insecure and own
                 response = self._transport.get(url, sent, cancellation, insecure=insecure)
             except TransportError as error:
+                self._transport.forget_scheme(self.endpoint)
                 problem = plain(error) if own else f"it redirects to {urlsplit(url).netloc}: {plain(error)}"
                 if is_final(error):
                     raise RegistryUnavailable(self.reference, self.host, problem, 1) from None

@@ -67,6 +67,10 @@ class Transport:
                 self._schemes[key] = scheme
         return f"{scheme}://{endpoint.host}"
 
+    def forget_scheme(self, endpoint: Endpoint) -> None:
+        """Ask an endpoint again what it speaks: it failed, and may be another server than it was."""
+        self._schemes.pop((endpoint.host, endpoint.insecure), None)
+
     def get(
         self,
         url: str,

@@ -27,6 +27,7 @@ from guestpull_server.registry import Reference, RegistryClient
 from support.faults import (
     EndlessChunkHeader,
     EndlessTrailers,
+    Headers,
     Pause,
     RedirectLoop,
     RedirectTo,
@@ -184,6 +185,20 @@ def test_a_registry_that_was_down_is_asked_again_what_it_speaks(
         late.push("shop:1.0", SHOP)
         with pytest.raises(RegistryUnavailable, match="certificate"):
             Pull(client).resolve(elsewhere)
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_registry_that_came_back_with_tls_or_without_is_asked_again_what_it_speaks(
+    client_of: ClientOf, certificate: str, tls: bool
+) -> None:
+    client = client_of(extra_root_certificates=[certificate])
+    with RegistrySimulator(tls=not tls) as before:
+        reference = before.push("shop:1.0", SHOP)
+        before.fault(SHOP.image_id, Headers((("Connection", "close"),)))
+        Pull(client).resolve(reference)
+    with RegistrySimulator(tls=tls, port=int(before.host.partition(":")[2])) as after:
+        after.push("shop:1.0", SHOP)
+        assert Pull(client).resolve(reference).image_id == SHOP.image_id
 
 
 def test_a_certificate_of_the_configuration_that_is_none_is_named(client_of: ClientOf) -> None:
