@@ -197,7 +197,12 @@ class Inflater:
                 inflated += length
                 self._check_limits(inflated)
                 self._inflated.put((buffer, length))
-        except (_IsalError, EOFError, BadGzipFile) as error:
+        except (
+            _IsalError,
+            EOFError,
+            BadGzipFile,
+            OverflowError,
+        ) as error:  # the last: a header without an end
             self._inflated.put(TarError(f"it cannot be decompressed ({error})"))
         except zstandard.ZstdError as error:
             self._inflated.put(self._zstd_failure(error))

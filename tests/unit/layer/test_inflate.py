@@ -74,6 +74,13 @@ def test_a_gzip_header_may_have_every_field() -> None:
     assert inflate(header + body + trailer)[0] == _TAR
 
 
+@pytest.mark.parametrize("field", [b"\x08", b"\x10"], ids=["name", "comment"])
+def test_a_gzip_header_without_an_end_is_refused(field: bytes) -> None:
+    header = b"\x1f\x8b\x08" + field + bytes(6)
+    with pytest.raises(TarError, match="cannot be decompressed"):
+        inflate([header, *[b"n" * MiB] * 4])
+
+
 def test_nothing_at_all_is_an_empty_plain_stream() -> None:
     inflated, inflater = inflate(b"")
     assert (inflated, inflater.decoder) == (b"", Decoder.UNCOMPRESSED)
