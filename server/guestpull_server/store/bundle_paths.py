@@ -53,6 +53,12 @@ class BundlePath:
         return os.path.join(self.real, ROOTFS)
 
 
+def can_be(path: str) -> bool:
+    """Whether the operating system has room for such a path; to resolve others takes long."""
+    name_bytes = max(len(os.fsencode(name)) for name in path.split("/"))
+    return "\0" not in path and len(os.fsencode(path)) <= _MAX_PATH_BYTES and name_bytes <= _MAX_NAME_BYTES
+
+
 class BundlePaths:
     """The paths that bundles may have.
 
@@ -78,7 +84,7 @@ class BundlePaths:
         """
         if not bundle_path.startswith("/"):
             raise InvalidBundlePath(bundle_path, "it is not absolute")
-        if "\0" in bundle_path or len(os.fsencode(bundle_path)) > _MAX_PATH_BYTES:
+        if not can_be(bundle_path):
             raise InvalidBundlePath(bundle_path[:200], "no directory can have it")
         if ".." in bundle_path.split("/"):
             raise InvalidBundlePath(bundle_path, "it has a .. in it")

@@ -26,7 +26,7 @@ from guestpull_server.store.bundle_files import (
     read_bundle_file,
 )
 from guestpull_server.store.bundle_making import BundleMaker, BundlePlace, Mounts
-from guestpull_server.store.bundle_paths import BundlePath, BundlePaths
+from guestpull_server.store.bundle_paths import BundlePath, BundlePaths, can_be
 from guestpull_server.store.durability import Durability
 from guestpull_server.store.workdir import WorkDir
 
@@ -229,7 +229,7 @@ class BundleShelf:
             BundleBusy: something uses its rootfs; it stays a bundle.
             StorageFailed: the operating system refuses.
         """
-        if not bundle_path.startswith("/") or "\0" in bundle_path:
+        if not bundle_path.startswith("/") or not can_be(bundle_path):
             raise BundleNotFound(bundle_path)
         path = self._paths.resolved(bundle_path)
         with self._changed:
