@@ -22,6 +22,8 @@ LIFE: Final = logging.getLogger("guestpull_server.life")
 
 Fact = str | int | float | bool
 
+_LONGEST_FACT: Final = 4096  # characters; a path may have as many
+
 
 class LogFormat(Enum):
     """How lines are written."""
@@ -85,10 +87,18 @@ def _event(record: logging.LogRecord) -> dict[str, Fact]:
         "level": record.levelname.lower(),
         "event": record.getMessage(),
     }
-    event |= getattr(record, "facts", {})
+    event |= {name: _cut(fact) for name, fact in getattr(record, "facts", {}).items()}
     if record.exc_info:
         event["traceback"] = logging.Formatter().formatException(record.exc_info)
     return event
+
+
+def _cut(fact: Fact) -> Fact:
+    """A fact without its middle, if a caller made it very long."""
+    if not isinstance(fact, str) or len(fact) <= _LONGEST_FACT:
+        return fact
+    half = _LONGEST_FACT // 2
+    return f"{fact[:half]}…{fact[-half:]}"
 
 
 def _quoted(value: Fact) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 
 from guestpull_server.errors import AddressInUse
 
-_BACKLOG: Final = 128
+_BACKLOG: Final = socket.SOMAXCONN  # gRPC takes a full one for a daemon that is not there
 
 
 class HiddenSocket:

@@ -9,6 +9,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from guestpull_server.errors import AddressInUse
 from guestpull_server.service import gate as gate_module
 from guestpull_server.service.gate import Gate
-from guestpull_server.service.sockets import HiddenSocket
+from guestpull_server.service.sockets import HiddenSocket, listen
 
 
 class Echo:
@@ -99,6 +100,14 @@ def test_a_stale_socket_is_replaced(path: str, service: Echo, refusal: Echo) -> 
 
     assert call(path, b"hello") == b"service hello"
     gate.close()
+
+
+def test_many_callers_at_once_find_room_before_any_is_let_in(path: str) -> None:
+    with listen(path, 0o600), ExitStack() as callers:
+        for _ in range(400):
+            caller = callers.enter_context(socket.socket(socket.AF_UNIX))
+            caller.setblocking(False)
+            caller.connect(path)
 
 
 def test_a_live_socket_is_refused_and_goes_on_living(path: str, service: Echo, refusal: Echo) -> None:

@@ -54,5 +54,19 @@ def test_a_path_that_is_no_text_is_told_all_the_same(
     assert r"/b\udcff" in line
 
 
+@pytest.mark.parametrize("log_format", LogFormat)
+def test_what_a_caller_made_very_long_is_cut_in_its_middle(
+    capsys: pytest.CaptureFixture[str], log_format: LogFormat
+) -> None:
+    configure(log_format, LogLevel.INFO)
+    image = f"begin{'x' * 1_000_000}end"
+    logging.getLogger("guestpull_server.test").info("pulled", extra=facts(image=image))
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) < 5_000
+    assert "begin" in line
+    assert "end" in line
+
+
 def test_below_the_level_all_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, LogFormat.TEXT, LogLevel.ERROR) == []
