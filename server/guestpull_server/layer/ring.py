@@ -26,7 +26,7 @@ from guestpull_server.models import KiB, MiB
 _BYTES: Final = 2 * MiB
 _SPAN_BYTES: Final = 256 * KiB  # what is announced at once, and given back at once, at most
 _NUMBER_BYTES: Final = 4
-_MANY: Final = 1024 * _NUMBER_BYTES
+_MAX_SPANS: Final = 512  # on their way at a time: even the smallest pipe, of one page, holds as many numbers
 _F_SEAL_FUTURE_WRITE: Final = 0x10  # Linux 5.1; Python knows no name for it
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
 
@@ -59,6 +59,7 @@ class RingWriter:
         self._bytes = memoryview(self._memory)
         self._position = 0
         self._free = _BYTES
+        self._spans = 0
 
     def hand_over(self) -> None:
         """Close the worker's descriptors here: it has them now, and alone, so that its end can be seen."""
@@ -66,19 +67,23 @@ class RingWriter:
             os.close(self.descriptors.pop())
 
     def write(self, piece: memoryview) -> None:
-        """Hand on bytes; blocks while the ring is full.
+        """Hand on bytes; blocks while the ring is full of bytes, or of spans.
+
+        Neither pipe is ever full, however small the pieces are: each side would block in its own, and wait for the
+        other to read it.
 
         Raises:
             BrokenPipeError: the worker has gone.
         """
         while piece:
-            if not self._free:
+            if not self._free or self._spans == _MAX_SPANS:
                 self._wait()
             length = min(len(piece), self._free, _SPAN_BYTES, _BYTES - self._position)
             self._bytes[self._position : self._position + length] = piece[:length]
             os.write(self._announce, length.to_bytes(_NUMBER_BYTES, sys.byteorder))
             self._position = (self._position + length) % _BYTES
             self._free -= length
+            self._spans += 1
             piece = piece[length:]
 
     def finish(self) -> None:
@@ -98,11 +103,12 @@ class RingWriter:
             self._memory.close()
 
     def _wait(self) -> None:
-        numbers = os.read(self._given_back, _MANY)
+        # they are written whole, by one system call each, so that none is cut
+        numbers = array("I", os.read(self._given_back, _MAX_SPANS * _NUMBER_BYTES))
         if not numbers:
             raise BrokenPipeError
-        # they are written whole, by one system call each, so that none is cut
-        self._free += sum(array("I", numbers))
+        self._free += sum(numbers)
+        self._spans -= len(numbers)
 
 
 class RingReader:

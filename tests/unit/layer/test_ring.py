@@ -57,6 +57,11 @@ def test_what_is_written_comes_out(lengths: list[int]) -> None:
     assert _through_a_ring(pieces) == b"".join(pieces)
 
 
+def test_pieces_of_a_byte_each_fill_no_pipe() -> None:
+    noise = _NOISE[:100_000]
+    assert _through_a_ring([noise[at : at + 1] for at in range(len(noise))]) == noise
+
+
 def test_what_is_written_can_be_read_at_once(writer: RingWriter) -> None:
     reader = _reader(writer)
     writer.write(memoryview(b"a"))
