@@ -40,10 +40,16 @@ def plain(error: Exception) -> str:
         case urllib3.exceptions.InvalidHeader():
             return "it contradicts itself in a header"
         case urllib3.exceptions.ProxyError():
-            return "the proxy cannot be used"
+            return f"the proxy cannot be used: {_of_proxy(error.original_error)}"
         case _:
             # the message of an error that nobody foresaw might hold anything
             return type(error).__name__
+
+
+def _of_proxy(error: Exception) -> str:
+    # what http.client says of a tunnel that a proxy refused is an OSError without a number
+    is_refusal = isinstance(error, OSError) and error.errno is None and not isinstance(error, TimeoutError)
+    return str(error)[:200] if is_refusal else plain(error)
 
 
 def _refused_certificate(error: Exception) -> ssl.SSLCertVerificationError | None:

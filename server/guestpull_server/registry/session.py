@@ -200,6 +200,8 @@ class Session:
         problem = f"it answers {status} to GET {path.partition('/')[0]}"
         if status == HTTPStatus.BAD_REQUEST:  # what a server says to plain HTTP that speaks TLS by now
             self._transport.forget_scheme(self.endpoint)
+        if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            problem = "a proxy wants credentials (407), which its URL in image_pull_proxy may have"
         if status in _WORTH_A_RETRY or status > HTTPStatus.INTERNAL_SERVER_ERROR:
             return _Failure(problem, status, _retry_after(response))
         raise RegistryUnavailable(self.reference, self.host, problem, 1)
@@ -219,7 +221,7 @@ class Session:
                 response = self._transport.get(url, sent, cancellation, insecure=insecure)
             except TransportError as error:
                 self._transport.forget_scheme(self.endpoint)
-                problem = plain(error) if own else f"it redirects to {urlsplit(url).netloc}: {plain(error)}"
+                problem = self._problem(url, error, own=own)
                 if is_final(error):
                     raise RegistryUnavailable(self.reference, self.host, problem, 1) from None
                 return _Failure(problem)
@@ -234,6 +236,12 @@ class Session:
             url = self._redirected(url, location)
         problem = f"it redirects more than {self._limits.max_redirects} times"
         raise RegistryUnavailable(self.reference, self.host, problem, 1)
+
+    def _problem(self, url: str, error: Exception, *, own: bool) -> str:
+        """What went wrong, and how far from the registry."""
+        proxy = self._transport.proxy_of(url)
+        where = "" if own else f"it redirects to {urlsplit(url).netloc}: "
+        return f"{where}{plain(error)}{'' if proxy is None else f', through the proxy {proxy}'}"
 
     def _redirected(self, url: str, location: str) -> str:
         try:

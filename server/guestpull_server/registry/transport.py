@@ -67,6 +67,11 @@ class Transport:
                 self._schemes[key] = scheme
         return f"{scheme}://{endpoint.host}"
 
+    def proxy_of(self, url: str) -> str | None:
+        """The `host:port` of the proxy that an URL is reached through; None: there is none."""
+        proxy = self._proxies.for_url(url)
+        return None if proxy is None else urlsplit(proxy).netloc.rpartition("@")[2]
+
     def forget_scheme(self, endpoint: Endpoint) -> None:
         """Ask an endpoint again what it speaks: it failed, and may be another server than it was."""
         self._schemes.pop((endpoint.host, endpoint.insecure), None)

@@ -496,3 +496,23 @@ def test_a_proxy_that_is_gone_is_named(client_of: ClientOf, certificate: str) ->
     with pytest.raises(RegistryUnavailable, match="proxy") as raised:
         Pull(client_of(image_pull_proxy=proxied)).resolve("shop.example/shop:1.0")
     assert "secret" not in str(raised.value)
+
+
+def test_of_a_proxy_that_refuses_a_tunnel_its_answer_and_its_name_are_told(
+    registry: RegistrySimulator, client_of: ClientOf
+) -> None:
+    proxied = ProxyConfig(https_proxy=f"http://alice:secret@{registry.host}")
+    with pytest.raises(RegistryUnavailable) as raised:
+        Pull(client_of(image_pull_proxy=proxied)).resolve("shop.example/shop:1.0")
+    assert "failed: 501" in raised.value.problem
+    assert raised.value.problem.endswith(f"through the proxy {registry.host}")
+
+
+def test_a_proxy_that_wants_credentials_is_not_taken_for_the_registry(
+    registry: RegistrySimulator, client_of: ClientOf
+) -> None:
+    registry.fault("manifests/1.0", Status(407))
+    proxied = ProxyConfig(http_proxy=registry.url)
+    client = client_of(image_pull_proxy=proxied, registry_config=insecure("shop.example:80"))
+    with pytest.raises(RegistryUnavailable, match="a proxy wants credentials"):
+        Pull(client).resolve("shop.example:80/shop:1.0")
