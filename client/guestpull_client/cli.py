@@ -248,9 +248,7 @@ def images(
     context: typer.Context,
     reference: Annotated[
         str,
-        typer.Argument(
-            metavar="[REFERENCE]", help="Only what has this name.", autocompletion=_complete_image
-        ),
+        typer.Argument(metavar="REFERENCE", help="Only what has this name.", autocompletion=_complete_image),
     ] = "",
     as_json: Json = False,
 ) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import typer
 
 from guestpull_server import __version__
-from guestpull_server.config import A_YEAR, Configuration, load_configuration
+from guestpull_server.config import A_YEAR, DEFAULT_WORK_DIR, Configuration, load_configuration
 from guestpull_server.errors import GuestpullError
 from guestpull_server.service.log import LogFormat, LogLevel, configure
 
@@ -42,7 +42,8 @@ WorkDir = Annotated[
     typer.Option(
         "--work-dir",
         metavar="DIR",
-        help="The work directory: layers and meta_store.json.",
+        help="The work directory: layers and meta_store.json. "
+        f"[default: the configuration's; {DEFAULT_WORK_DIR}]",
         callback=_not_empty,
     ),
 ]
@@ -135,7 +136,7 @@ def bake(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="References, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF].",
         ),
     ] = None,
