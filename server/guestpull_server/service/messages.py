@@ -55,10 +55,12 @@ def resolved_event(image: ResolvedImage) -> pb.PullImageEvent:
 
 
 def progress_event(layer: LayerDescriptor, done_bytes: int) -> pb.PullImageEvent:
-    """The event that tells how far a layer is."""
+    """The event that tells how far a layer is; what a registry had to send twice makes it no longer."""
     return pb.PullImageEvent(
         layer_progress=pb.LayerProgress(
-            compressed_digest=layer.blob.digest, done_bytes=done_bytes, total_bytes=layer.blob.size
+            compressed_digest=layer.blob.digest,
+            done_bytes=min(done_bytes, layer.blob.size),
+            total_bytes=layer.blob.size,
         )
     )
 
