@@ -32,8 +32,8 @@ _MAX_CACHED: Final = 1000
 
 
 class _TokenAnswer(msgspec.Struct, frozen=True):
-    token: str = ""
-    access_token: str = ""
+    token: str | None = None
+    access_token: str | None = None
     expires_in: float | None = None
 
 

@@ -103,6 +103,13 @@ def test_the_token_may_have_either_name(registry: RegistrySimulator, shop: str, 
     assert pull.resolve(shop).image_id == SHOP.image_id
 
 
+def test_a_null_beside_the_token_is_no_token(registry: RegistrySimulator, shop: str, pull: Pull) -> None:
+    registry.authentication = Bearer()
+    answer = {"token": registry.give_token(), "access_token": None, "expires_in": None}
+    registry.fault("token", Instead(json.dumps(answer).encode()))
+    assert pull.resolve(shop).image_id == SHOP.image_id
+
+
 def test_a_token_is_kept_for_the_repository(registry: RegistrySimulator, shop: str, pull: Pull) -> None:
     registry.authentication = Bearer()
     registry.push("other:1.0", SHOP)
