@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from guestpull_server.config import Configuration
 from guestpull_server.errors import GuestpullError, InvalidRequest
@@ -49,21 +50,21 @@ class Baked:
 
 
 def read_list(path: str) -> list[tuple[str, str]]:
-    """The sources that a file lists: `SOURCE [REFERENCE]` in each line; `#` begins a comment.
+    """The sources that a file lists: `SOURCE [REFERENCE]` in each line; a word that begins with `#`, a comment.
 
     Raises:
         InvalidRequest: the file cannot be read, or a line has more than that.
     """
     wanted: list[tuple[str, str]] = []
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(
             "--file", f"{path}: {error}", "Name a text file with a source in each line."
         ) from None
     for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
+        words = list(takewhile(lambda word: not word.startswith("#"), line.split()))
         if len(words) > 2:
             raise InvalidRequest(
                 f"{path}, line {number}", "it has more than a source and a reference", "Mend it."
@@ -130,7 +131,7 @@ def _guest_work_dir(work_dir: str) -> str | None:
 
 
 def _bake(puller: Puller, request: BakeRequest) -> BakedImage:
-    pulled = puller.bake(request)
+    pulled = puller.baker.bake(request)
     new = {layer.compressed_digest for layer in pulled.layers if not layer.reused}
     return BakedImage(
         pulled.reference,

@@ -135,7 +135,7 @@ def _repair(
             if not wanted or image.read_only_store:
                 continue
             try:
-                done = puller.repair(image, sorted(layer for layer in wanted if layer is not None))
+                done = puller.baker.repair(image, sorted(layer for layer in wanted if layer is not None))
             except NotAtRegistry as error:
                 failures.append(error.explain())
             except GuestpullError as error:

@@ -2,7 +2,7 @@
 
     with Puller.open(configuration) as puller:
         pulled = puller.pull(PullRequest("busybox", "/run/bundles/one"))
-        baked = puller.bake(BakeRequest("oci-archive:app.tar", reference="registry.example/app:1"))
+        baked = puller.baker.bake(BakeRequest("oci-archive:app.tar", reference="registry.example/app:1"))
 
 This is the storage core's front door; a program can use it and never load gRPC. Each step is the work of a
 room: the registry resolves, flights download and unpack, the store remembers, the snapshot mounts, the bundle
@@ -11,36 +11,30 @@ is written. What is there already is not asked for.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from guestpull_server.admission import Admission
+from guestpull_server.baker import Baker
 from guestpull_server.bundle import write_runtime_config
 from guestpull_server.config import Configuration, VerifyReuse
-from guestpull_server.errors import ImageNotFound, ImageNotPresent, InvalidRequest, NotAtRegistry
+from guestpull_server.errors import ImageNotPresent, InvalidRequest
 from guestpull_server.fetching import LayerFetcher
 from guestpull_server.flights import Flights
 from guestpull_server.layer import LayerWorkers
 from guestpull_server.models import (
     Cancellation,
     Credentials,
-    Digest,
-    ImageConfig,
     Platform,
     PulledImage,
-    PulledLayer,
     PullPolicy,
     ResolvedImage,
-    StoredImage,
 )
 from guestpull_server.presence import Presence
 from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
-from guestpull_server.requests import BakeRequest, PullObserver, PullRequest, Unobserved
+from guestpull_server.requests import PullObserver, PullRequest, Unobserved, check_pin
 from guestpull_server.reuse import ReuseCheck
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
 from guestpull_server.store import LayerNames, Store
@@ -60,14 +54,13 @@ class Puller:
         self.admission = Admission(configuration.limits)
         self._presence = Presence(store, proves=configuration.verify_reuse is not VerifyReuse.NEVER)
         self._reuse = ReuseCheck(store, configuration.verify_reuse, workers)
-        # baking an image again proves it, and so mends it
-        self._baked_presence = Presence(store, proves=True)
-        self._baked_reuse = ReuseCheck(store, VerifyReuse.ALWAYS, workers)
         self._fetcher = LayerFetcher(
             store,
             Flights(store, workers, configuration.limits),
             configuration.max_concurrent_layer_downloads_per_image,
         )
+        self.baker = Baker(configuration, store, registry, workers, self._fetcher)
+        """Brings images into the store without a bundle."""
 
     @classmethod
     def open(
@@ -157,81 +150,9 @@ class Puller:
                 )
             cancellation.check()
             bundle.commit(self.store.record_image(resolved, layers))
-        return _result(resolved, pulled, bundle.rootfs)
-
-    def bake(
-        self,
-        request: BakeRequest,
-        cancellation: Cancellation | None = None,
-        observer: PullObserver | None = None,
-    ) -> PulledImage:
-        """Have an image in the store, with no bundle; `rootfs_path` of the result is empty.
-
-        Raises:
-            InvalidRequest: a local image has no name, and none was given.
-            GuestpullError: as `pull`.
-        """
-        name = str(Reference.parse(request.reference)) if request.reference else ""
-        observer = observer or Unobserved()
-        caller = cancellation or Cancellation("the pull")
-        platform = request.platform or Platform.host()
-        with (
-            self.admission.admitted(request.source, caller) as cancellation,
-            self._source(request.source, request.credentials, cancellation) as source,
-        ):
-            found = source.resolve(
-                platform, cancellation, lambda digest: self._baked_presence.known(digest, source.reference)
-            )
-            resolved = _named(found, name, request.source)
-            # layers that it shares with others cost nothing, unless the configuration has them proved
-            is_again = any(image.image_id == resolved.image_id for image in self.store.images())
-            reuse = self._baked_reuse if is_again else self._reuse
-            reuse.discard_changed(resolved, cancellation)
-            if self._baked_presence.has_vanished(resolved):
-                found = source.resolve(platform, cancellation, lambda _digest: None)
-                resolved = _named(found, name, request.source)
-                reuse.discard_changed(resolved, cancellation)
-            observer.resolved(resolved)
-            with self.store.pin(layer.blob.digest for layer in resolved.layers):
-                layers, pulled = self._fetcher.fetch(resolved, source, cancellation, observer)
-                self.store.record_image(resolved, layers)
-        return _result(resolved, pulled, "")
-
-    def repair(
-        self, image: StoredImage, damaged: Collection[Digest], cancellation: Cancellation | None = None
-    ) -> tuple[PulledLayer, ...]:
-        """Download exactly those layers of an image again that are not what they should be, and its config.
-
-        The image is asked for by its manifest's digest, so that nothing else can come in its place.
-
-        Raises:
-            NotAtRegistry: its registry does not have it: it was baked from a file, and must be again.
-            LayerInUse: a bundle or a pull uses such a layer.
-            GuestpullError: as `pull`.
-        """
-        if not image.references:
-            raise NotAtRegistry(image.image_id, image.manifest_digest)
-        name = Reference.parse(image.references[0])
-        reference = dataclasses.replace(name, tag="", digest=image.manifest_digest)
-        platform = msgspec.json.decode(image.config, type=ImageConfig).platform
-        caller = cancellation or Cancellation("the repair")
-        with (
-            self.admission.admitted(str(reference), caller) as cancellation,
-            self._source(str(reference), None, cancellation) as source,
-        ):
-            try:
-                found = source.resolve(platform, cancellation, lambda _digest: None)
-            except ImageNotFound:
-                raise NotAtRegistry(str(name), image.manifest_digest) from None
-            resolved = dataclasses.replace(found, reference=str(name))
-            for digest in damaged:
-                if self.store.layer(digest) is not None:
-                    self.store.discard_layer(digest)
-            with self.store.pin(layer.blob.digest for layer in resolved.layers):
-                layers, pulled = self._fetcher.fetch(resolved, source, cancellation, Unobserved())
-                self.store.record_image(resolved, layers)
-                self.store.flush()
-        return tuple(layer for layer in pulled if not layer.reused)
+        return PulledImage(
+            resolved.image_id, resolved.manifest_digest, resolved.reference, bundle.rootfs, pulled
+        )
 
     # -- the steps ------------------------------------------------------------------------------------------
 
@@ -298,37 +219,5 @@ class Puller:
             platform, cancellation, lambda digest: self._presence.known(digest, source.reference)
         )
         if reference is None:
-            _check_pin(request.image, resolved)
+            check_pin(request.image, resolved)
         return resolved
-
-
-def _named(found: ResolvedImage, name: str, source: str) -> ResolvedImage:
-    """An image that is to be baked, under the name that it was given, or else the one that it has.
-
-    Raises:
-        InvalidRequest: it has none, or one that is another image's.
-    """
-    resolved = dataclasses.replace(found, reference=name or found.reference)
-    if not resolved.reference:
-        raise InvalidRequest(source, "the image has no name in there", "Give it one by --reference.")
-    if name or is_local(source):
-        _check_pin(source, resolved)
-    return resolved
-
-
-def _check_pin(source: str, resolved: ResolvedImage) -> None:
-    """Refuse a name that is pinned to a digest that the image does not have.
-
-    Of an image of a registry, the pin has led to the manifest; what a file, or its user, calls an image proves
-    nothing.
-    """
-    pin = Reference.parse(resolved.reference).digest if resolved.reference else None
-    if pin not in (None, resolved.manifest_digest) and not (resolved.index and pin.matches(resolved.index)):
-        problem = (
-            f"{resolved.reference} is another image: the manifest in there is {resolved.manifest_digest}"
-        )
-        raise InvalidRequest(source, problem, "Give it a tag by --reference, or that digest.")
-
-
-def _result(resolved: ResolvedImage, pulled: tuple[PulledLayer, ...], rootfs: str) -> PulledImage:
-    return PulledImage(resolved.image_id, resolved.manifest_digest, resolved.reference, rootfs, pulled)

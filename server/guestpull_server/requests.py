@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from guestpull_server.errors import InvalidRequest
 from guestpull_server.models import (
     Credentials,
     LayerDescriptor,
@@ -13,6 +14,7 @@ from guestpull_server.models import (
     PullPolicy,
     ResolvedImage,
 )
+from guestpull_server.registry import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +72,20 @@ class Unobserved:
 
     def mounted(self, rootfs_path: str) -> None:
         """Nothing."""
+
+
+def check_pin(source: str, resolved: ResolvedImage) -> None:
+    """Refuse a name that is pinned to a digest that the image does not have.
+
+    Of an image of a registry, the pin has led to the manifest; what a file, or its user, calls an image proves
+    nothing.
+
+    Raises:
+        InvalidRequest: it is such a name.
+    """
+    pin = Reference.parse(resolved.reference).digest if resolved.reference else None
+    if pin not in (None, resolved.manifest_digest) and not (resolved.index and pin.matches(resolved.index)):
+        problem = (
+            f"{resolved.reference} is another image: the manifest in there is {resolved.manifest_digest}"
+        )
+        raise InvalidRequest(source, problem, "Give it a tag by --reference, or that digest.")

@@ -208,6 +208,16 @@ def test_a_list_names_many_images(
     assert references(disk / "store") == {shop, "registry.example/other:2", NAME}
 
 
+def test_a_list_may_begin_with_a_mark_and_its_sources_may_have_a_hash_in_their_names(
+    disk: Path, tmp_path: Path, shop: str
+) -> None:
+    layout = write_layout(disk / "build#7", {"1": image(BASE)})
+    wanted = tmp_path / "list"
+    wanted.write_text(f"{shop}\r\noci:{layout} {NAME}  #7, the last one\r\n", encoding="utf-8-sig")
+    bake(disk / "store", "--file", str(wanted))
+    assert references(disk / "store") == {shop, NAME}
+
+
 def test_a_list_that_cannot_be_understood_is_refused_by_its_line(disk: Path, tmp_path: Path) -> None:
     wanted = tmp_path / "list"
     wanted.write_text("# one\nfirst second third\n")
@@ -325,6 +335,20 @@ def test_a_layer_that_is_repaired_is_where_the_guest_sees_the_others(disk: Path,
 
     assert repaired.returncode == 0, repaired.stdout
     assert (disk / "store/meta_store.json").read_bytes() == before
+
+
+def test_a_layer_is_repaired_from_whichever_registry_has_its_image(
+    disk: Path, shop: str, copies: dict[str, str]
+) -> None:
+    gone = shop.replace("bake/shop", "bake/gone")
+    bake(disk / "store", copies["oci"], "--reference", gone)
+    bake(disk / "store", shop)
+    shutil.rmtree(disk / "store/layers" / directory_name(TOP))
+
+    repaired = guestpulld("verify", disk / "store", "--repair")
+
+    assert repaired.returncode == 0, repaired.stdout
+    assert references(disk / "store") == {gone, shop}
 
 
 def test_where_the_guest_sees_a_store_must_be_said_if_its_layers_are_written_down_in_two_places(
