@@ -153,6 +153,16 @@ def test_a_volume_begins_with_what_the_image_has_and_keeps_the_rootfs_clean(
 
 
 @RUNTIMES
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR])
+def test_a_volume_with_devices_or_fifos_in_it_keeps_nothing_from_starting(
+    bundles: Bundles, disk: Path, runtime: str, kind: int
+) -> None:
+    os.mknod(disk / "layers/top/srv/shelf/special", kind | 0o644, os.makedev(1, 3))
+
+    assert bundles.run(runtime, "ls /srv/shelf", Volumes={"/srv": {}}) == ["special", "tool"]
+
+
+@RUNTIMES
 def test_no_volume_is_mounted_over_proc_by_way_of_a_link(bundles: Bundles, runtime: str) -> None:
     lines = bundles.run(runtime, "cat /proc/mounts", Volumes={"/srv/proc/self": {}, "/srv/proc": {}})
 

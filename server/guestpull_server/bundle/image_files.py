@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Final
 
 _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -56,17 +57,34 @@ def status(rootfs: str, path: str) -> os.stat_result | None:
         return None if descriptor is None else os.fstat(descriptor)
 
 
-def has_entries(rootfs: str, path: str) -> bool:
-    """Whether a directory has anything in it.
+class Contents(Enum):
+    """What is in a directory, however deep."""
+
+    NOTHING = "nothing"
+    PLAIN = "directories, regular files and symbolic links"
+    SPECIAL = "devices or fifos as well"
+
+
+def contents(rootfs: str, path: str) -> Contents:
+    """What is in a directory; nothing, if there is none.
 
     Raises:
         OSError: it cannot be told.
     """
     with _found(rootfs, path) as descriptor:
         if descriptor is None:
-            return False
-        with os.scandir(f"/proc/self/fd/{descriptor}") as entries:
-            return any(True for _ in entries)
+            return Contents.NOTHING
+        found = Contents.NOTHING
+        left = [f"/proc/self/fd/{descriptor}"]
+        while left:
+            with os.scandir(left.pop()) as entries:
+                for entry in entries:
+                    found = Contents.PLAIN
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+                    elif not (entry.is_symlink() or entry.is_file(follow_symlinks=False)):
+                        return Contents.SPECIAL
+        return found
 
 
 def resolved(rootfs: str, path: str) -> str | None:

@@ -3,7 +3,8 @@
 The image specification's conversion.md asks for a mount at each, "such that application data is not written to
 the container's root filesystem". As image-rs and umoci have it, that is a tmpfs. Theirs hide what the image has at
 that place; ours begin with it (`tmpcopyup` of the runtime specification), and with the owner and the mode of the
-directory, as Docker's volumes do.
+directory, as Docker's volumes do. A directory with devices or fifos in it stays a part of the root filesystem:
+runc cannot copy them, and would start nothing.
 
 A path is the image's, and hostile: what the runtime mounts itself, or what is no directory, is not mounted over,
 nor by way of a link: crun would mount over /proc/self, where it tells the kernel how to confine the process
@@ -60,6 +61,11 @@ def _mount(path: str, rootfs: str) -> list[Mount]:
             f"uid={status.st_uid}",
             f"gid={status.st_gid}",
         ]
-        if image_files.has_entries(rootfs, path):
-            options.append("tmpcopyup")
+        match image_files.contents(rootfs, path):
+            case image_files.Contents.NOTHING:
+                pass
+            case image_files.Contents.PLAIN:
+                options.append("tmpcopyup")
+            case image_files.Contents.SPECIAL:
+                return []
     return [Mount(path, "tmpfs", "tmpfs", options)]

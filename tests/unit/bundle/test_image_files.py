@@ -171,9 +171,9 @@ def test_no_descriptor_is_left_open(image: Path) -> None:
 
     image_files.read(str(image), "usr/file", BOUND)
     image_files.status(str(image), "usr")
-    image_files.has_entries(str(image), "usr")
+    image_files.contents(str(image), "usr")
     with contextlib.suppress(OSError):
-        image_files.has_entries(str(image), "usr/file")
+        image_files.contents(str(image), "usr/file")
     image_files.status(str(image), "link")
 
     assert os.listdir("/proc/self/fd") == before

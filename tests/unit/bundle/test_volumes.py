@@ -37,6 +37,17 @@ def test_a_volume_begins_with_what_the_image_has_there(tmp_path: Path) -> None:
     assert (inner.destination, "tmpcopyup" in inner.options) == ("/data/full", False)
 
 
+def test_a_volume_with_what_runc_cannot_copy_stays_in_the_rootfs(tmp_path: Path) -> None:
+    (tmp_path / "spool/public").mkdir(parents=True)
+    (tmp_path / "spool/file").write_bytes(b"copied")
+    (tmp_path / "spool/link").symlink_to("public")
+    copied = mounts_of(["/spool"], str(tmp_path))
+    os.mkfifo(tmp_path / "spool/public/pickup")
+
+    assert [("tmpcopyup" in mount.options) for mount in copied] == [True]
+    assert mounts_of(["/spool"], str(tmp_path)) == []
+
+
 def test_a_path_is_the_container_s_whatever_it_looks_like(tmp_path: Path) -> None:
     volumes = ["data", "//data/", "/data/.", "/x/../data", "/../../data"]
 
