@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from guestpull_server.errors import CorruptLayer
-from guestpull_server.models import Decoder
+from guestpull_server.models import Decoder, Digest, StoredLayer
+from guestpull_server.snapshot import OverlayMounts, mount_rootfs
 from support.images import (
     Compression,
     Entry,
@@ -459,6 +460,27 @@ def test_an_opaque_marker_keeps_what_this_layer_has_wherever_it_stands(
     unpacked = unpacker.unpack(directory("d"), *entries[:: 1 - 2 * order])
     assert unpacked.is_opaque("d")
     assert unpacked.read("d/f") == b"kept"
+
+
+@pytest.mark.parametrize(
+    "gone", [whiteout("d/gone"), device("d/gone", "char", 0, 0)], ids=["oci", "overlayfs"]
+)
+def test_what_is_gone_is_not_even_listed_where_no_other_layer_has_the_directory(
+    unpacker: Unpacker, disk: Path, gone: Entry
+) -> None:
+    one = unpacker.unpack(directory("d"), file("d/there"), gone)
+    digest = Digest(one.layer.digest)
+    rootfs = disk / "staging-rootfs"
+    overlay = disk / "staging-overlay"
+    for made in (rootfs, overlay):
+        made.mkdir()
+    mount_rootfs(
+        [StoredLayer(digest, one.result.diff_id, Decoder.GZIP, str(one.root))], str(overlay), str(rootfs)
+    )
+    try:
+        assert os.listdir(rootfs / "d") == ["there"]
+    finally:
+        OverlayMounts().unmount(str(rootfs))
 
 
 def test_a_root_may_be_opaque(unpacker: Unpacker) -> None:

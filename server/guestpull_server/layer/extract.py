@@ -257,6 +257,8 @@ class Extractor:
         except FileExistsError:
             self._clear(name)
             os.mknod(name, kind | entry.mode, device)
+        if kind == stat.S_IFCHR and device == 0:  # the tar of an overlay's upper directory
+            whiteout.have_whiteouts_seen()
         self._own(name, entry)
         if entry.mode & _SPECIAL_BITS:
             os.chmod(name, entry.mode)

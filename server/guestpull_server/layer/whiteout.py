@@ -39,6 +39,11 @@ def make_whiteout(name: bytes) -> None:
     """Mark a name in the current directory as gone; FileExistsError if the layer has it."""
     os.mknod(name, stat.S_IFCHR, 0)
     os.utime(name, ns=(0, 0))
+    have_whiteouts_seen()
+
+
+def have_whiteouts_seen() -> None:
+    """Have overlayfs look for whiteouts in the current directory."""
     os.setxattr(b".", HAS_WHITEOUTS_XATTR, HAS_WHITEOUTS)
 
 
