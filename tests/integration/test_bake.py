@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -335,6 +335,28 @@ def test_a_layer_that_is_repaired_is_where_the_guest_sees_the_others(disk: Path,
 
     assert repaired.returncode == 0, repaired.stdout
     assert (disk / "store/meta_store.json").read_bytes() == before
+
+
+def test_a_damaged_store_is_mended_as_its_guest_sees_it(baked: Path) -> None:
+    before = (baked / "meta_store.json").read_bytes()
+    (baked / "meta_store.json").write_bytes(before[:-1])
+
+    repaired = guestpulld("verify", baked, "--repair")
+
+    assert repaired.returncode == 0, repaired.stdout
+    assert (baked / "meta_store.json").read_bytes() == before
+
+
+def test_a_full_disk_takes_an_image_that_is_there_already(disk: Path, copies: dict[str, str]) -> None:
+    with Tmpfs(disk / "small", "16m") as small:
+        bake(small / "store", copies["oci"], "--reference", NAME)
+        with suppress(OSError), (small / "fill").open("wb", buffering=0) as fill:
+            while True:
+                fill.write(bytes(4096))
+
+        assert "0 new" in bake(small / "store", copies["oci"], "--reference", NAME)
+
+        assert guestpulld("verify", small / "store", "--deep").stdout == f"{small}/store is sound\n"
 
 
 def test_a_layer_is_repaired_from_whichever_registry_has_its_image(

@@ -104,7 +104,9 @@ class FactsFile:
         if not facts and not os.path.lexists(self._path):
             return
         lines = [msgspec.json.encode(facts[digest], enc_hook=str) + b"\n" for digest in sorted(facts)]
-        self._durability.replace(self._path, b"".join(lines))
+        content = b"".join(lines)
+        if content != read_file(self._path):  # what is so already needs no room on a full disk
+            self._durability.replace(self._path, content)
 
 
 def read_facts(work_dir: str) -> tuple[dict[str, LayerFacts], int]:

@@ -9,7 +9,10 @@ A daemon does not ask: the store that it serves is where it is, wherever it was 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
+from guestpull_server.errors import storage_errors
+from guestpull_server.store.copies import copies_of_others
 from guestpull_server.store.inventory import take_inventory
 
 
@@ -23,7 +26,12 @@ def guest_work_dirs(work_dir: str) -> tuple[str, ...]:
     if not os.path.isdir(work_dir):
         return ()
     inventory = take_inventory(work_dir)
-    ours = [layer.store_path for layer in inventory.catalog.layers.values() if inventory.paths.is_ours(layer)]
+    layers = list(inventory.catalog.layers.values())
+    if inventory.damage:  # the copies of its images' entries say it as well
+        with storage_errors("reading the copies of images", work_dir), suppress(FileNotFoundError):
+            layers = [layer for record, _ in copies_of_others(work_dir, ()) for layer in record.layers]
+        inventory.paths.find_moved(layers, inventory.facts, is_made_elsewhere=inventory.keeps_its_layers)
+    ours = [layer.store_path for layer in layers if inventory.paths.is_ours(layer)]
     told = {os.path.dirname(os.path.dirname(os.path.normpath(path))) for path in ours}
     if {os.path.realpath(place) for place in told} == {os.path.realpath(work_dir)} and len(told) > 1:
         return (work_dir,)  # by several names, which links give it
