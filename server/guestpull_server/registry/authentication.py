@@ -7,6 +7,7 @@ host, repository and credentials: nobody profits from a token that another calle
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import threading
 import time
@@ -65,16 +66,34 @@ class Tokens:
 
 
 class Authorization:
-    """How one caller authenticates at one endpoint."""
+    """How one caller authenticates at one endpoint.
+
+    Args:
+        reference: what errors name.
+        endpoint: where it is.
+        credentials: finds the caller's; called once there is something to send, since what is here needs none.
+        tokens: those that were given before.
+    """
 
     def __init__(
-        self, reference: str, endpoint: Endpoint, credentials: Credentials | None, tokens: Tokens
+        self,
+        reference: str,
+        endpoint: Endpoint,
+        credentials: Callable[[], Credentials | None],
+        tokens: Tokens,
     ) -> None:
         self._reference = reference
         self._endpoint = endpoint
-        self._credentials = credentials
+        self._find_credentials = credentials
         self._tokens = tokens
-        self._key = (endpoint.host, endpoint.repository, _fingerprint(credentials))
+
+    @functools.cached_property
+    def _credentials(self) -> Credentials | None:
+        return self._find_credentials()
+
+    @functools.cached_property
+    def _key(self) -> tuple[str, ...]:
+        return self._endpoint.host, self._endpoint.repository, _fingerprint(self._credentials)
 
     @property
     def with_credentials(self) -> bool:
@@ -83,7 +102,11 @@ class Authorization:
 
     @property
     def header(self) -> str | None:
-        """The Authorization header to send; None before the registry has asked for any."""
+        """The Authorization header to send; None before the registry has asked for any.
+
+        Raises:
+            InvalidConfiguration: the credentials file cannot be read.
+        """
         return self._tokens.get(self._key)
 
     def answer(

@@ -10,6 +10,8 @@ Follows the OCI distribution specification, "Pull".
 
 from __future__ import annotations
 
+import functools
+
 from guestpull_server.config import Configuration, Limits
 from guestpull_server.errors import GuestpullError
 from guestpull_server.models import (
@@ -24,7 +26,7 @@ from guestpull_server.registry.authentication import Authorization, Tokens
 from guestpull_server.registry.blobs import RegistryBlob
 from guestpull_server.registry.contents import RegistryContents
 from guestpull_server.registry.credentials import CredentialsFile
-from guestpull_server.registry.endpoints import Endpoints
+from guestpull_server.registry.endpoints import Endpoint, Endpoints
 from guestpull_server.registry.reference import Reference
 from guestpull_server.registry.resolution import Resolution
 from guestpull_server.registry.session import Session
@@ -60,17 +62,18 @@ class RegistryClient:
 
         Raises:
             RegistryBlocked: the configuration blocks the registry.
-            InvalidConfiguration: the credentials file cannot be read.
         """
         name = str(reference)
         sessions: list[Session] = []
         for endpoint in self._endpoints.of(reference):
             known = None if endpoint.is_mirror else credentials
-            authorization = Authorization(
-                name, endpoint, known or self._credentials.find(endpoint), self._tokens
-            )
+            find = functools.partial(self._find_credentials, endpoint, known)
+            authorization = Authorization(name, endpoint, find, self._tokens)
             sessions.append(Session(name, endpoint, authorization, self._transport, self._limits))
         return _RegistryImage(reference, tuple(sessions), self._limits)
+
+    def _find_credentials(self, endpoint: Endpoint, known: Credentials | None) -> Credentials | None:
+        return known or self._credentials.find(endpoint)
 
 
 class _RegistryImage:

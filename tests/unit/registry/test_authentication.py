@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guestpull_server.errors import AccessDenied, RegistryUnavailable, Unauthenticated
+from guestpull_server.errors import AccessDenied, InvalidConfiguration, RegistryUnavailable, Unauthenticated
 from guestpull_server.models import Credentials
 from guestpull_server.registry import RegistryClient
 from support.faults import Cut, Instead, RedirectTo, Status
@@ -71,6 +71,18 @@ def test_nobody_profits_from_anothers_login(
         with pytest.raises(Unauthenticated):
             pull.resolve(shop, credentials=stranger)
     pull.resolve(shop, credentials=ALICE)
+
+
+def test_what_is_here_needs_no_credentials_file(
+    registry: RegistrySimulator, shop: str, client_of: ClientOf
+) -> None:
+    known = Pull(client_of()).resolve(shop)
+    client = client_of(authenticated_registry_credentials_uri="file:///none/auth.json")
+
+    pinned = f"{registry.host}/shop@{SHOP.digest}"
+    assert Pull(client).resolve(pinned, stored=lambda _digest: known) == known
+    with pytest.raises(InvalidConfiguration, match="No such file"):
+        Pull(client).resolve(shop)
 
 
 def test_a_password_is_sent_by_its_bytes(registry: RegistrySimulator, shop: str, pull: Pull) -> None:
