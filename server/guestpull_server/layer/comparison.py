@@ -11,7 +11,7 @@ from guestpull_server.layer.changes import ChangeKind, Changes
 from guestpull_server.layer.contents import check_hole
 from guestpull_server.layer.expected import Directory, File, Node, Xattrs
 from guestpull_server.layer.tar_fields import NANOSECONDS
-from guestpull_server.layer.unpacked_tree import OPEN_FILE, UnpackedTree, list_xattrs
+from guestpull_server.layer.unpacked_tree import OPEN_FILE, UnpackedTree, list_xattrs, names_in
 
 _IGNORED_XATTRS: Final = frozenset({b"security.selinux"})  # the machine's own labels
 _MAY_HAVE_WHITEOUTS: Final = (whiteout.HAS_WHITEOUTS_XATTR, whiteout.HAS_WHITEOUTS)
@@ -40,18 +40,19 @@ class Comparison:
         self._directory: Directory | None = None  # the one that is entered, and its descriptor
         self._descriptor: int | None = None
 
-    def directory(self, expected: Directory, descriptor: int) -> None:
-        """Compare an open directory, and the names in it."""
+    def directory(self, expected: Directory, path: bytes, descriptor: int) -> None:
+        """Compare an open directory, whose path this is, and the names in it."""
         self._directory, self._descriptor = expected, descriptor
-        path = expected.path
         self._attributes(path, expected, os.fstat(descriptor))
         self._xattrs(path, expected.expected_xattrs(), self._tree.xattrs_of(descriptor))
-        found = set(map(os.fsencode, os.listdir(descriptor)))
+        found = set(names_in(descriptor))
+        if found == expected.children.keys():
+            return
         for name in sorted(found - expected.children.keys()):
-            self._changes.add(_joined(path, name), ChangeKind.EXTRA, "the layer has no such name")
+            self._changes.add(joined(path, name), ChangeKind.EXTRA, "the layer has no such name")
         for name in sorted(expected.children.keys() - found):
             if not isinstance(expected.children[name], Directory):
-                self._changes.add(_joined(path, name), ChangeKind.MISSING, "it is not there")
+                self._changes.add(joined(path, name), ChangeKind.MISSING, "it is not there")
 
     def file(self, expected: File, descriptor: int) -> None:
         """Compare what is no directory, and whose content need not be hashed."""
@@ -82,7 +83,7 @@ class Comparison:
         found = (status.st_dev, status.st_ino)
         if self._inodes.setdefault(expected, found) != found:
             detail = f"it is another file than {expected.path.decode(errors='backslashreplace')}"
-            self._changes.add(_joined(directory.path, name), ChangeKind.HARD_LINKS, detail)
+            self._changes.add(joined(directory.path, name), ChangeKind.HARD_LINKS, detail)
 
     def open(self, expected: File) -> int:
         """Compare a file, and open it for its content to be read; -1 if it is no file any more."""
@@ -97,10 +98,6 @@ class Comparison:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return -1
-        if not stat.S_ISREG(status.st_mode):
-            self._attributes(expected.path, expected, status)
-            return -1
-        descriptor = os.open(name, OPEN_FILE, dir_fd=directory)
         if not (
             status.st_mode == expected.mode
             and status.st_size == expected.size
@@ -109,8 +106,9 @@ class Comparison:
             and status.st_gid == expected.gid
             and status.st_nlink == 1
             and expected.other_names is None
-        ):
-            self._attributes(expected.path, expected, status)
+        ) and not self._attributes(expected.path, expected, status):
+            return -1
+        descriptor = os.open(name, OPEN_FILE, dir_fd=directory)
         if list_xattrs(descriptor) or expected.xattrs:
             xattrs = self._tree.xattrs_of(descriptor)
             self._xattrs(expected.path, expected.xattrs or _NOTHING, xattrs)
@@ -165,7 +163,8 @@ class Comparison:
         self._changes.add(path, kind, f"it is {found}, not {expected}")
 
 
-def _joined(directory: bytes, name: bytes) -> bytes:
+def joined(directory: bytes, name: bytes) -> bytes:
+    """The path of what has a name in a directory."""
     return directory + b"/" + name if directory else name
 
 

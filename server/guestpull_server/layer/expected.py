@@ -89,10 +89,12 @@ class Directory(Node):
     @property
     def path(self) -> bytes:
         """Its path from the root, which is b""."""
-        if self.parent is None:
-            return b""
-        above = self.parent.path
-        return above + b"/" + self.name if above else self.name
+        names = []
+        directory = self
+        while directory.parent is not None:
+            names.append(directory.name)
+            directory = directory.parent
+        return b"/".join(reversed(names))
 
     def expected_xattrs(self) -> Xattrs:
         """What it must have, overlayfs's mark included."""
@@ -103,12 +105,13 @@ class Directory(Node):
 class File(Node):
     """Whatever is no directory. It may have several names; `directory` and `name` are one of them.
 
-    `extra` is a symbolic link's target, a device's numbers, a sparse file's map.
+    `extra` is a symbolic link's target, a device's numbers, a sparse file's map. `is_stored` says that the tar has
+    bytes of its content, which are hashed.
     """
 
     Extra: TypeAlias = bytes | tuple[int, int] | SparseMap | None
 
-    __slots__ = ("directory", "extra", "lost_as", "name", "other_names", "size")
+    __slots__ = ("directory", "extra", "is_stored", "lost_as", "name", "other_names", "size")
 
     def __init__(
         self,
@@ -127,6 +130,7 @@ class File(Node):
         self.size = size
         self.extra = extra
         self.other_names: list[tuple[Directory, bytes]] | None = None
+        self.is_stored = False
         self.lost_as = -1  # where its content is in the record, once its last name went away
 
     @property
@@ -144,11 +148,6 @@ class File(Node):
     def links(self) -> int:
         """How many names it has."""
         return 1 + len(self.other_names or ())
-
-    @property
-    def stored_size(self) -> int:
-        """How many bytes the tar has of its content."""
-        return self.extra.stored_size if isinstance(self.extra, SparseMap) else self.size
 
     def add_name(self, directory: Directory, name: bytes) -> None:
         """Give it another name."""

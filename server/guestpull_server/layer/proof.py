@@ -26,7 +26,7 @@ from isal.isal_zlib import crc32
 from guestpull_server.config import Limits
 from guestpull_server.errors import storage_errors
 from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
-from guestpull_server.layer.comparison import Comparison
+from guestpull_server.layer.comparison import Comparison, joined
 from guestpull_server.layer.contents import PIECE_BYTES, content_of, stored_part
 from guestpull_server.layer.expected import Directory, File
 from guestpull_server.layer.implied import implied_fingerprint
@@ -151,23 +151,22 @@ class _Proof:
 
     def _compare_names(self, root: Directory) -> None:
         """Compare everything but the files whose content is to be hashed: they are when it is."""
-        left = [root]
+        left = [(root, b"")]
         while left:
             self._cancellation.check()
-            expected = left.pop()
-            descriptor = self._tree.enter(expected.path)
+            expected, path = left.pop()
+            descriptor = self._tree.enter(path)
             if descriptor is None:
-                self._changes.add(expected.path, ChangeKind.MISSING, "there is no such directory")
+                self._changes.add(path, ChangeKind.MISSING, "there is no such directory")
                 continue
-            self._comparison.directory(expected, descriptor)
+            self._comparison.directory(expected, path, descriptor)
             for name, child in expected.children.items():
                 if isinstance(child, Directory):
-                    left.append(child)
+                    left.append((child, joined(path, name)))
                     continue
                 if child.other_names:
                     self._comparison.name(child, expected, name, descriptor)
-                is_hashed = stat.S_ISREG(child.mode) and child.stored_size
-                if not is_hashed and child.name == name and child.directory is expected:
+                if not child.is_stored and child.name == name and child.directory is expected:
                     self._comparison.file(child, descriptor)
 
     def _digest(self, replay: Replay, hasher: _Hash) -> str:
@@ -225,26 +224,24 @@ class _Headers:
         self._pieces = pieces
         self._hasher = hasher
         self._piece = memoryview(b"")
+        self._start = 0  # of the piece, in all
         self._position = 0  # in the piece
-        self._fed = 0  # in all
 
     def feed(self, end: int) -> None:
         """Feed up to this byte of all."""
-        stop = self._position + end - self._fed
-        if stop > len(self._piece):
-            stop = self._feed_pieces(stop)
+        while (stop := end - self._start) > len(self._piece):
+            self._finish_piece()
+            self._piece = next(self._pieces)
         self._hasher.update(self._piece[self._position : stop])
-        self._position, self._fed = stop, end
-
-    def _feed_pieces(self, stop: int) -> int:
-        while stop > len(self._piece):
-            self._hasher.update(self._piece[self._position :])
-            stop -= len(self._piece)
-            self._piece, self._position = next(self._pieces), 0
-        return stop
+        self._position = stop
 
     def feed_rest(self) -> None:
         """Feed what is left."""
-        self._hasher.update(self._piece[self._position :])
+        self._finish_piece()
         for piece in self._pieces:
             self._hasher.update(piece)
+
+    def _finish_piece(self) -> None:
+        self._hasher.update(self._piece[self._position :])
+        self._start += len(self._piece)
+        self._position = 0

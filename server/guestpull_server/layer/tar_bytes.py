@@ -40,6 +40,7 @@ class TarBytes:
         self._literal_from = 0  # where in the chunk the literal bytes begin that it has not been told yet
         self._chunk = memoryview(b"")
         self._position = 0
+        self._passed = 0  # bytes of the chunks before this one
         self._ended = False
         self._unread = 0  # content bytes of the current entry that nobody took yet
         self._padding = 0  # and the zeros that fill its last block
@@ -79,11 +80,15 @@ class TarBytes:
         return piece
 
     def omit_content(self) -> int:
-        """Go on as if the current entry's bytes had been taken: they are not in this stream; their number."""
-        omitted, self._unread = self._unread, 0
-        if self._recorder is not None:
-            self._tell_literal(self._recorder, self._position)
-        return omitted
+        """Go on as if the current entry's bytes had been taken: they are not in this stream.
+
+        Returns:
+            how many bytes of the stream stand before their place; -1 if the entry has none.
+        """
+        if not self._unread:
+            return -1
+        self._unread = 0
+        return self._passed + self._position
 
     # -- for the reader -------------------------------------------------------------------------------------
 
@@ -153,6 +158,7 @@ class TarBytes:
         if self._recorder is not None:
             self._tell_literal(self._recorder, len(self._chunk))
             self._literal_from = 0
+        self._passed += len(self._chunk)
         chunk = self._next_chunk()
         self._ended = chunk is None
         self._chunk, self._position = chunk or memoryview(b""), 0

@@ -115,6 +115,13 @@ class UnpackedTree:
 _NONE: Final[dict[bytes, bytes]] = {}
 
 
+def names_in(directory: int) -> list[bytes]:
+    """The names in an open directory, in no order."""
+    names = os.listdir(directory)
+    # all at once: name by name it took a quarter of comparing a directory of plain files
+    return os.fsencode("\0".join(names)).split(b"\0") if names else []
+
+
 def list_xattrs(what: bytes | int, *, follow_symlinks: bool = True) -> list[str]:
     """The names of xattrs; none where the file system keeps none, as a squashfs in which nothing has any."""
     try:

@@ -98,6 +98,20 @@ def test_a_link_that_was_replaced_is_not_followed_any_more() -> None:
     assert (set(_directory(replay, "a").children), set(_directory(replay, "b").children)) == ({b"1"}, {b"2"})
 
 
+def test_a_parent_that_was_replaced_is_not_taken_for_the_one_before() -> None:
+    replay = _replayed(
+        file("a/b/1"),
+        file("c/1"),
+        file("a/b"),
+        directory("a/b"),
+        file("a/b/2"),
+        symlink("c", "a"),
+        file("c/3"),
+    )
+    assert set(_directory(replay, "a/b").children) == {b"2"}
+    assert set(_directory(replay, "a").children) == {b"b", b"3"}
+
+
 def test_whiteouts_are_devices_and_opaque_directories() -> None:
     replay = _replayed(
         whiteout("a"), opaque("o"), whiteout("d"), directory("d"), directory("e"), whiteout("e")

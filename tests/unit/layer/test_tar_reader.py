@@ -506,6 +506,8 @@ class _Recorded:
         self.everything = bytearray()
         self.literals = bytearray()
         self.contents: list[bytes] = []
+        self.starts: list[int] = []
+        """For each content, how many literal bytes are before it."""
         self._open = bytearray()
 
     def literal(self, piece: memoryview) -> None:
@@ -514,6 +516,8 @@ class _Recorded:
 
     def content(self, piece: memoryview, last: bool) -> None:
         self.everything += piece
+        if not self._open:
+            self.starts.append(len(self.literals))
         self._open += piece
         if last:
             self.contents.append(bytes(self._open))
@@ -544,6 +548,7 @@ def test_a_tar_without_its_contents_reads_as_the_same_entries(piece: int) -> Non
     recorded, again = _Recorded(), _Recorded()
     written = list(each_member(TarReader(pieces(_valid() + b"trailing", 1000), 1 << 20, recorded)))
     reader = TarReader(pieces(bytes(recorded.literals), piece), 1 << 20, again)
+    starts = iter(recorded.starts)
     found = [(entry, reader.omit_content()) for entry in reader]
-    assert found == [(one.entry, len(one.stored)) for one in written]
+    assert found == [(one.entry, next(starts) if one.stored else -1) for one in written]
     assert again.literals == recorded.literals
