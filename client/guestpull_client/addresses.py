@@ -12,6 +12,7 @@ from guestpull_client.errors import InvalidArgument
 DEFAULT_ADDRESS: Final = "unix:///run/guestpull/guestpull.sock"
 ADDRESS_VARIABLE: Final = "GUESTPULL_ADDRESS"
 
+_MAX_SOCKET_PATH: Final = 107  # bytes; sun_path of unix(7), without its final NUL
 _TCP: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
@@ -28,6 +29,12 @@ def target_of(address: str) -> str:
     """
     if address.startswith("unix:"):
         path = address.removeprefix("unix:").removeprefix("//")
+        if len(os.fsencode(os.path.abspath(path))) > _MAX_SOCKET_PATH:
+            raise InvalidArgument(
+                f"{address!r}: a socket's path has at most {_MAX_SOCKET_PATH} bytes. Have a shorter one.",
+                "INVALID_ADDRESS",
+                {"address": address},
+            )
         if path and "\0" not in path:
             # to gRPC it is an URI, in which %, # and ? mean something
             return f"unix:{quote_from_bytes(os.fsencode(os.path.abspath(path)))}"

@@ -287,6 +287,10 @@ class Client:
             return error_class(message, info.reason, facts, facts.pop("request_id", ""))
         if code is grpc.StatusCode.UNAVAILABLE:
             return error_class(self._absence(message), "SERVICE_UNAVAILABLE", {"address": self.address})
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            message = (
+                f"what answers at {self.address} is no guestpulld, or one of another version ({message})."
+            )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             message = f"guestpulld at {self.address} did not answer in time. Allow more time (--timeout)."
         return error_class(message, code.name)

@@ -1,6 +1,7 @@
 """What the command line prints: tables for people, JSON for machines.
 
-On a terminal a table is as wide as it is; elsewhere nothing is cut or folded, for whoever reads it.
+On a terminal a table is as wide as it is, where it fits at all; elsewhere nothing is cut or folded, for whoever
+reads it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import typer
 
 from guestpull_client.text import is_terminal, one_line
+
+_FOLDED: Final = frozenset({"REFERENCE", "BUNDLE"})  # names and paths, of any length
+_NARROWEST: Final = 16  # letters of these in a line
+_GAP: Final = 2
 
 
 def print_json(document: object) -> None:
@@ -29,27 +35,38 @@ def _as_json(value: object) -> object:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table without lines, as docker's and podman's are."""
     cells = [[one_line(cell) for cell in row] for row in rows]
-    if is_terminal(sys.stdout):
-        _print_folded(columns, cells)
-        return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    if is_terminal(sys.stdout):
+        _print_folded(columns, cells, widths)
+    else:
+        _print_whole(columns, cells, widths)
+
+
+def _print_whole(columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
     for row in (columns, *cells):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo(line.rstrip())
 
 
-def _print_folded(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_folded(columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(
-        Column(columns[0], overflow="fold"),  # names and paths, of any length
-        *(Column(column, no_wrap=True) for column in columns[1:]),
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
-    for row in rows:
+    console = Console(highlight=False)
+    headed: list[Column] = []
+    needed = _GAP * (len(columns) - 1)
+    for name, width in zip(columns, widths, strict=True):
+        if name in _FOLDED:
+            needed += min(width, _NARROWEST)
+            headed.append(Column(name, overflow="fold", min_width=min(width, _NARROWEST)))
+        else:
+            needed += width
+            headed.append(Column(name, no_wrap=True))
+    if needed > console.width:  # rich would leave columns out
+        _print_whole(columns, cells, widths)
+        return
+    table = Table(*headed, box=None, pad_edge=False, header_style="bold")
+    for row in cells:
         table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console.print(table)

@@ -173,6 +173,26 @@ def test_a_terminal_sees_progress_and_a_file_gets_the_result(
     assert json.loads((tmp_path / "out").read_text())["image_id"] == ID
 
 
+@pytest.mark.parametrize("width", [10, 40, 80, 200])
+def test_a_table_leaves_nothing_out_on_a_terminal_of_any_width(service: ScriptedService, width: int) -> None:
+    path, reference = f"/bundles/{'q' * 70}", f"registry.example.com/{'z' * 90}:1.0"
+    bundle = pb.Bundle(bundle_path=path, reference=reference, image_id=ID, mounted=True)
+    service.answers["ListBundles"] = pb.ListBundlesResponse(bundles=[bundle])
+    shown, terminal = pty.openpty()
+    subprocess.run(
+        subprocess_of(["bundles"], service.address),
+        stdout=terminal,
+        check=True,
+        env=os.environ | {"TERM": "dumb", "COLUMNS": str(width)},
+    )
+    os.close(terminal)
+
+    letters = read_terminal(shown).decode()
+    assert "…" not in letters
+    assert (letters.count("q"), letters.count("z")) == (70, 90)
+    assert {"BUNDLE", "REFERENCE", "IMAGE", "MOUNTED", "1a1a1a1a1a1a", "yes"} <= set(letters.split())
+
+
 def read_terminal(descriptor: int) -> bytes:
     """All that was written to a terminal whose programs have ended."""
     chunks: list[bytes] = []

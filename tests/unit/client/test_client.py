@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -364,6 +365,18 @@ def test_a_service_that_is_not_there_is_told_how_to_start(tmp_path: Path) -> Non
     assert raised.value.reason == "SERVICE_UNAVAILABLE"
     assert f"guestpulld serve --listen {address}" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_another_service_is_not_mistaken_for_guestpulld() -> None:
+    other = grpc.server(ThreadPoolExecutor(1))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+
+    with Client(f"127.0.0.1:{port}") as client, pytest.raises(errors.GuestpullError) as raised:
+        client.images()
+
+    other.stop(None)
+    assert f"127.0.0.1:{port} is no guestpulld" in str(raised.value)
 
 
 def test_a_registry_that_is_not_there_is_not_mistaken_for_the_service(
