@@ -93,9 +93,7 @@ def _meta_store(inventory: Inventory) -> Iterator[Finding]:
     path = inventory.path(FILE_NAME)
     if inventory.damage:
         sentence = f"{path} is damaged: {inventory.damage}."
-        yield Finding(
-            Fault.CORRUPT, path, sentence, f"{_START} It is set aside, and what is certain is kept."
-        )
+        yield Finding(Fault.CORRUPT, path, sentence, f"{_START} What is certain of it is kept.")
     if inventory.facts_damage:
         facts = inventory.path(FACTS_FILE_NAME)
         sentence = f"{facts} is damaged: {inventory.facts_damage}."

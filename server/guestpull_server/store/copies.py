@@ -218,6 +218,17 @@ def copies_of_others(work_dir: str, known: Container[Digest]) -> Iterator[tuple[
                 yield read_copy(os.path.join(directory, name), image_id)
 
 
+def has_copies(work_dir: str) -> bool:
+    """Whether there is a copy that is proved of any image.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    with suppress(FileNotFoundError):
+        return next(copies_of_others(work_dir, ()), None) is not None
+    return False
+
+
 class _Manifest(msgspec.Struct, frozen=True):
     digest: str
 

@@ -17,7 +17,8 @@ means nothing, which it strikes out. A crash before 6 leaves a whole layer, whic
 facts. Step 2 comes before step 3 because facts and a directory together are believed, and what lies there without
 an entry may be what another program left half unpacked.
 
-An image: its copy in images/ is written before meta_store.json is, and deleted after it.
+An image: its copy in images/ is written before meta_store.json is, and deleted after it. An empty meta_store.json
+comes before the first copy: where there are copies and no such file, it was lost.
 
 Nothing is deleted in place. To delete a layer:
 

@@ -13,7 +13,7 @@ from guestpull_server.store import catalog as catalogs
 from guestpull_server.store import facts as fact_files
 from guestpull_server.store.bundle_files import READY, BundleFile, is_bundle_directory, read_bundle_file
 from guestpull_server.store.catalog import Catalog
-from guestpull_server.store.copies import image_id_of
+from guestpull_server.store.copies import has_copies, image_id_of
 from guestpull_server.store.durability import TEMPORARY
 from guestpull_server.store.entries import Unreadable
 from guestpull_server.store.facts import LayerFacts, read_facts, standing_facts
@@ -37,7 +37,7 @@ class Inventory:
     Attributes:
         work_dir: the work directory.
         owner: the process that owns it now, which may change it meanwhile; None: nobody.
-        damage: why meta_store.json cannot be read; "" if it can, or is not there.
+        damage: why meta_store.json cannot be read; "" if it can, or has never been there.
         facts_damage: why layer_facts.jsonl cannot be; likewise.
         catalog: what it says; an empty one where it is damaged.
         facts: the facts of layers whose directories are there, by compressed digest.
@@ -226,9 +226,12 @@ def take_inventory(work_dir: str, guest_work_dir: str | None = None) -> Inventor
 
 def _read_catalog(work_dir: str, paths: LayerPaths) -> tuple[Catalog, str]:
     try:
-        return Catalog.read(work_dir, paths.misplaced) or Catalog(), ""
+        catalog = Catalog.read(work_dir, paths.misplaced)
     except Unreadable as error:
         return Catalog(), str(error)
+    if catalog is None and has_copies(work_dir):
+        return Catalog(), "it is gone, but there are copies of what it said"
+    return catalog or Catalog(), ""
 
 
 def _read_facts(work_dir: str) -> tuple[dict[str, LayerFacts], str]:

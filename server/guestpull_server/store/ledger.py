@@ -18,7 +18,7 @@ from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store import catalog as catalogs
 from guestpull_server.store import facts as facts_files
 from guestpull_server.store.catalog import Catalog
-from guestpull_server.store.copies import ImageCopies
+from guestpull_server.store.copies import ImageCopies, has_copies
 from guestpull_server.store.durability import Durability
 from guestpull_server.store.entries import Unreadable, metas_problem
 from guestpull_server.store.facts import (
@@ -115,14 +115,22 @@ class Ledger:
                     os.unlink(os.path.join(self._work_dir.records, name))
 
     def _read_catalog(self) -> None:
-        """Read meta_store.json; a damaged one is set aside under another name, never lost."""
+        """Read meta_store.json; a damaged one is set aside under another name, never lost.
+
+        One that is not there is damaged where there are copies of what it said.
+        """
         try:
-            self.catalog = Catalog.read(self._work_dir.path, self._paths.misplaced) or Catalog()
+            read = Catalog.read(self._work_dir.path, self._paths.misplaced)
         except Unreadable as error:
             aside = self._set_aside(self._path)
-            self._dirty = True
             self.damaged = True
             self.warnings.append(f"{self._path} was damaged ({error}) and is now {aside}")
+        else:
+            self.catalog = read or Catalog()
+            self.damaged = read is None and has_copies(self._work_dir.path)
+            if self.damaged:
+                self.warnings.append(f"{self._path} was gone")
+        self._dirty |= self.damaged
 
     def _read_facts(self) -> int:
         """Read layer_facts.jsonl; returns how many of its lines are of no use. What is no file is set aside."""
@@ -314,6 +322,9 @@ class Ledger:
             return
         with storage_errors("writing the meta store", self._path):
             content = self.catalog.encode()
+            if self.catalog.touched and not os.path.lexists(self._path):
+                # where there are copies and no such file, it was lost
+                self._durability.replace(self._path, Catalog().encode(), mode=0o644)
             self._copies.write(self.catalog, self.catalog.touched)
             self._durability.replace(self._path, content, mode=0o644)
         self._work_dir.reserve.keep(len(content))

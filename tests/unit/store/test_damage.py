@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from guestpull_server.models import Digest
-from guestpull_server.store import Store
+from guestpull_server.store import Store, audit
 from support.images import file, image, layer
 from support.stores import AMD64, MountsInMemory, bundled, open_store, pulled, put_layer
 
@@ -66,8 +66,9 @@ def test_files_that_were_set_aside_before_are_kept(store: Store, work_dir: Path)
     assert len(set_aside(work_dir)) == 3
 
 
+@pytest.mark.parametrize("is_there", [True, False])
 def test_images_layers_and_bundles_come_back(
-    store: Store, work_dir: Path, mounts: MountsInMemory, tmp_path: Path
+    store: Store, work_dir: Path, mounts: MountsInMemory, tmp_path: Path, is_there: bool
 ) -> None:
     pulled(store, OTHER, "docker.io/library/other:1")
     stored = pulled(store, SHOP, LATEST)
@@ -75,10 +76,15 @@ def test_images_layers_and_bundles_come_back(
     before = (sorted(store.layers(), key=str), sorted(store.images(), key=str), store.bundles())
     store.close()
     whole = (work_dir / "meta_store.json").read_bytes()
-    damage(work_dir)
+    if is_there:
+        damage(work_dir)
+    else:
+        (work_dir / "meta_store.json").unlink()
+    assert any("meta_store.json is damaged" in finding.sentence for finding in audit(str(work_dir)))
 
     store = open_store(work_dir, mounts)
 
+    assert store.damaged
     assert (sorted(store.layers(), key=str), sorted(store.images(), key=str), store.bundles()) == before
     assert (work_dir / "meta_store.json").read_bytes() == whole
     store.close()
