@@ -51,6 +51,7 @@ class Replay:
         self.starts = array("Q")
         """For each content, how many bytes stand in front of it in the tar without contents."""
         self._lost = 0
+        self._implied_bytes = 0  # of the paths of directories that were made without an entry
         self._parents: dict[bytes, Directory] = {}  # of entries, as they were written, and what they lead to
 
     @property
@@ -80,6 +81,9 @@ class Replay:
             self._make(entry)
 
     def _make(self, entry: Entry) -> None:
+        longest = self._limits.max_path_bytes
+        if len(entry.path) > longest or len(entry.link_target) > longest:
+            raise LayerLimitExceeded("the length of a path", "max_path_bytes", longest)
         raw_parent, _, name = entry.path.rstrip(b"/").rpartition(b"/")
         # most entries stand beside others: not to look for their parents again saves a fifteenth of the replay
         directory = self._parents.get(raw_parent)
@@ -120,7 +124,7 @@ class Replay:
         mode = kind | (0o777 if kind == stat.S_IFLNK else entry.mode)
         made = File(directory, name, mode, entry.uid, entry.gid, entry.mtime_ns, entry.size, extra)
         if entry.xattrs:
-            made.set_xattrs(kept_xattrs(entry.xattrs, mode))
+            made.set_xattrs(self._kept_xattrs(entry, mode))
         if kind == stat.S_IFREG and entry.size:
             self._take_content(made)
         return made
@@ -146,7 +150,14 @@ class Replay:
         existing.uid, existing.gid, existing.mtime_ns = entry.uid, entry.gid, entry.mtime_ns
         existing.opaque = existing.opaque or hides_lower
         if entry.xattrs:
-            existing.set_xattrs(kept_xattrs(entry.xattrs, stat.S_IFDIR))
+            existing.set_xattrs(self._kept_xattrs(entry, stat.S_IFDIR))
+
+    def _kept_xattrs(self, entry: Entry, mode: int) -> list[tuple[bytes, bytes]]:
+        kept = kept_xattrs(entry.xattrs, mode)
+        largest = self._limits.max_xattr_bytes
+        if any(len(value) > largest for _, value in kept):
+            raise LayerLimitExceeded("an extended attribute", "max_xattr_bytes", largest)
+        return kept
 
     def _link(self, directory: Directory, name: bytes, entry: Entry) -> None:
         parent, _, target_name = clean(entry.link_target).rpartition(b"/")
@@ -235,6 +246,10 @@ class Replay:
             made.opaque = True
         else:
             made.implied = True
+        self._implied_bytes += len(made.path)
+        if self._implied_bytes > self._limits.max_implied_path_bytes:
+            what = "the paths of directories without an entry"
+            raise LayerLimitExceeded(what, "max_implied_path_bytes", self._limits.max_implied_path_bytes)
         directory.children[name] = made
         return made
 

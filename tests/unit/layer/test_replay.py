@@ -136,6 +136,28 @@ def test_links_that_never_end_are_refused(links: list[Entry]) -> None:
         _replayed(*links, file("a/f"))
 
 
-def test_what_is_remembered_is_bounded() -> None:
+@pytest.mark.parametrize(
+    ("entries", "limits"),
+    [
+        ([file(str(number)) for number in range(11)], Limits(max_layer_entries=10)),
+        ([file("long" * 100)], Limits(max_path_bytes=399)),
+        ([symlink("link", "long" * 100)], Limits(max_path_bytes=399)),
+        ([file("f", pax={"SCHILY.xattr.user.a": "x" * 11})], Limits(max_xattr_bytes=10)),
+        ([directory("d", pax={"SCHILY.xattr.user.a": "x" * 11})], Limits(max_xattr_bytes=10)),
+        ([file("a/b/c/d/f")], Limits(max_implied_path_bytes=15)),
+        ([whiteout("a"), file("a/b/c/f"), whiteout("d"), file("d/f")], Limits(max_implied_path_bytes=9)),
+    ],
+    ids=["entries", "a path", "a link", "an xattr", "a directory's xattr", "deep", "revived"],
+)
+def test_what_is_remembered_is_bounded_as_in_the_extraction(entries: list[Entry], limits: Limits) -> None:
     with pytest.raises(LayerLimitExceeded):
-        _replayed(*(file(str(number)) for number in range(11)), limits=Limits(max_layer_entries=10))
+        _replayed(*entries, limits=limits)
+
+
+def test_what_an_extraction_takes_is_within_the_bounds() -> None:
+    limits = Limits(max_path_bytes=400, max_xattr_bytes=10, max_implied_path_bytes=16)
+    xattrs = {"SCHILY.xattr.user.a": "x" * 10, "SCHILY.xattr.trusted.overlay.origin": "x" * 11}
+    replay = _replayed(
+        file("long" * 100, pax=xattrs), symlink("link", "long" * 100), file("a/b/c/d/f"), limits=limits
+    )
+    assert _file(replay, "a/b/c/d/f").links == 1
