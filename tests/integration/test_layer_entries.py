@@ -452,6 +452,25 @@ def test_entries_below_a_whiteout_of_the_same_layer_hide_the_lower_directory(unp
     assert unpacked.result.implied_directories == (b"",)
 
 
+@pytest.mark.parametrize("inner", [whiteout("gone/inner"), whiteout("gone/deep/inner"), opaque("gone")])
+def test_what_is_gone_stays_gone_when_something_in_it_is_gone_as_well(
+    unpacker: Unpacker, inner: Entry
+) -> None:
+    # what Docker once wrote of `rm -rf gone`
+    unpacked = unpacker.unpack(whiteout("gone"), inner, file("there"))
+    assert (unpacked.paths, unpacked.is_whiteout("gone")) == ({b"gone", b"there"}, True)
+
+
+@pytest.mark.parametrize("replacement", [file("d", b"now a file"), symlink("d", "f"), fifo("d")])
+def test_what_replaces_a_directory_stays_when_something_in_that_is_gone(
+    unpacker: Unpacker, replacement: Entry
+) -> None:
+    # what `umoci repack` writes where a directory became a file
+    unpacked = unpacker.unpack(file("f"), replacement, whiteout("d/inner"), file("there"))
+    assert unpacked.paths == {b"f", b"d", b"there"}
+    assert unpacked.nodes[b"d"].kind == unpacker.unpack(replacement).nodes[b"d"].kind
+
+
 @pytest.mark.parametrize("order", [0, 1])
 def test_an_opaque_marker_keeps_what_this_layer_has_wherever_it_stands(
     unpacker: Unpacker, order: int

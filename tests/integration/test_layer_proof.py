@@ -118,6 +118,10 @@ _RICH: list[Entry | RawTar] = [
     file("again/f", b"g"),
     whiteout("below"),
     file("below/f", b"h"),
+    whiteout("all-gone"),
+    whiteout("all-gone/inner"),
+    file("flat"),
+    whiteout("flat/inner"),
     file(".wh..wh.plnk/1.2", b"aufs"),
     RawTar(
         tar_of(

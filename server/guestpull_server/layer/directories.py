@@ -25,6 +25,10 @@ _MAX_LINKS: Final = 255  # on the way to one entry, as containerd allows
 _ACLS: Final = ("system.posix_acl_access", "system.posix_acl_default")
 
 
+class NoDirectory(TarError):
+    """What is to be a directory is something else in this layer."""
+
+
 @dataclass(slots=True)
 class _OpenDirectory:
     path: bytes  # absolute: the root is the layer's
@@ -64,22 +68,27 @@ class Directories:
         """Whether what is made here takes over the directory's group."""
         return self._stack[-1].inherits_group
 
-    def enter(self, parent: bytes) -> None:
+    def enter(self, parent: bytes, *, revive: bool) -> None:
         """Make `parent` (relative to the root, without `.` or `..`) the current directory.
 
         Missing directories are made. Symbolic links on the way are followed, within the layer's root, as
         containerd does.
 
+        Args:
+            parent: the path.
+            revive: make directories also of what the layer says is gone.
+
         Raises:
-            TarError: something on the way is neither a directory nor a link to one, or links lead on and on.
+            NoDirectory: something on the way is neither a directory nor a link to one.
+            TarError: links lead on and on.
             LayerLimitExceeded: it lies too deep, or too many directories had to be made.
         """
         wanted = b"/" + parent
         self._leave_all_but_ancestors_of(wanted)
         base = self._stack[-1].path
         for name in wanted[len(base) :].split(b"/"):
-            if name and not self._enter_child(name):
-                self._enter_resolved(self._resolved(wanted))
+            if name and not self._enter_child(name, revive):
+                self._enter_resolved(self._resolved(wanted), revive)
                 return
 
     def leave_all(self) -> None:
@@ -96,11 +105,11 @@ class Directories:
         """Take notice of a mode that the current directory was given."""
         self._stack[-1].inherits_group = bool(os.lstat(b".").st_mode & stat.S_ISGID)
 
-    def _enter_resolved(self, path: bytes) -> None:
+    def _enter_resolved(self, path: bytes, revive: bool) -> None:
         self._leave_all_but_ancestors_of(path)
         for name in path[len(self._stack[-1].path) :].split(b"/"):
             if name:
-                entered = self._enter_child(name)
+                entered = self._enter_child(name, revive)
                 assert entered, "a resolved path leads through no links"
 
     def _resolved(self, path: bytes) -> bytes:
@@ -147,7 +156,7 @@ class Directories:
         if left:
             os.chdir(self._stack[-1].path)
 
-    def _enter_child(self, name: bytes) -> bool:
+    def _enter_child(self, name: bytes, revive: bool) -> bool:
         """Descend into a child, which is made if it is missing; False if it is a symbolic link."""
         parent = self._stack[-1].path
         path = parent + name if parent == b"/" else parent + b"/" + name
@@ -157,14 +166,14 @@ class Directories:
             status = self._make_implied(name, path)
         if stat.S_ISLNK(status.st_mode):
             return False
-        if is_whiteout(status):
+        if is_whiteout(status) and revive:
             os.unlink(name)
             status = self._make_implied(name, path)
             make_opaque(name)
             # what lower layers have there is hidden, so that there are no attributes to be inherited
             self.implied.pop(path[1:], None)
         elif not stat.S_ISDIR(status.st_mode):
-            raise TarError(f"{path.decode(errors='backslashreplace')!r} is no directory, but has entries")
+            raise NoDirectory(f"{path.decode(errors='backslashreplace')!r} is no directory, but has entries")
         limits = self._limits
         if len(self._stack) > limits.max_path_depth:
             raise LayerLimitExceeded("the depth of a path", "max_path_depth", limits.max_path_depth)

@@ -16,7 +16,7 @@ from typing import Final
 
 from guestpull_server.config import Limits
 from guestpull_server.layer import tar_entry, whiteout
-from guestpull_server.layer.directories import Directories, drop_inherited_acls
+from guestpull_server.layer.directories import Directories, NoDirectory, drop_inherited_acls
 from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.paths import clean
 from guestpull_server.layer.record import RecordWriter
@@ -92,7 +92,13 @@ class Extractor:
             clean_parent, _, clean_name = clean(path).rpartition(b"/")
             if clean_parent.startswith(whiteout.AUFS_PREFIX) or b"/" + whiteout.AUFS_PREFIX in clean_parent:
                 return
-            self._enter(clean_parent)
+            is_whiteout = clean_name[:4] == whiteout.PREFIX
+            try:
+                self._enter(clean_parent, revive=not is_whiteout)
+            except NoDirectory:
+                if is_whiteout:  # what lower layers have there is hidden anyway
+                    return
+                raise
             if clean_name == name:
                 self._parent = parent
             name = clean_name
@@ -111,9 +117,9 @@ class Extractor:
         else:
             self._node(name, entry)
 
-    def _enter(self, parent: bytes) -> None:
+    def _enter(self, parent: bytes, *, revive: bool) -> None:
         self._parent = _NOWHERE  # if entering fails, the next entry must not believe to be there
-        self._directories.enter(parent)
+        self._directories.enter(parent, revive=revive)
 
     # -- the types of entries -------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from guestpull_server.config import Limits
 from guestpull_server.layer import tar_entry, whiteout
+from guestpull_server.layer.directories import NoDirectory
 from guestpull_server.layer.expected import Directory, File, Node, kept_xattrs
 from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.paths import clean
@@ -91,7 +92,13 @@ class Replay:
             parent, _, clean_name = clean(entry.path).rpartition(b"/")
             if parent.startswith(whiteout.AUFS_PREFIX) or b"/" + whiteout.AUFS_PREFIX in parent:
                 return
-            directory = self._directory_at(parent)
+            is_whiteout = clean_name[:4] == whiteout.PREFIX
+            try:
+                directory = self._directory_at(parent, revive=not is_whiteout)
+            except NoDirectory:
+                if is_whiteout:
+                    return
+                raise
             if clean_name == name:
                 if len(self._parents) >= _CACHED:
                     self._parents.clear()
@@ -212,34 +219,34 @@ class Replay:
 
     # -- finding --------------------------------------------------------------------------------------------
 
-    def _directory_at(self, path: bytes) -> Directory:
-        """The directory that an entry's parent path leads to; what is missing is made."""
+    def _directory_at(self, path: bytes, *, revive: bool) -> Directory:
+        """The directory that an entry's parent path leads to; what is missing is made, as in the extraction."""
         directory = self.root
         for name in path.split(b"/") if path else ():
-            found = self._child(directory, name)
+            found = self._child(directory, name, revive)
             if found is None:  # a link: from the start again, by the way that it leads
-                return self._canonical_directory(self._real_path(path))
+                return self._canonical_directory(self._real_path(path), revive)
             directory = found
         return directory
 
-    def _canonical_directory(self, names: list[bytes]) -> Directory:
+    def _canonical_directory(self, names: list[bytes], revive: bool) -> Directory:
         directory = self.root
         for name in names:
-            found = self._child(directory, name)
+            found = self._child(directory, name, revive)
             if found is None:
                 raise TarError("links never end")
             directory = found
         return directory
 
-    def _child(self, directory: Directory, name: bytes) -> Directory | None:
+    def _child(self, directory: Directory, name: bytes, revive: bool) -> Directory | None:
         """A directory in another, made if it is missing; None if it is a symbolic link."""
         child = directory.children.get(name)
         if isinstance(child, Directory):
             return child
         if child is not None and stat.S_ISLNK(child.mode):
             return None
-        if child is not None and not child.is_whiteout:
-            raise TarError("an entry's parent is no directory")
+        if child is not None and not (child.is_whiteout and revive):
+            raise NoDirectory("an entry's parent is no directory")
         made = Directory(directory, name, _IMPLIED, 0, 0, 0)
         if child is not None:
             self._clear(directory, name)
