@@ -337,6 +337,20 @@ def test_a_layer_that_is_repaired_is_where_the_guest_sees_the_others(disk: Path,
     assert (disk / "store/meta_store.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("levels_up", [0, 1, -1])
+def test_the_guests_path_may_be_one_that_leads_to_the_store_here(
+    disk: Path, copies: dict[str, str], levels_up: int
+) -> None:
+    guest = str((disk / "build/store").parents[levels_up])
+    for said in (["--guest-work-dir", guest], [], ["--guest-work-dir", guest]):
+        bake(disk / "build/store", *said, copies["oci"], "--reference", NAME)
+
+    (path, *_) = {Path(one["store_path"]) for one in meta_store(disk / "build/store")["layer_db"].values()}
+    assert path.parent == Path(guest) / "layers"
+    sound = guestpulld("verify", disk / "build/store", "--deep")
+    assert sound.stdout == f"{disk}/build/store is sound\n"
+
+
 def test_a_damaged_store_is_mended_as_its_guest_sees_it(baked: Path) -> None:
     before = (baked / "meta_store.json").read_bytes()
     (baked / "meta_store.json").write_bytes(before[:-1])

@@ -61,6 +61,8 @@ class LayerPaths:
         parent, _, name = store_path.rpartition("/")
         if parent == self._layers_of_guest and name not in ("", ".", ".."):  # as nearly all are
             return f"{self._layers}/{name}"
+        if parent == self._layers:  # it is said already; the guest's path may be where ours begins
+            return store_path
         path = os.path.normpath(store_path)
         if path.startswith(self._inside_guest):
             return self._inside_here + path[len(self._inside_guest) :]
