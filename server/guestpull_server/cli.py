@@ -112,13 +112,20 @@ def serve(
     serve(configuration, ServiceOptions(listen or [DEFAULT_ADDRESS], grace, tls), warnings)
 
 
+def _absolute(path: str | None) -> str | None:
+    """Refuse a path that means something here only: entries of layers that have it could not be used."""
+    if path is not None and not path.startswith("/"):
+        raise typer.BadParameter(f"{path!r} is not absolute: say where the guest will see it")
+    return path
+
+
 GuestWorkDir = Annotated[
     str | None,
     typer.Option(
         "--guest-work-dir",
         metavar="DIR",
         help="Where the guest will see the work directory.",
-        callback=_not_empty,
+        callback=_absolute,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]

@@ -337,6 +337,14 @@ def test_a_layer_that_is_repaired_is_where_the_guest_sees_the_others(disk: Path,
     assert (disk / "store/meta_store.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("command", ["bake", "verify", "gc"])
+def test_the_guests_path_must_be_absolute(disk: Path, command: str) -> None:
+    more = ["oci:layout"] if command == "bake" else []
+    refused = guestpulld(command, disk / "store", "--guest-work-dir", "var/lib/store", *more)
+    assert (refused.returncode, "'var/lib/store' is not absolute" in refused.stderr) == (2, True)
+    assert not (disk / "store").exists()
+
+
 @pytest.mark.parametrize("levels_up", [0, 1, -1])
 def test_the_guests_path_may_be_one_that_leads_to_the_store_here(
     disk: Path, copies: dict[str, str], levels_up: int
