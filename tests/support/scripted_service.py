@@ -26,6 +26,7 @@ from grpc_status import rpc_status
 
 from guestpull_protos import image_service_pb2 as pb
 from guestpull_protos import image_service_pb2_grpc as pb_grpc
+from support.waiting import PATIENCE
 
 Script: TypeAlias = (
     "Message | Sequence[Message] | status_pb2.Status | Callable[[grpc.ServicerContext], Message]"
@@ -68,7 +69,7 @@ class ScriptedService(pb_grpc.ImageServiceServicer):
     def wait_until_caller_leaves(self, context: grpc.ServicerContext) -> pb.PullImageResponse:
         """A pull that ends only when nobody waits for it any more."""
         self._watch(context)
-        self.caller_left.wait(10)
+        self.caller_left.wait(PATIENCE)
         return pb.PullImageResponse()
 
     def PullImage(  # noqa: N802

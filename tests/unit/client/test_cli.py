@@ -17,6 +17,7 @@ import pytest
 from guestpull_protos import image_service_pb2 as pb
 from support.command_lines import CommandLine
 from support.scripted_service import ScriptedService, refusal
+from support.waiting import PATIENCE
 
 ID = "sha256:" + "1a" * 32
 OTHER_ID = "sha256:" + "2b" * 32
@@ -212,15 +213,16 @@ def test_ctrl_c_cancels_the_pull_and_ends_with_one_line_and_130(service: Scripte
         return service.wait_until_caller_leaves(context)
 
     service.answers["PullImage"] = interrupt
-    pulling = subprocess.Popen(
-        subprocess_of(["pull", "shop", "-b", "/b"], service.address), stdout=-1, stderr=-1, text=True
-    )
+    # a suite that was started in the background ignores SIGINT, and hands that down
+    as_in_the_foreground = ["env", "--default-signal=INT"]
+    command = [*as_in_the_foreground, *subprocess_of(["pull", "shop", "-b", "/b"], service.address)]
+    pulling = subprocess.Popen(command, stdout=-1, stderr=-1, text=True)
 
-    out, err = pulling.communicate(timeout=20)
+    out, err = pulling.communicate(timeout=PATIENCE)
 
     assert pulling.returncode == 130
     assert (out, err) == ("", "guestpull: interrupted; the service was told to stop.\n")
-    assert service.caller_left.wait(10)
+    assert service.caller_left.wait(PATIENCE)
 
 
 # -- lists -----------------------------------------------------------------------------------------------------
@@ -372,7 +374,7 @@ def test_a_reader_that_has_enough_is_no_error(service: ScriptedService) -> None:
     os.close(writing)
     os.close(reading)
 
-    _, err = listing.communicate(timeout=20)
+    _, err = listing.communicate(timeout=PATIENCE)
 
     assert err == b""
 

@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from guestpull_client import (
 )
 from guestpull_protos import image_service_pb2 as pb
 from support.scripted_service import ScriptedService, refusal
+from support.waiting import PATIENCE, until
 
 PULLED = pb.PullImageResponse(
     image_id="sha256:i",
@@ -123,7 +123,7 @@ def test_giving_up_the_events_cancels_the_pull(service: ScriptedService, client:
 
     events.close()  # type: ignore[attr-defined]  # it is a generator
 
-    assert service.caller_left.wait(10)
+    assert service.caller_left.wait(PATIENCE)
 
 
 def main_thread_waits_for_a_result() -> bool:
@@ -134,12 +134,19 @@ def main_thread_waits_for_a_result() -> bool:
     )
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A Ctrl-C counts, though the suite was started in the background, where a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_interrupting_a_pull_cancels_it_while_the_client_stays_open(
-    service: ScriptedService, client: Client
+    service: ScriptedService, client: Client, interruptible: None
 ) -> None:
     def interrupt(context: grpc.ServicerContext) -> pb.PullImageResponse:
-        while not main_thread_waits_for_a_result():
-            time.sleep(0.001)
+        until("the pull waits for its answer", main_thread_waits_for_a_result)
         os.kill(os.getpid(), signal.SIGINT)
         return service.wait_until_caller_leaves(context)
 
@@ -148,7 +155,7 @@ def test_interrupting_a_pull_cancels_it_while_the_client_stays_open(
     with pytest.raises(KeyboardInterrupt):
         client.pull("busybox", "/b")
 
-    assert service.caller_left.wait(10)
+    assert service.caller_left.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("bundle", ["/b/../c", "", "/b/"])
@@ -293,10 +300,13 @@ def test_every_exception_is_exported() -> None:
 def test_a_call_that_takes_longer_than_its_timeout_fails(service: ScriptedService, client: Client) -> None:
     service.answers["PullImage"] = service.wait_until_caller_leaves
 
-    with pytest.raises(errors.DeadlineExceeded):
-        client.pull("busybox", "/b", timeout=0.1)
+    def fails() -> object:
+        with pytest.raises(errors.DeadlineExceeded):
+            client.pull("busybox", "/b", timeout=0.1)
+        return service.requests
 
-    assert service.caller_left.wait(10)
+    until("a call comes to the service before its time is over", fails)
+    assert service.caller_left.wait(PATIENCE)
 
 
 def test_the_client_s_timeout_holds_for_calls_that_have_none(service: ScriptedService) -> None:
