@@ -88,12 +88,12 @@ def connection_of(context: typer.Context) -> Connection:
     return connection
 
 
-def show_version(asked: bool) -> None:
-    """Say the version, and end."""
+def show_version(context: typer.Context, asked: bool) -> None:
+    """Say the program's version, and end."""
     if asked:
         from importlib.metadata import version
 
-        typer.echo(f"guestpull {version('guestpull')}")
+        typer.echo(f"{context.info_name} {version('guestpull')}")
         raise typer.Exit
 
 

@@ -19,6 +19,7 @@ import typer
 from guestpull_server import __version__
 from guestpull_server.config import A_YEAR, DEFAULT_WORK_DIR, Configuration, load_configuration
 from guestpull_server.errors import GuestpullError
+from guestpull_server.service.addresses import Address, parse_address
 from guestpull_server.service.log import LogFormat, LogLevel, configure
 
 app = typer.Typer(
@@ -69,6 +70,13 @@ def _guestpulld(
     pass
 
 
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--listen {text}: {error}") from None
+
+
 @app.command()
 def serve(
     work_dir: WorkDir = None,
@@ -108,8 +116,9 @@ def serve(
                 "TLS needs all of --tls-certificate, --tls-key, --tls-client-authorities"
             )
         tls = TlsFiles(tls_certificate, tls_key, tls_client_authorities)
+    addresses = [_address(text) for text in listen or [DEFAULT_ADDRESS]]
     configuration, warnings = _configuration(config, work_dir)
-    serve(configuration, ServiceOptions(listen or [DEFAULT_ADDRESS], grace, tls), warnings)
+    serve(configuration, ServiceOptions(addresses, grace, tls), warnings)
 
 
 def _absolute(path: str | None) -> str | None:

@@ -62,6 +62,7 @@ def str_leaves(document: object) -> list[str]:
         ("gc", "--work-dir", ""),
         ("bake", "--work-dir", "/w", "--guest-work-dir", "", "busybox"),
         ("serve", "--work-dir", "/w", "--grace", "inf"),
+        ("serve", "--work-dir", "/w", "--listen", "nonsense"),
     ],
 )
 def test_an_option_that_nobody_can_mean_is_wrong_usage(

@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from guestpull_server.errors import AddressInUse
-
 _TCP: Final = re.compile(r"(?:tcp://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
 _MAX_SOCKET_PATH: Final = 107  # bytes; sun_path of unix(7), without its final NUL
 
@@ -44,21 +42,24 @@ class TcpAddress:
             return False
 
 
-def parse_address(text: str) -> UnixAddress | TcpAddress:
+Address = UnixAddress | TcpAddress
+
+
+def parse_address(text: str) -> Address:
     """Read an address.
 
     Raises:
-        AddressInUse: it is none.
+        ValueError: it is none; the text says how one is written.
     """
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         path = path.removeprefix("//")
         if not path.startswith("/") or "\0" in path or path.endswith("/"):
-            raise AddressInUse(text, "a unix socket is written unix:///absolute/path")
+            raise ValueError("a unix socket is written unix:///absolute/path")
         if len(path.encode()) > _MAX_SOCKET_PATH:
-            raise AddressInUse(text, f"a socket's path has at most {_MAX_SOCKET_PATH} bytes")
+            raise ValueError(f"a socket's path has at most {_MAX_SOCKET_PATH} bytes")
         return UnixAddress(path)
     match = _TCP.fullmatch(text)
     if match is None or int(match[2]) > 0xFFFF:
-        raise AddressInUse(text, "an address is written unix:///path, or HOST:PORT")
+        raise ValueError("an address is written unix:///path, or HOST:PORT")
     return TcpAddress(match[1], int(match[2]))

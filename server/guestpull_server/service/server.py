@@ -23,7 +23,7 @@ from guestpull_protos import image_service_pb2_grpc as pb_grpc
 from guestpull_server.config import Configuration
 from guestpull_server.errors import AddressInUse, CallerNotAllowed, InvalidRequest
 from guestpull_server.puller import Puller
-from guestpull_server.service.addresses import TcpAddress, UnixAddress, parse_address
+from guestpull_server.service.addresses import Address, TcpAddress, UnixAddress
 from guestpull_server.service.gate import Gate
 from guestpull_server.service.log import LIFE, facts
 from guestpull_server.service.pool import AnsweringThreads
@@ -57,7 +57,7 @@ class TlsFiles:
 class ServiceOptions:
     """How to serve. `grace_seconds` is what calls get to finish once the daemon is told to end."""
 
-    addresses: Sequence[str]
+    addresses: Sequence[Address]
     grace_seconds: float = 10.0
     tls: TlsFiles | None = None
 
@@ -79,13 +79,12 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
     # where the kernel gives the signal to another thread while this one sleeps
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     started = time.monotonic()
-    addresses = [parse_address(address) for address in options.addresses]
     with Puller.open(configuration) as puller, ExitStack() as stack:
         for warning in (*warnings, *puller.store.warnings):
             LIFE.warning("%s", warning)
         status = _health(puller)
         server = _server(puller, configuration, status)
-        listening = _listen(stack, server, addresses, configuration, options, puller.store.scratch)
+        listening = _listen(stack, server, configuration, options, puller.store.scratch)
         seconds = round(time.monotonic() - started, 3)
         told = facts(addresses=", ".join(listening.told), work_dir=configuration.work_dir, seconds=seconds)
         LIFE.info("ready", extra=told)
@@ -121,7 +120,6 @@ def _health(puller: Puller) -> health.HealthServicer:
 def _listen(
     stack: ExitStack,
     server: grpc.Server,
-    addresses: Sequence[UnixAddress | TcpAddress],
     configuration: Configuration,
     options: ServiceOptions,
     scratch: str,
@@ -129,10 +127,10 @@ def _listen(
     """Start the server at all addresses, and say what they are in full."""
     told = [
         f"{address.host}:{_listen_at_tcp(server, address, options.tls)}"
-        for address in addresses
+        for address in options.addresses
         if isinstance(address, TcpAddress)
     ]
-    sockets = [address for address in addresses if isinstance(address, UnixAddress)]
+    sockets = [address for address in options.addresses if isinstance(address, UnixAddress)]
     gates: list[Gate] = []
     if sockets:
         service = HiddenSocket(server.add_insecure_port, scratch)

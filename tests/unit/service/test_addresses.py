@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestpull_server.errors import AddressInUse
 from guestpull_server.service.addresses import TcpAddress, UnixAddress, parse_address
 
 
@@ -39,17 +38,17 @@ def test_only_loopback_counts_as_this_machine(text: str, loopback: bool) -> None
 @pytest.mark.parametrize(
     "text", ["", "unix:", "unix://relative", "unix:///run/", "/run/a.sock", "127.0.0.1", "host:99999", ":80"]
 )
-def test_anything_else_is_refused_by_name(text: str) -> None:
-    with pytest.raises(AddressInUse):
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="written"):
         parse_address(text)
 
 
 def test_a_path_that_no_socket_can_have_is_refused() -> None:
-    with pytest.raises(AddressInUse, match="107"):
+    with pytest.raises(ValueError, match="107"):
         parse_address("unix:///" + "a" * 107)
 
 
 @given(st.text())
-def test_any_text_is_an_address_or_a_named_error(text: str) -> None:
-    with contextlib.suppress(AddressInUse):
+def test_any_text_is_an_address_or_is_told_to_be_none(text: str) -> None:
+    with contextlib.suppress(ValueError):
         assert parse_address(text)
