@@ -33,10 +33,12 @@ ACCEPTED: Final = f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}, {DOCKER_LIST
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 _SCHEMA_1: Final = "application/vnd.docker.distribution.manifest.v1+"
-_LAYER_PREFIXES: Final = (OCI_LAYER, "application/vnd.docker.image.rootfs.diff.tar")
-_FOREIGN_LAYERS: Final = (
-    "application/vnd.oci.image.layer.nondistributable.",
-    "application/vnd.docker.image.rootfs.foreign.",
+_LAYER_PREFIXES: Final = (
+    OCI_LAYER,
+    "application/vnd.docker.image.rootfs.diff.tar",
+    # layers like any other where a registry has them (OCI image-spec 1.1, layer.md); their `urls` are not followed
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
 )
 
 
@@ -183,11 +185,6 @@ def _manifest(document: Document, parsed: _Manifest, max_layers: int) -> ImageMa
 
 def _layer(document: Document, layer: _Descriptor) -> Descriptor:
     media_type = layer.media_type
-    if media_type.startswith(_FOREIGN_LAYERS):
-        raise UnsupportedImage(
-            document.reference,
-            f"layer {layer.digest} is a foreign one ({media_type}) that registries do not hold",
-        )
     if media_type.endswith("+encrypted"):
         raise UnsupportedImage(document.reference, f"layer {layer.digest} is encrypted ({media_type})")
     if not media_type.startswith(_LAYER_PREFIXES):

@@ -287,8 +287,6 @@ HELM_CONFIG = "application/vnd.cncf.helm.config.v1+json"
             "a/sbom",
         ),
         (image(layer(media_type=f"{OCI_LAYER}+gzip+encrypted")), "encrypted"),
-        (image(layer(media_type="application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")), "foreign"),
-        (image(layer(media_type="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")), "foreign"),
         (image(layer(media_type="application/vnd.in-toto+json")), "in-toto"),
     ],
 )
@@ -298,6 +296,20 @@ def test_what_cannot_be_run_is_refused_with_what_was_found(
     with pytest.raises(UnsupportedImage) as raised:
         pull.resolve(registry.push("thing", pushed))
     assert found in raised.value.found
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    ],
+)
+def test_a_layer_that_registries_need_not_have_is_one_like_any_other(
+    registry: RegistrySimulator, pull: Pull, media_type: str
+) -> None:
+    shop = image(layer(media_type=media_type))
+    assert pull.resolve(registry.push("shop", shop)).image_id == shop.image_id
 
 
 @pytest.mark.parametrize(
