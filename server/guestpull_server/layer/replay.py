@@ -89,21 +89,10 @@ class Replay:
         # most entries stand beside others: not to look for their parents again saves a fifteenth of the replay
         directory = self._parents.get(raw_parent)
         if directory is None or name in _NO_NAMES:
-            parent, _, clean_name = clean(entry.path).rpartition(b"/")
-            if parent.startswith(whiteout.AUFS_PREFIX) or b"/" + whiteout.AUFS_PREFIX in parent:
+            place = self._place(entry, raw_parent, name)
+            if place is None:
                 return
-            is_whiteout = clean_name[:4] == whiteout.PREFIX
-            try:
-                directory = self._directory_at(parent, revive=not is_whiteout)
-            except NoDirectory:
-                if is_whiteout:
-                    return
-                raise
-            if clean_name == name:
-                if len(self._parents) >= _CACHED:
-                    self._parents.clear()
-                self._parents[raw_parent] = directory
-            name = clean_name
+            directory, name = place
         if name[:4] == whiteout.PREFIX:
             self._whiteout(directory, name)
         elif entry.type == tar_entry.DIRECTORY:
@@ -116,6 +105,24 @@ class Replay:
             if name in directory.children:
                 self._clear(directory, name)
             directory.children[name] = self._file(directory, name, entry)
+
+    def _place(self, entry: Entry, raw_parent: bytes, raw_name: bytes) -> tuple[Directory, bytes] | None:
+        """Where an entry goes; None if it is left out."""
+        parent, _, name = clean(entry.path).rpartition(b"/")
+        if parent.startswith(whiteout.AUFS_PREFIX) or b"/" + whiteout.AUFS_PREFIX in parent:
+            return None
+        is_whiteout = name[:4] == whiteout.PREFIX
+        try:
+            directory = self._directory_at(parent, revive=not is_whiteout)
+        except NoDirectory:
+            if is_whiteout:
+                return None
+            raise
+        if name == raw_name:
+            if len(self._parents) >= _CACHED:
+                self._parents.clear()
+            self._parents[raw_parent] = directory
+        return directory, name
 
     def _file(self, directory: Directory, name: bytes, entry: Entry) -> File:
         extra: File.Extra = None
