@@ -14,8 +14,38 @@ The rooms, and the way of the data (imports point one way, downwards; import-lin
   bundle/     image config -> OCI runtime config
   config.py models.py errors.py   what every room may know
 
-The core (everything but service/) is a plain synchronous library: a program can pull images with
-`guestpull_server.puller.Puller` and never load gRPC.
+The core (everything but service/) is a plain synchronous library, which never loads gRPC:
+
+    with Puller.open(Configuration(work_dir="/run/images")) as puller:
+        pulled = puller.pull(PullRequest("busybox", "/run/bundles/one"))
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from guestpull_server.version import __version__
+
+if TYPE_CHECKING:
+    from guestpull_server.config import Configuration
+    from guestpull_server.errors import GuestpullError
+    from guestpull_server.puller import Puller
+    from guestpull_server.requests import BakeRequest, PullRequest
+
+__all__ = ["BakeRequest", "Configuration", "GuestpullError", "PullRequest", "Puller", "__version__"]
+
+if not TYPE_CHECKING:
+    # not at once: layer workers and `--help` want none of it
+    _ROOMS = {
+        "BakeRequest": "requests",
+        "Configuration": "config",
+        "GuestpullError": "errors",
+        "PullRequest": "requests",
+        "Puller": "puller",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _ROOMS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -16,11 +16,11 @@ from typing import Annotated, NoReturn
 import msgspec
 import typer
 
-from guestpull_server import __version__
 from guestpull_server.config import A_YEAR, DEFAULT_WORK_DIR, Configuration, load_configuration
 from guestpull_server.errors import GuestpullError
 from guestpull_server.service.addresses import Address, parse_address
 from guestpull_server.service.log import LogFormat, LogLevel, configure
+from guestpull_server.version import __version__
 
 app = typer.Typer(
     name="guestpulld",

@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 
-from guestpull_server import __version__
 from guestpull_server.config import Configuration
 from guestpull_server.errors import InvalidConfiguration
 from guestpull_server.models import Cancellation
@@ -25,6 +24,7 @@ from guestpull_server.registry.connections import WatchedPool, WatchedTlsPool
 from guestpull_server.registry.endpoints import Endpoint
 from guestpull_server.registry.patience import TransportError, Watch
 from guestpull_server.registry.proxies import Proxies
+from guestpull_server.version import __version__
 
 _USER_AGENT: Final = f"guestpull/{__version__}"
 _PROBE_SECONDS: Final = 3.0
