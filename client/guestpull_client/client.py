@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -146,10 +146,11 @@ class Client:
         policy: PullPolicy = PullPolicy.UNSPECIFIED,
         platform: str = "",
         timeout: float | None = None,
-    ) -> Iterator[PullEvent]:
+    ) -> Generator[PullEvent, None, None]:
         """The same, yielding what happens meanwhile; the last event is the PulledImage.
 
-        Giving the iterator up cancels the pull.
+        The pull begins with the first event that is asked for; closing the generator, or leaving a loop over it,
+        cancels it.
 
         Raises:
             GuestpullError: the pull failed; there is no bundle.

@@ -121,7 +121,7 @@ def test_giving_up_the_events_cancels_the_pull(service: ScriptedService, client:
     events = client.pull_with_progress("busybox", "/b")
     next(events)
 
-    events.close()  # type: ignore[attr-defined]  # it is a generator
+    events.close()
 
     assert service.caller_left.wait(PATIENCE)
 
