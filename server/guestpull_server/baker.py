@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-import msgspec
-
 from guestpull_server.admission import Admission
 from guestpull_server.config import Configuration, VerifyReuse
 from guestpull_server.errors import GuestpullError, ImageNotFound, InvalidRequest, NotAtRegistry
@@ -21,12 +19,12 @@ from guestpull_server.models import (
     Cancellation,
     Credentials,
     Digest,
-    ImageConfig,
     Platform,
     PulledImage,
     PulledLayer,
     ResolvedImage,
     StoredImage,
+    platform_of,
 )
 from guestpull_server.presence import Presence
 from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
@@ -117,7 +115,7 @@ class Baker:
     def _repair_from(
         self, pinned: str, name: str, image: StoredImage, damaged: Collection[Digest]
     ) -> tuple[PulledLayer, ...]:
-        platform = msgspec.json.decode(image.config, type=ImageConfig).platform
+        platform = platform_of(image.config)
         with self._source(pinned, None) as (source, cancellation):
             found = source.resolve(platform, cancellation, lambda _digest: None)
             for digest in damaged:

@@ -90,6 +90,10 @@ _MACHINES = {
     "riscv64": ("riscv64", ""),
     "loongarch64": ("loong64", ""),
 }
+_DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
+_ALSO_RUNS = {"arm64": "arm", "amd64": "386"}
+_LAST_CHOICE = 1_000_000
+_VARIANT = re.compile(r"v([0-9]{1,4})")
 _PLATFORM = re.compile(r"([a-z0-9_.-]+)/([a-z0-9_.-]+)(?:/([a-z0-9_.-]+))?")
 
 
@@ -119,6 +123,42 @@ class Platform:
         machine = host_platform.machine()
         architecture, variant = _MACHINES.get(machine, (machine, ""))
         return cls("linux", architecture, variant)
+
+    def runs(self, built_for: Platform) -> bool:
+        """Whether an image is for this platform, by what its config says: the one rule, wherever it comes from.
+
+        Variants are not compared: configs leave them out, or have them wrong, more often than not. Those of old
+        images leave the architecture out as well.
+        """
+        also = _ALSO_RUNS.get(self.architecture)
+        return built_for.os == self.os and built_for.architecture in ("", self.architecture, also)
+
+    def distance(self, offered: Platform) -> int | None:
+        """How far an offered platform is from this one: 0 is the same; None cannot run, as far as it says.
+
+        The exact variant is nearest, then the next older one; the 32-bit sibling is the last choice. Follows
+        containerd's `platforms.Only`.
+        """
+        if offered.os != self.os:
+            return None
+        if offered.architecture == self.architecture:
+            return self._steps_down_to(offered)
+        if offered.architecture != _ALSO_RUNS.get(self.architecture):
+            return None
+        newest = Platform(self.os, offered.architecture, "v8" if offered.architecture == "arm" else "")
+        steps = newest._steps_down_to(offered)
+        return None if steps is None else _LAST_CHOICE + steps
+
+    def _steps_down_to(self, offered: Platform) -> int | None:
+        """How much older the variant of the same architecture is; None if it is newer, or no number."""
+        default = _DEFAULT_VARIANTS.get(self.architecture, "")
+        ours, theirs = self.variant or default, offered.variant or default
+        if ours == theirs:
+            return 0
+        here, there = _VARIANT.fullmatch(ours), _VARIANT.fullmatch(theirs)
+        if here is None or there is None or int(there[1]) > int(here[1]):
+            return None
+        return int(here[1]) - int(there[1])
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
@@ -205,6 +245,11 @@ class ImageConfig(msgspec.Struct, frozen=True):
     def platform(self) -> Platform:
         """What the image was built for; an image that does not say so is for linux."""
         return Platform(self.os or "linux", self.architecture or "", self.variant or "")
+
+
+def platform_of(config: bytes) -> Platform:
+    """What the image of a config was built for; the config has been read before."""
+    return msgspec.json.decode(config, type=ImageConfig).platform
 
 
 class Decoder(Enum):

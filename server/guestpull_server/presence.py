@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import logging
 
-import msgspec
-
 from guestpull_server.errors import ImageChanged, ImageNotPresent
 from guestpull_server.models import (
     Descriptor,
     Digest,
-    ImageConfig,
     LayerDescriptor,
     Platform,
     PullPolicy,
     ResolvedImage,
     StoredImage,
     StoredLayer,
+    platform_of,
 )
 from guestpull_server.registry import Reference
 from guestpull_server.store import Store, led_to, prove_image
@@ -93,7 +91,7 @@ class Presence:
         image = self._store.image_for(str(reference), platform)
         if image is None and reference.digest is not None:
             image = self._store.image_by_manifest(reference.digest)
-            if image is not None and not _fits(image, platform):
+            if image is not None and not platform.runs(platform_of(image.config)):
                 return None
         if image is None:
             return None
@@ -150,8 +148,3 @@ def _as_resolved(image: StoredImage, reference: str, manifest_digest: Digest, co
         for layer in image.layers
     )
     return ResolvedImage(reference, manifest_digest, image.image_id, config, layers)
-
-
-def _fits(image: StoredImage, platform: Platform) -> bool:
-    built_for = msgspec.json.decode(image.config, type=ImageConfig).platform
-    return (built_for.os, built_for.architecture) == (platform.os, platform.architecture)

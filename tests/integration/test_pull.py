@@ -257,6 +257,32 @@ def test_policies_say_when_the_registry_is_asked(daemon: Daemon, registry: Regis
     assert len(registry.requests) > asked
 
 
+@pytest.mark.parametrize(
+    ("pushed", "wanted"),
+    [
+        (image(runnable(), config={"architecture": ""}), "linux/amd64"),
+        (image(runnable(), platform="linux/386"), "linux/amd64"),
+        (image(runnable(), platform="linux/arm/v7"), "linux/arm/v6"),
+    ],
+    ids=["no architecture", "32 bits", "a newer variant"],
+)
+def test_an_image_that_the_registry_gave_for_a_platform_is_there_for_it_by_tag_and_by_digest(
+    daemon: Daemon, registry: RegistrySimulator, pushed: Image, wanted: str
+) -> None:
+    tag = registry.push("fits:1", pushed)
+    by_digest = f"{tag.rpartition(':')[0]}@{pushed.digest}"
+    daemon.client.pull(tag, str(daemon.bundle("always")), policy=PullPolicy.ALWAYS, platform=wanted)
+    asked = len(registry.requests)
+
+    for policy in (PullPolicy.NEVER, PullPolicy.IF_NOT_PRESENT):
+        for number, name in enumerate((tag, by_digest)):
+            bundle = daemon.bundle(f"{policy.name}-{number}")
+            pulled = daemon.client.pull(name, str(bundle), policy=policy, platform=wanted)
+            assert pulled.image_id == pushed.image_id
+
+    assert len(registry.requests) == asked
+
+
 def test_a_copied_meta_store_makes_a_second_work_directory_download_nothing(
     disk: Path, registry: RegistrySimulator, tmp_path: Path
 ) -> None:

@@ -205,24 +205,19 @@ def _descriptor(document: Document, found: _Descriptor) -> Descriptor:
 
 # -- platforms ---------------------------------------------------------------------------------------------
 
-_DEFAULT_VARIANTS: Final = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
-_ALSO_RUNS: Final = {"arm64": "arm", "amd64": "386"}
-_LAST_CHOICE: Final = 1_000_000
-
 
 def candidates(reference: str, index: ImageIndex, wanted: Platform) -> tuple[Descriptor, ...]:
     """What in an index may be the image for a platform: one, or several of which each must be looked at.
 
-    It is the exact variant, or the nearest older one that the platform runs; of equals the first. Where nothing
-    fits, it is the entries that do not say what they are for, such as nested indexes. Follows containerd's
-    `platforms.Only`.
+    It is the nearest one that the platform runs (Platform.distance); of equals the first. Where nothing fits, it
+    is the entries that do not say what they are for, such as nested indexes.
 
     Raises:
         NoMatchingPlatform: there is none; the error lists what there is.
     """
     best: tuple[int, Descriptor] | None = None
     for entry in index.entries:
-        rank = None if entry.platform is None else _rank(entry.platform, wanted)
+        rank = None if entry.platform is None else wanted.distance(entry.platform)
         if rank is not None and (best is None or rank < best[0]):
             best = rank, entry.descriptor
     if best is not None:
@@ -235,9 +230,7 @@ def candidates(reference: str, index: ImageIndex, wanted: Platform) -> tuple[Des
 
 
 def check_platform(reference: str, built_for: Platform, wanted: Platform) -> None:
-    """Refuse an image that the platform that was asked for cannot run.
-
-    Variants are not compared: configs leave them out, or have them wrong, more often than not.
+    """Refuse an image that the platform that was asked for does not run.
 
     Raises:
         UnsupportedImage: it is for another operating system than Linux.
@@ -245,41 +238,8 @@ def check_platform(reference: str, built_for: Platform, wanted: Platform) -> Non
     """
     if built_for.os != wanted.os and wanted.os == "linux":
         raise UnsupportedImage(reference, f"it is for {built_for.os} ({built_for})")
-    # the configs of old images leave the architecture out
-    runs = built_for.architecture in ("", wanted.architecture, _ALSO_RUNS.get(wanted.architecture))
-    if not runs or built_for.os != wanted.os:
+    if not wanted.runs(built_for):
         raise NoMatchingPlatform(reference, str(wanted), str(built_for))
-
-
-def _rank(offered: Platform, wanted: Platform) -> int | None:
-    """How far an offered platform is from the wanted one: 0 is the same, None cannot run."""
-    if offered.os != wanted.os:
-        return None
-    if offered.architecture == wanted.architecture:
-        distance = _variant_distance(offered, wanted)
-    elif offered.architecture == _ALSO_RUNS.get(wanted.architecture):
-        # the 32-bit sibling, which containerd offers as its last choice
-        newest = Platform(wanted.os, offered.architecture, "v8" if offered.architecture == "arm" else "")
-        distance = _variant_distance(offered, newest)
-        return None if distance < 0 else _LAST_CHOICE + distance
-    else:
-        return None
-    return None if distance < 0 else distance
-
-
-def _variant_distance(offered: Platform, wanted: Platform) -> int:
-    """Steps down from the wanted variant; negative where the offered one is newer."""
-    default = _DEFAULT_VARIANTS.get(wanted.architecture, "")
-    ours, theirs = wanted.variant or default, offered.variant or default
-    if ours == theirs:
-        return 0
-    if not (_is_number(ours) and _is_number(theirs)):
-        return -1
-    return int(ours[1:]) - int(theirs[1:])
-
-
-def _is_number(variant: str) -> bool:
-    return variant[:1] == "v" and variant[1:].isdecimal() and len(variant) < 6
 
 
 # -- configs -----------------------------------------------------------------------------------------------

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import msgspec
-
 from guestpull_protos import image_service_pb2 as pb
 from guestpull_server.models import (
-    ImageConfig,
     LayerDescriptor,
     PulledImage,
     PulledLayer,
     ResolvedImage,
     StoredImage,
     StoredLayer,
+    platform_of,
 )
 from guestpull_server.store import Store, StoredBundle, StoreUsage
 
@@ -86,7 +84,7 @@ def image_message(image: StoredImage, usage: StoreUsage) -> pb.Image:
         references=image.references,
         layers=[layer.compressed_digest for layer in image.layers],
         size_bytes=sum(sizes.values()),
-        platform=str(msgspec.json.decode(image.config, type=ImageConfig).platform),
+        platform=str(platform_of(image.config)),
         bundles=usage.bundles_of_image.get(image.image_id, ()),
         read_only_store=image.read_only_store,
     )

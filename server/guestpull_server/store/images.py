@@ -7,14 +7,12 @@ import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-import msgspec
-
 from guestpull_server.errors import InvalidManifest
-from guestpull_server.models import Digest, ImageConfig, Platform, ResolvedImage, StoredImage, StoredLayer
+from guestpull_server.models import Digest, Platform, ResolvedImage, StoredImage, StoredLayer, platform_of
 from guestpull_server.store.copies import copies_of_others, has_copy, led_to, prove_image
 from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.ledger import Ledger
-from guestpull_server.store.names import find, fits, repository
+from guestpull_server.store.names import best_fit, find, is_same, repository
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.readonly import ReadOnlyStore
 
@@ -60,14 +58,10 @@ class ImageShelf:
     def named(self, reference: str, platform: Platform) -> StoredImage | None:
         """See Store.image_for."""
         with self._lock:
-            for record in self._ledger.names.named(reference):
-                if fits(record.config, platform):
-                    return self._stored(record)
+            found = [self._stored(record) for record in self._ledger.names.named(reference)]
         for store in self._read_only:
-            for record in store.names.named(reference):
-                if fits(record.config, platform):
-                    return _read_only_image(record, store)
-        return None
+            found += [_read_only_image(record, store) for record in store.names.named(reference)]
+        return best_fit(found, platform)
 
     def with_manifest(self, digest: Digest) -> StoredImage | None:
         """See Store.image_by_manifest."""
@@ -223,9 +217,9 @@ class ImageShelf:
         return entry is not None and self._paths.local(entry) == layer.store_path
 
     def _take_name_away(self, image: ImageRecord, reference: str) -> None:
-        platform = msgspec.json.decode(image.config, type=ImageConfig).platform
+        platform = platform_of(image.config)
         for record in self._ledger.names.named(reference):
-            if record.image_id == image.image_id or not fits(record.config, platform):
+            if record.image_id == image.image_id or not is_same(platform_of(record.config), platform):
                 continue
             left = tuple(name for name in record.references if name != reference)
             if not left:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
-
-import msgspec
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from guestpull_server.errors import AmbiguousImage, ImageNotPresent
-from guestpull_server.models import Digest, ImageConfig, Platform
+from guestpull_server.models import Digest, Platform, StoredImage, platform_of
 from guestpull_server.store.entries import ImageRecord
 
 _SHORTEST_ID: Final = 12  # digits; as Docker and podman show ids
 _HEX: Final = frozenset("0123456789abcdef")
+_Image = TypeVar("_Image", ImageRecord, StoredImage)
 
 
 class ImageNames:
@@ -44,8 +44,7 @@ class ImageNames:
         if found is not None or normalised is None:
             return found
         named = self.named(normalised)
-        host = Platform.host()
-        return next((one for one in named if fits(one.config, host)), named[0] if named else None)
+        return best_fit(named, Platform.host()) or (named[0] if named else None)
 
     def beginning_with(self, digits: str) -> Sequence[ImageRecord]:
         """The images whose ids begin so."""
@@ -83,17 +82,25 @@ def find(stores: Sequence[ImageNames], text: str, normalised: str | None) -> tup
     return next(iter(matches.values()))
 
 
-def fits(config: bytes, platform: Platform) -> bool:
-    """Whether an image is for a platform; a variant that one side leaves open fits any."""
-    try:
-        built_for = msgspec.json.decode(config, type=ImageConfig).platform
-    except msgspec.DecodeError:
-        return False
+def best_fit(images: Iterable[_Image], platform: Platform) -> _Image | None:
+    """Of the images of a name, the one that a platform runs best; of equals the first."""
+    offered = [(platform_of(image.config), image) for image in images]
+    run = [(platform.distance(built_for), image) for built_for, image in offered if platform.runs(built_for)]
+    # no distance: it leaves the architecture out, or names a variant, which is not taken at its word
+    return min(run, key=lambda one: math.inf if one[0] is None else one[0], default=(None, None))[1]
+
+
+def is_same(one: Platform, other: Platform) -> bool:
+    """Whether images of two platforms cannot both have a name; what one side leaves open is any."""
     return (
-        built_for.os == platform.os
-        and built_for.architecture in ("", platform.architecture)
-        and (not built_for.variant or not platform.variant or built_for.variant == platform.variant)
+        one.os == other.os
+        and _agree(one.architecture, other.architecture)
+        and _agree(one.variant, other.variant)
     )
+
+
+def _agree(one: str, other: str) -> bool:
+    return not one or not other or one == other
 
 
 def repository(reference: str) -> str:

@@ -115,9 +115,56 @@ def test_an_image_is_for_its_own_platform(store: Store) -> None:
 
     assert store.image_for(LATEST, Platform.parse("linux/arm64")) == stored
     assert store.image_for(LATEST, Platform.parse("linux/arm64/v8")) == stored
-    assert store.image_for(LATEST, Platform.parse("linux/arm64/v7")) is None
     assert store.image_for(LATEST, Platform.parse("linux/s390x")) is None
     assert names_of(store, SHOP) == names_of(store, arm) == (LATEST,)
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted", "best"),
+    [
+        (["linux/386", "linux/amd64"], "linux/amd64", "linux/amd64"),
+        (["linux/386", "linux/amd64"], "linux/386", "linux/386"),
+        (["linux/386"], "linux/amd64", "linux/386"),
+        (["linux/arm/v6", "linux/arm/v7"], "linux/arm/v7", "linux/arm/v7"),
+        (["linux/arm/v7", "linux/arm/v5", "linux/arm/v6"], "linux/arm/v6", "linux/arm/v6"),
+        (["linux/arm/v7", "linux/arm/v5"], "linux/arm/v6", "linux/arm/v5"),
+        (["linux/arm/v7"], "linux/arm/v6", "linux/arm/v7"),
+        (["linux/arm/v7", "linux/arm64"], "linux/arm64/v8", "linux/arm64"),
+    ],
+)
+def test_of_a_names_images_a_platform_gets_the_one_that_it_runs_best(
+    store: Store, named: list[str], wanted: str, best: str
+) -> None:
+    stored = {platform: pulled(store, image(BASE, platform=platform), LATEST) for platform in named}
+
+    assert store.image_for(LATEST, Platform.parse(wanted)) == stored[best]
+
+
+def test_an_image_of_a_read_only_store_is_found_where_it_fits_better_than_ours(
+    store: Store, work_dir: Path, tmp_path: Path, mounts: MountsInMemory
+) -> None:
+    other = open_store(tmp_path / "other")
+    pulled(other, SHOP, LATEST)
+    other.close()
+    pulled(store, image(TOP, platform="linux/386"), LATEST)
+    store.close()
+
+    store = open_store(work_dir, mounts, additional_stores=[tmp_path / "other"])
+
+    found = store.image_for(LATEST, AMD64)
+    assert found is not None
+    assert found.image_id == SHOP.image_id
+    store.close()
+
+
+def test_a_tag_moves_to_an_image_that_does_not_say_its_architecture(store: Store) -> None:
+    silent = image(BASE, config={"architecture": ""})
+    pulled(store, SHOP, LATEST)
+
+    stored = pulled(store, silent, LATEST)
+
+    assert store.image_for(LATEST, AMD64) == stored
+    assert names_of(store, SHOP) == (f"docker.io/library/shop@{SHOP.digest}",)
 
 
 def test_a_warm_pull_writes_nothing(store: Store, work_dir: Path) -> None:
