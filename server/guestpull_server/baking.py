@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from guestpull_server.config import Configuration
-from guestpull_server.errors import GuestpullError, InvalidRequest
+from guestpull_server.config import Configuration, LayerNames
+from guestpull_server.errors import InvalidRequest
 from guestpull_server.models import Credentials, Digest, Platform
 from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
 from guestpull_server.requests import BakeRequest
-from guestpull_server.store import LayerNames, guest_work_dirs, likely_guest_work_dir
+from guestpull_server.store import guest_work_dirs, likely_guest_work_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +102,7 @@ def bake_images(
     Raises:
         GuestpullError: the first image that cannot be had; those before it are in the store.
     """
-    user, colon, password = auth.partition(":")
-    if auth and not colon:
-        raise InvalidRequest("--auth", "it has no user and password", 'Write it as "user:password".')
-    credentials = Credentials(user, password) if auth else None
+    credentials = Credentials.parse(auth, "--auth")
     for_platform = Platform.parse(platform) if platform else None
     guest_work_dir = guest_work_dir or _guest_work_dir(configuration.work_dir)
     puller = Puller.open(configuration, guest_work_dir=guest_work_dir, layer_names=layer_names)
@@ -144,9 +141,5 @@ def _bake(puller: Puller, request: BakeRequest) -> BakedImage:
 
 
 def _remove(puller: Puller, text: str) -> None:
-    try:
-        name: str | None = str(Reference.parse(text))
-    except GuestpullError:
-        name = None
-    image = puller.store.find_image(text, name)
-    puller.store.remove_image(image, name if name in image.references else None, force=False)
+    name = Reference.in_full(text)
+    puller.store.remove_image(puller.store.find_image(text, name), name, force=False)

@@ -10,13 +10,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from enum import Enum
 from typing import Annotated, NoReturn
 
 import msgspec
 import typer
 
-from guestpull_server.config import A_YEAR, DEFAULT_WORK_DIR, Configuration, load_configuration
+from guestpull_server.config import A_YEAR, DEFAULT_WORK_DIR, Configuration, LayerNames, load_configuration
 from guestpull_server.errors import GuestpullError
 from guestpull_server.service.addresses import Address, parse_address
 from guestpull_server.service.log import LogFormat, LogLevel, configure
@@ -140,13 +139,6 @@ GuestWorkDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 
 
-class Names(Enum):
-    """How baked layers' directories are named."""
-
-    DIGEST = "digest"
-    INDEX = "index"
-
-
 @app.command()
 def bake(
     sources: Annotated[
@@ -172,7 +164,7 @@ def bake(
         str, typer.Option(metavar="OS/ARCH[/VARIANT]", help="Of another machine than this one.")
     ] = "",
     layer_names: Annotated[
-        Names | None,
+        LayerNames | None,
         typer.Option(
             help="By digest; or by index, as today's image-rs needs in its own work directory. "
             "[default: as those that are there; digest]"
@@ -186,7 +178,6 @@ def bake(
 ) -> None:
     """Put images into a work directory ahead of time, with no daemon: layers and meta_store.json."""
     from guestpull_server.baking import bake_images, read_list
-    from guestpull_server.store import LayerNames
 
     wanted = [(source, reference) for source in sources or ()] + (read_list(file) if file else [])
     if not wanted and not remove:
@@ -201,7 +192,7 @@ def bake(
         removed=remove or (),
         guest_work_dir=guest_work_dir,
         platform=platform,
-        layer_names=LayerNames[layer_names.name] if layer_names is not None else None,
+        layer_names=layer_names,
         auth=auth,
         warn=_warn,
     )

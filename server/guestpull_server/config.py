@@ -35,6 +35,13 @@ class VerifyReuse(Enum):
     ALWAYS = "always"
 
 
+class LayerNames(Enum):
+    """How directories in layers/ are named: by digest, or by a running number as image-rs of 2025 on does."""
+
+    DIGEST = "digest"
+    INDEX = "index"
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on what an image, a registry or a caller may cost us.
 

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from guestpull_server.errors import Cancelled, DeadlineExceeded, InvalidDigest, InvalidPlatform
+from guestpull_server.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidDigest,
+    InvalidPlatform,
+    InvalidRequest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -362,6 +368,24 @@ class Credentials:
 
     user: str
     password: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, text: str, field_name: str) -> Credentials | None:
+        """Read `user:password`; None where the text is empty.
+
+        Args:
+            text: what was given.
+            field_name: where, for the error: it does not repeat the text, which may be a password.
+
+        Raises:
+            InvalidRequest: it has no user, or no colon.
+        """
+        if not text:
+            return None
+        user, colon, password = text.partition(":")
+        if not colon or not user:
+            raise InvalidRequest(field_name, "it has no user and password", 'Write it as "user:password".')
+        return cls(user, password)
 
 
 _USERINFO = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)@(?!sha[0-9]+[:-])", re.DOTALL)

@@ -19,7 +19,7 @@ from typing import Self
 from guestpull_server.admission import Admission
 from guestpull_server.baker import Baker
 from guestpull_server.bundle import write_runtime_config
-from guestpull_server.config import Configuration, VerifyReuse
+from guestpull_server.config import Configuration, LayerNames, VerifyReuse
 from guestpull_server.errors import ImageNotPresent, InvalidRequest
 from guestpull_server.fetching import LayerFetcher
 from guestpull_server.flights import Flights
@@ -37,7 +37,7 @@ from guestpull_server.registry import ImageSource, Reference, RegistryClient, is
 from guestpull_server.requests import PullObserver, PullRequest, Unobserved, check_pin
 from guestpull_server.reuse import ReuseCheck
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
-from guestpull_server.store import LayerNames, Store
+from guestpull_server.store import Store
 
 
 class Puller:

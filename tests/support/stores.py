@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from guestpull_server.bundle import write_runtime_config
+from guestpull_server.config import LayerNames
 from guestpull_server.errors import BundleBusy, storage_errors
 from guestpull_server.models import (
     Decoder,
@@ -25,7 +26,7 @@ from guestpull_server.models import (
     StoredLayer,
     UnpackedLayer,
 )
-from guestpull_server.store import BundleReservation, LayerNames, Store
+from guestpull_server.store import BundleReservation, Store
 from support.images import Image, Layer
 
 AMD64: Final = Platform("linux", "amd64")

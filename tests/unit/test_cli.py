@@ -71,6 +71,15 @@ def test_an_option_that_nobody_can_mean_is_wrong_usage(
     assert guestpulld(*arguments).status == 2
 
 
+def test_credentials_without_a_user_are_refused_before_anything_is_asked(
+    guestpulld: CommandLine, work_dir: Path
+) -> None:
+    refused = guestpulld("bake", "--work-dir", str(work_dir), "--auth", ":s3cr3t", "busybox")
+
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith("guestpulld: --auth: it has no user and password.")
+
+
 def test_output_that_has_no_room_is_an_error_in_one_line(work_dir: Path) -> None:
     command = [sys.executable, "-m", "guestpull_server.cli", "gc", "--dry-run", "--work-dir", str(work_dir)]
     with open("/dev/full", "wb") as full:

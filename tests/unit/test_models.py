@@ -1,4 +1,4 @@
-"""The nouns: what is not shown of them."""
+"""The nouns: how they are read, and what is not shown of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestpull_server.models import without_password
+from guestpull_server.errors import InvalidRequest
+from guestpull_server.models import Credentials, without_password
 
 DIGEST = f"sha256:{'0' * 64}"
 
@@ -46,3 +47,25 @@ def test_what_has_no_password_is_shown_as_it_is(text: str) -> None:
 @given(st.text(), st.text())
 def test_no_password_is_shown_wherever_it_has_an_at_sign(before: str, after: str) -> None:
     assert "s3cr3t" not in without_password(f"https://ann:{before}s3cr3t{after}@host/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("ann:pw", Credentials("ann", "pw")),
+        ("ann:p:w", Credentials("ann", "p:w")),
+        ("ann:", Credentials("ann", "")),
+        ("", None),
+    ],
+)
+def test_credentials_are_a_user_and_a_password_with_a_colon_between(
+    text: str, read: Credentials | None
+) -> None:
+    assert Credentials.parse(text, "auth_info") == read
+
+
+@pytest.mark.parametrize("text", ["s3cr3t", ":s3cr3t"])
+def test_what_has_no_user_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="no user") as caught:
+        Credentials.parse(text, "--auth")
+    assert "s3cr3t" not in caught.value.explain()

@@ -74,6 +74,14 @@ class Reference:
             tag = "latest"
         return cls(host, repository, tag or "", digest)
 
+    @classmethod
+    def in_full(cls, text: str) -> str | None:
+        """The normalised form of a reference; None where the text is none, but perhaps an image id."""
+        try:
+            return str(cls.parse(text))
+        except InvalidReference:
+            return None
+
     @property
     def name(self) -> str:
         """Host and repository, without tag and digest."""

@@ -9,7 +9,7 @@ import grpc
 
 from guestpull_protos import image_service_pb2 as pb
 from guestpull_protos import image_service_pb2_grpc as pb_grpc
-from guestpull_server.errors import InvalidReference, InvalidRequest
+from guestpull_server.errors import InvalidRequest
 from guestpull_server.models import (
     Credentials,
     Platform,
@@ -101,9 +101,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
             if not request.image:
                 raise InvalidRequest("image", "it is empty", "Name an image by its id or its reference.")
             image = self._find(request.image)
-            reference = _normalised(request.image)
-            named = reference if reference in image.references else None
-            removal = self._store.remove_image(image, named, request.force)
+            removal = self._store.remove_image(image, Reference.in_full(request.image), request.force)
             return pb.RemoveImageResponse(
                 image_ids=removal.image_ids,
                 references=removal.references,
@@ -120,7 +118,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
             return pb.ReleaseBundleResponse(deleted_layers=deleted.layers, freed_bytes=deleted.freed_bytes)
 
     def _find(self, image: str) -> StoredImage:
-        return self._store.find_image(without_password(image), _normalised(image))
+        return self._store.find_image(image, Reference.in_full(image))
 
 
 def _pull_request(request: pb.PullImageRequest) -> PullRequest:
@@ -136,7 +134,7 @@ def _pull_request(request: pb.PullImageRequest) -> PullRequest:
     return PullRequest(
         image=request.image_url,
         bundle_path=request.bundle_path,
-        credentials=_credentials(request.auth_info),
+        credentials=Credentials.parse(request.auth_info, "auth_info"),
         policy=policy,
         platform=Platform.parse(request.platform) if request.platform else None,
     )
@@ -155,21 +153,3 @@ def _outcome(pulled: PulledImage) -> dict[str, Fact]:
         "reused": sum(layer.reused for layer in pulled.layers),
         "bytes": pulled.downloaded_bytes,
     }
-
-
-def _credentials(auth_info: str) -> Credentials | None:
-    if not auth_info:
-        return None
-    user, colon, password = auth_info.partition(":")
-    if not colon or not user:
-        # what was sent may be a password: it is not repeated
-        raise InvalidRequest("auth_info", "it has no user and password", 'Write it as "user:password".')
-    return Credentials(user, password)
-
-
-def _normalised(image: str) -> str | None:
-    """The reference in full, or None where the text is no reference, but perhaps an id."""
-    try:
-        return str(Reference.parse(image))
-    except InvalidReference:
-        return None

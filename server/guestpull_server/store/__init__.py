@@ -47,7 +47,7 @@ from guestpull_server.store.copies import led_to, prove_image
 from guestpull_server.store.evidence import Evidence, ImageEvidence, LayerEvidence, gather_evidence
 from guestpull_server.store.garbage import collect_garbage
 from guestpull_server.store.guest_view import guest_work_dirs, likely_guest_work_dir
-from guestpull_server.store.outcomes import Deleted, Garbage, LayerNames, Removal, StoreUsage
+from guestpull_server.store.outcomes import Deleted, Garbage, Removal, StoreUsage
 from guestpull_server.store.store import Store
 from guestpull_server.store.workdir import LOCK, StagedLayer
 
@@ -61,7 +61,6 @@ __all__ = [
     "Garbage",
     "ImageEvidence",
     "LayerEvidence",
-    "LayerNames",
     "Mounts",
     "Removal",
     "StagedLayer",

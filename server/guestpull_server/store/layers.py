@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from guestpull_server.config import LayerNames
 from guestpull_server.errors import InvalidRequest, StorageFailed, StorageFull, storage_errors
 from guestpull_server.models import Digest, StoredLayer, UnpackedLayer
 from guestpull_server.store.deletion import Deletion
 from guestpull_server.store.durability import Durability
 from guestpull_server.store.facts import LayerFacts
 from guestpull_server.store.ledger import Ledger
-from guestpull_server.store.outcomes import Deleted, LayerNames
+from guestpull_server.store.outcomes import Deleted
 from guestpull_server.store.paths import LayerPaths, is_directory
 from guestpull_server.store.readonly import ReadOnlyStore
 from guestpull_server.store.workdir import StagedLayer, WorkDir

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from guestpull_server.errors import AmbiguousImage, ImageNotPresent
-from guestpull_server.models import Digest, Platform, StoredImage, platform_of
+from guestpull_server.models import Digest, Platform, StoredImage, platform_of, without_password
 from guestpull_server.store.entries import ImageRecord
 
 _SHORTEST_ID: Final = 12  # digits; as Docker and podman show ids
@@ -70,7 +70,7 @@ def find(stores: Sequence[ImageNames], text: str, normalised: str | None) -> tup
             return found, number
     digits = text.removeprefix("sha256:")
     if len(digits) < _SHORTEST_ID or not _HEX.issuperset(digits):
-        raise ImageNotPresent(text)
+        raise ImageNotPresent(without_password(text))
     matches: dict[Digest, tuple[ImageRecord, int]] = {}
     for number, names in enumerate(stores):
         for record in names.beginning_with(digits):

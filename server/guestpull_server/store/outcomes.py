@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from guestpull_server.models import Digest
-
-
-class LayerNames(Enum):
-    """How directories in layers/ are named: by digest, or by a running number as image-rs of 2025 on does."""
-
-    DIGEST = "digest"
-    INDEX = "index"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 
+from guestpull_server.config import LayerNames
 from guestpull_server.errors import (
     ImageInUse,
     ImageNotPresent,
@@ -38,7 +39,7 @@ from guestpull_server.store.durability import Durability
 from guestpull_server.store.images import ImageShelf
 from guestpull_server.store.layers import LayerShelf
 from guestpull_server.store.ledger import Ledger
-from guestpull_server.store.outcomes import Deleted, LayerNames, Removal, StoreUsage
+from guestpull_server.store.outcomes import Deleted, Removal, StoreUsage
 from guestpull_server.store.overlays import WORK_DIR_REMEDY, WORK_DIR_SPOILED, overlay_in
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.readonly import ReadOnlyStore
@@ -328,7 +329,7 @@ class Store:
 
         Args:
             image: as `find_image` gave it.
-            reference: the name that it was meant by; None: it was meant by its id.
+            reference: the name that it was meant by, if it has that; else it was meant by its id.
             force: forget it although bundles use it.
 
         Raises:
@@ -338,6 +339,7 @@ class Store:
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
         """
+        reference = reference if reference in image.references else None
         if image.read_only_store:
             raise ReadOnlyImage(reference or image.image_id, image.read_only_store)
         with self._lock:

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestpull_server.config import LayerNames
 from guestpull_server.errors import InvalidStore
 from guestpull_server.models import Digest
-from guestpull_server.store import Fault, LayerNames, audit, collect_garbage
+from guestpull_server.store import Fault, audit, collect_garbage
 from guestpull_server.store.bundle_files import PREPARING, READY, read_bundle_file
 from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import Unreadable

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from guestpull_server.config import LayerNames
 from guestpull_server.errors import InvalidRequest, LayerInUse, WorkDirInUse
 from guestpull_server.models import Decoder, Digest, UnpackedLayer
-from guestpull_server.store import LayerNames, Store, audit
+from guestpull_server.store import Store, audit
 from support.images import Layer, file, image, layer
 from support.stores import (
     AMD64,
