@@ -139,14 +139,10 @@ class Puller:
             observer.resolved(resolved)
             layers, pulled = self._fetcher.fetch(resolved, source, cancellation, observer)
             with bundle.opened() as directory:
-                mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, bundle_directory=directory)
+                mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, directory)
                 observer.mounted(bundle.rootfs)
                 write_runtime_config(
-                    bundle.bundle_path,
-                    bundle.rootfs,
-                    resolved.config,
-                    bundle_directory=directory,
-                    written=bundle.writes_config,
+                    bundle.bundle_path, bundle.rootfs, resolved.config, directory, bundle.writes_config
                 )
             cancellation.check()
             bundle.commit(self.store.record_image(resolved, layers))

@@ -23,8 +23,7 @@ class Turns:
     def __init__(self, limit: int) -> None:
         self._free = limit
         self._lock = threading.Lock()
-        self.waiting: deque[threading.Event] = deque()
-        """Whoever waits for a turn, first come first; to look at only."""
+        self._waiting: deque[threading.Event] = deque()  # first come first
 
     @contextmanager
     def take(self, cancellation: Cancellation) -> Iterator[None]:
@@ -46,22 +45,22 @@ class Turns:
                 self._free -= 1
                 return
             my_turn = threading.Event()
-            self.waiting.append(my_turn)
+            self._waiting.append(my_turn)
         withdraw = cancellation.on_cancel(my_turn.set)
         my_turn.wait(cancellation.remaining())
         withdraw()
         with self._lock:
             # whoever passes a turn on has taken its event out of the queue
-            still_waiting = my_turn in self.waiting
+            still_waiting = my_turn in self._waiting
             if still_waiting:
-                self.waiting.remove(my_turn)
+                self._waiting.remove(my_turn)
         if still_waiting:
             cancellation.check()
             raise AssertionError("woken without a turn and without a reason")
 
     def _pass_on(self) -> None:
         with self._lock:
-            if self.waiting:
-                self.waiting.popleft().set()
+            if self._waiting:
+                self._waiting.popleft().set()
             else:
                 self._free += 1

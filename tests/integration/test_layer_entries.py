@@ -14,7 +14,8 @@ import pytest
 
 from guestpull_server.errors import CorruptLayer
 from guestpull_server.models import Decoder, Digest, StoredLayer
-from guestpull_server.snapshot import OverlayMounts, mount_rootfs
+from guestpull_server.snapshot import OverlayMounts
+from support.bundles import mount_layers
 from support.images import (
     Compression,
     Entry,
@@ -493,9 +494,7 @@ def test_what_is_gone_is_not_even_listed_where_no_other_layer_has_the_directory(
     overlay = disk / "staging-overlay"
     for made in (rootfs, overlay):
         made.mkdir()
-    mount_rootfs(
-        [StoredLayer(digest, one.result.diff_id, Decoder.GZIP, str(one.root))], str(overlay), str(rootfs)
-    )
+    mount_layers([StoredLayer(digest, one.result.diff_id, Decoder.GZIP, str(one.root))], overlay, rootfs)
     try:
         assert os.listdir(rootfs / "d") == ["there"]
     finally:

@@ -21,6 +21,7 @@ from guestpull_server.errors import BundleBusy, MountFailed, StorageFailed
 from guestpull_server.models import Decoder, Digest, StoredLayer
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs
 from guestpull_server.snapshot.overlay import mount_by_one_page
+from support.bundles import mount_layers
 from support.trees import tree
 
 
@@ -51,7 +52,7 @@ class Stage:
 
     def mount(self, *layers: StoredLayer) -> Path:
         """Mount them, bottom-most first; returns the rootfs."""
-        mount_rootfs(layers, str(self.overlay), str(self.rootfs))
+        mount_layers(layers, self.overlay, self.rootfs)
         return self.rootfs
 
 
@@ -182,7 +183,7 @@ def test_a_work_directory_on_an_overlay_is_refused_with_a_remedy(stage: Stage) -
     (rootfs / "rootfs").mkdir()
 
     with pytest.raises(MountFailed, match="use a tmpfs or a local disk"):
-        mount_rootfs([stage.layer("b")], str(rootfs / "overlay"), str(rootfs / "rootfs"))
+        mount_layers([stage.layer("b")], rootfs / "overlay", rootfs / "rootfs")
 
     # what the kernel refused to mount, it lets go of in its own time
     subprocess.run(["umount", "--lazy", str(rootfs)], check=True)
@@ -407,8 +408,8 @@ def test_a_bundle_s_directory_that_was_opened_is_the_one_that_counts(stage: Stag
     bundle.rename(stage.directory / "moved")
     bundle.symlink_to(elsewhere)
 
-    mount_rootfs([stage.layer("a")], str(stage.overlay), f"{bundle}/rootfs", bundle_directory=directory)
-    write_runtime_config(str(bundle), f"{bundle}/rootfs", b"{}", bundle_directory=directory)
+    mount_rootfs([stage.layer("a")], str(stage.overlay), f"{bundle}/rootfs", directory)
+    write_runtime_config(str(bundle), f"{bundle}/rootfs", b"{}", directory, lambda _status: None)
 
     os.close(directory)
     assert os.listdir(stage.directory / "moved/rootfs") == ["a"]

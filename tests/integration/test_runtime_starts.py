@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from guestpull_server.bundle import write_runtime_config
 from guestpull_server.models import Decoder, Digest, StoredLayer
-from guestpull_server.snapshot import OverlayMounts, mount_rootfs
+from guestpull_server.snapshot import OverlayMounts
+from support.bundles import mount_layers, write_config
 from support.images import file, image, layer
 from support.local_images import write_layout
 from support.peers import run, run_container, umoci_unpack
@@ -58,9 +58,9 @@ class Bundles:
         bundle.mkdir(mode=0o700)  # as the store makes it: no other user reaches what is in there
         (bundle / "rootfs").mkdir()
         overlay.mkdir()
-        mount_rootfs(self._layers, str(overlay), str(bundle / "rootfs"))
+        mount_layers(self._layers, overlay, bundle / "rootfs")
         config = {"os": "linux", "architecture": "amd64", "config": process}
-        write_runtime_config(str(bundle), str(bundle / "rootfs"), json.dumps(config).encode())
+        write_config(bundle, json.dumps(config).encode())
         return bundle
 
     def run(self, runtime: str, script: str, **process: Any) -> list[str]:

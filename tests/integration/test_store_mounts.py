@@ -21,8 +21,9 @@ from guestpull_server.errors import (
     StorageFailed,
 )
 from guestpull_server.models import Digest, StoredImage
-from guestpull_server.snapshot import OverlayMounts, mount_rootfs
+from guestpull_server.snapshot import OverlayMounts
 from guestpull_server.store import Fault, Store, audit, collect_garbage
+from support.bundles import mount_layers
 from support.images import file, image, layer
 from support.stores import pulled, put_layer, write_config
 
@@ -45,7 +46,7 @@ def opened(work_dir: Path, *, additional_stores: tuple[Path, ...] = ()) -> Itera
 def mounted_bundle(store: Store, stored: StoredImage, path: Path) -> Path:
     """A bundle that is mounted; returns its rootfs."""
     with store.reserve_bundle(str(path)) as bundle:
-        mount_rootfs(stored.layers, bundle.overlay_directory, bundle.rootfs)
+        mount_layers(stored.layers, bundle.overlay_directory, bundle.rootfs)
         bundle.commit(stored)
         return Path(bundle.rootfs)
 
@@ -83,7 +84,7 @@ def test_a_pull_that_was_killed_after_it_mounted_is_undone(disk: Path) -> None:
             store = Store.open(str(disk / "work"), OverlayMounts())
             stored = pulled(store, SHOP, LATEST)
             bundle = store.reserve_bundle(str(disk / "bundle"))
-            mount_rootfs(stored.layers, bundle.overlay_directory, bundle.rootfs)
+            mount_layers(stored.layers, bundle.overlay_directory, bundle.rootfs)
             write_config(bundle)
             os.kill(os.getpid(), signal.SIGKILL)
         finally:

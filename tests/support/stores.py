@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from guestpull_server.bundle import write_runtime_config
 from guestpull_server.config import LayerNames
 from guestpull_server.errors import BundleBusy, storage_errors
 from guestpull_server.models import (
@@ -27,6 +26,7 @@ from guestpull_server.models import (
     UnpackedLayer,
 )
 from guestpull_server.store import BundleReservation, Store
+from support import bundles
 from support.images import Image, Layer
 
 AMD64: Final = Platform("linux", "amd64")
@@ -118,7 +118,7 @@ def pulled(store: Store, image: Image, reference: str) -> StoredImage:
 
 def write_config(bundle: BundleReservation) -> None:
     """Write a bundle's config.json, as a pull does it."""
-    write_runtime_config(bundle.bundle_path, bundle.rootfs, b"{}", written=bundle.writes_config)
+    bundles.write_config(bundle.bundle_path, b"{}", bundle.writes_config)
 
 
 def bundled(store: Store, image: StoredImage, bundle_path: Path | str, mounts: MountsInMemory) -> str:

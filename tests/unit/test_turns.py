@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -11,6 +12,19 @@ from guestpull_server.models import Cancellation
 from guestpull_server.turns import Turns
 
 PATIENCE = 10.0  # seconds; for what must happen, however slow the machine
+
+
+class Waiter(Cancellation):
+    """A caller of whom it is known when it has taken its place in the queue."""
+
+    def __init__(self) -> None:
+        super().__init__("waiting")
+        self.is_waiting = threading.Event()
+
+    def on_cancel(self, callback: Callable[[], None]) -> Callable[[], None]:
+        withdraw = super().on_cancel(callback)
+        self.is_waiting.set()
+        return withdraw
 
 
 def test_no_more_than_the_limit_are_in_at_once() -> None:
@@ -43,16 +57,16 @@ def test_turns_are_given_in_the_order_of_coming() -> None:
     turns = Turns(1)
     order: list[int] = []
 
-    def visit(number: int) -> None:
-        with turns.take(Cancellation("test")):
+    def visit(number: int, caller: Waiter) -> None:
+        with turns.take(caller):
             order.append(number)
 
     with turns.take(Cancellation("first")):
-        visitors = [threading.Thread(target=visit, args=(number,)) for number in range(5)]
-        for number, visitor in enumerate(visitors):
+        callers = [Waiter() for _ in range(5)]
+        visitors = [threading.Thread(target=visit, args=one) for one in enumerate(callers)]
+        for caller, visitor in zip(callers, visitors, strict=True):
             visitor.start()
-            while len(turns.waiting) <= number:
-                threading.Event().wait(0.001)
+            assert caller.is_waiting.wait(PATIENCE)
     for visitor in visitors:
         visitor.join(PATIENCE)
 
@@ -61,7 +75,7 @@ def test_turns_are_given_in_the_order_of_coming() -> None:
 
 def test_a_caller_that_leaves_the_queue_takes_no_turn_with_it() -> None:
     turns = Turns(1)
-    leaving = Cancellation("leaving")
+    leaving = Waiter()
     failures: list[Exception] = []
 
     def visit() -> None:
@@ -74,8 +88,7 @@ def test_a_caller_that_leaves_the_queue_takes_no_turn_with_it() -> None:
     with turns.take(Cancellation("first")):
         visitor = threading.Thread(target=visit)
         visitor.start()
-        while not turns.waiting:
-            threading.Event().wait(0.001)
+        assert leaving.is_waiting.wait(PATIENCE)
         leaving.cancel()
         visitor.join(PATIENCE)
 
@@ -93,4 +106,5 @@ def test_waiting_ends_at_the_deadline() -> None:
         turns.take(late),
     ):
         pass
-    assert not turns.waiting
+    with Cancellation("next").nested(seconds=PATIENCE) as following, turns.take(following):
+        pass

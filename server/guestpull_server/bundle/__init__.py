@@ -10,9 +10,9 @@ bundle, which a runtime starts as it is.
   spec.py     the runtime specification's document
   image_files.py  looking at what is in the image, without being led out of it
 
-Nothing here mounts, and nothing here knows the store. Start with `runtime.runtime_config`.
+Nothing here mounts, and nothing here knows the store. Start with `runtime.write_runtime_config`.
 """
 
-from guestpull_server.bundle.runtime import runtime_config, write_runtime_config
+from guestpull_server.bundle.runtime import write_runtime_config
 
-__all__ = ["runtime_config", "write_runtime_config"]
+__all__ = ["write_runtime_config"]

@@ -93,9 +93,8 @@ def write_runtime_config(
     bundle_path: str,
     rootfs: str,
     image_config: bytes,
-    *,
-    bundle_directory: int | None = None,
-    written: Callable[[os.stat_result], None] = lambda _status: None,
+    bundle_directory: int,
+    written: Callable[[os.stat_result], None],
 ) -> None:
     """Write a bundle's config.json: all of it or none, and never over another one.
 
@@ -103,8 +102,7 @@ def write_runtime_config(
         bundle_path: the bundle's directory.
         rootfs: the mounted root filesystem in it, where users are looked up.
         image_config: the image config as the registry has it.
-        bundle_directory: the bundle's directory, open. Where it is given, whatever has its path by now is of no
-            matter.
+        bundle_directory: the bundle's directory, open: whatever has its path by now is of no matter.
         written: told which file it is, before that has the name config.json.
 
     Raises:
@@ -119,20 +117,13 @@ def write_runtime_config(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidManifest(bundle_path, "the image config", str(error)) from None
     with storage_errors("writing the runtime config", os.path.join(bundle_path, _CONFIG)):
-        if bundle_directory is None:
-            directory = os.open(bundle_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        else:
-            directory = os.dup(bundle_directory)
-        try:
-            there = f"/proc/self/fd/{directory}/{os.path.basename(rootfs)}"
-            converted = runtime_config(config, there, bundle_path)
-            document = msgspec.json.format(msgspec.json.encode(converted), indent=2) + b"\n"
-            if _NUL in document:  # or a text that says so; to look at all of it costs a tenth of a warm pull
-                _refuse_nul(msgspec.to_builtins(converted), bundle_path)
-            if not _write_new(directory, document, written):
-                raise BundleExists(bundle_path, f"it holds a {_CONFIG}")
-        finally:
-            os.close(directory)
+        there = f"/proc/self/fd/{bundle_directory}/{os.path.basename(rootfs)}"
+        converted = _runtime_config(config, there, bundle_path)
+        document = msgspec.json.format(msgspec.json.encode(converted), indent=2) + b"\n"
+        if _NUL in document:  # or a text that says so; to look at all of it costs a tenth of a warm pull
+            _refuse_nul(msgspec.to_builtins(converted), bundle_path)
+        if not _write_new(bundle_directory, document, written):
+            raise BundleExists(bundle_path, f"it holds a {_CONFIG}")
 
 
 def _write_new(directory: int, content: bytes, written: Callable[[os.stat_result], None]) -> bool:
@@ -180,7 +171,7 @@ def _write_in_place(directory: int, content: bytes, written: Callable[[os.stat_r
     return True
 
 
-def runtime_config(config: ImageConfig, rootfs: str, bundle_path: str) -> RuntimeConfig:
+def _runtime_config(config: ImageConfig, rootfs: str, bundle_path: str) -> RuntimeConfig:
     """Convert an image config.
 
     Args:

@@ -33,7 +33,7 @@ _LETTERS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def mount_rootfs(
-    layers: Sequence[StoredLayer], overlay_directory: str, rootfs: str, *, bundle_directory: int | None = None
+    layers: Sequence[StoredLayer], overlay_directory: str, rootfs: str, bundle_directory: int
 ) -> None:
     """Mount layers, writable, at `rootfs`; when this raises, nothing is mounted.
 
@@ -41,8 +41,7 @@ def mount_rootfs(
         layers: bottom-most first. One that occurs twice counts at its topmost place.
         overlay_directory: where upper and work directories are made; empty.
         rootfs: an empty directory. It is not followed, should it have become a link.
-        bundle_directory: the directory that the rootfs is in, open. Where it is given, whatever has its path by
-            now is of no matter.
+        bundle_directory: the directory that the rootfs is in, open: whatever has its path by now is of no matter.
 
     Raises:
         MountFailed: the kernel refuses; the error says why, and what to do.
@@ -51,9 +50,8 @@ def mount_rootfs(
     """
     with storage_errors("preparing the mount", overlay_directory):
         lower = _prepare(layers, overlay_directory)
-        name = rootfs if bundle_directory is None else os.path.basename(rootfs)
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        target = os.open(name, flags, dir_fd=bundle_directory)
+        target = os.open(os.path.basename(rootfs), flags, dir_fd=bundle_directory)
     try:
         _mount(lower, overlay_directory, target)
     except OSError as error:

@@ -247,8 +247,8 @@ class Store:
             deletion = self._layers.drop(self._unused(digests))
         return self._layers.finish(deletion)
 
-    def delete_stray(self, path: str) -> int:
-        """Delete something in the work directory that belongs to nothing; returns the bytes of its files.
+    def delete_stray(self, path: str) -> None:
+        """Delete something in the work directory that belongs to nothing.
 
         Raises:
             StorageFailed: the operating system refuses.
@@ -256,7 +256,7 @@ class Store:
         with storage_errors("deleting what belongs to nothing", path):
             with self._lock:
                 aside = self._work_dir.set_aside(path)
-            return remove_tree(aside)
+            remove_tree(aside)
 
     # -- images ---------------------------------------------------------------------------------------------
 

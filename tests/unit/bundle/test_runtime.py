@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from guestpull_server.bundle import write_runtime_config
 from guestpull_server.errors import BundleExists, InvalidManifest
+from support.bundles import write_config
 
 
 def converted(directory: Path, process: dict[str, Any] | None, **config: Any) -> dict[str, Any]:
     rootfs = directory / "rootfs"
     rootfs.mkdir()
     document = {"architecture": "arm64", "os": "linux", "config": process, **config}
-    write_runtime_config(str(directory), str(rootfs), json.dumps(document).encode())
+    write_config(directory, json.dumps(document).encode())
     written: dict[str, Any] = json.loads((directory / "config.json").read_text())
     return written
 
@@ -249,4 +249,4 @@ def test_the_file_is_readable_for_all_whatever_the_umask_and_nothing_is_left_bes
 @pytest.mark.parametrize("config", [b"", b"[]", b'{"config": {"Env": "A=b"}}', b"\xff", b"[" * 100_000])
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, config: bytes) -> None:
     with pytest.raises(InvalidManifest):
-        write_runtime_config(str(tmp_path), str(tmp_path), config)
+        write_config(tmp_path, config)

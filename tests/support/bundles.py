@@ -1,0 +1,35 @@
+"""Bundles that no store knows of: a rootfs that is mounted where a test says, and a config.json beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from guestpull_server.bundle import write_runtime_config
+from guestpull_server.models import StoredLayer
+from guestpull_server.snapshot import mount_rootfs
+
+
+def mount_layers(layers: Sequence[StoredLayer], overlay: Path | str, rootfs: Path | str) -> None:
+    """Mount layers, bottom-most first; `overlay` and `rootfs` are empty directories."""
+    with _opened(os.path.dirname(rootfs)) as directory:
+        mount_rootfs(layers, str(overlay), str(rootfs), directory)
+
+
+def write_config(
+    bundle: Path | str, config: bytes, written: Callable[[os.stat_result], None] = lambda _status: None
+) -> None:
+    """Write a bundle's config.json from an image config; its rootfs is in it."""
+    with _opened(bundle) as directory:
+        write_runtime_config(str(bundle), f"{bundle}/rootfs", config, directory, written)
+
+
+@contextmanager
+def _opened(directory: Path | str) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
