@@ -36,6 +36,7 @@ from urllib.parse import parse_qs, urlsplit
 import trustme
 
 from support.images import Image, Index, Layer, sha256
+from support.waiting import PATIENCE
 
 Target: TypeAlias = Layer | Image | Index | str
 
@@ -285,10 +286,10 @@ class RegistrySimulator:
         """Wait until so many requests for a target have come.
 
         Raises:
-            TimeoutError: they have not, in all of ten seconds.
+            TimeoutError: they have not, in all of `PATIENCE`.
         """
         with self._came:
-            if not self._came.wait_for(lambda: len(self.requests_for(target)) >= count, 10):
+            if not self._came.wait_for(lambda: len(self.requests_for(target)) >= count, PATIENCE):
                 raise TimeoutError
 
     def bytes_sent(self, target: Target) -> int:

@@ -7,8 +7,7 @@ import threading
 import pytest
 
 from guestpull_server.registry.alarms import Alarms
-
-PATIENCE = 10.0
+from support.waiting import PATIENCE
 
 
 def wait_for(event: threading.Event) -> None:

@@ -13,7 +13,7 @@ from guestpull_server.models import Credentials
 from guestpull_server.registry import RegistryClient
 from support.faults import Cut, Instead, RedirectTo, Status
 from support.images import files, image, layer
-from support.pulling import IMPATIENT, ClientOf, Pull
+from support.pulling import PATIENT, ClientOf, Pull
 from support.simulator import Authentication, Basic, Bearer, Fault, RegistrySimulator, certificate_authority
 
 LAYER = layer(*files("srv", count=10, size=20_000))
@@ -190,7 +190,7 @@ def test_a_token_server_that_fails_for_good_is_named(
     registry.fault("token", Status(500))
     with pytest.raises(RegistryUnavailable, match="token server"):
         pull.resolve(shop)
-    assert len(registry.requests_for("token")) == IMPATIENT.max_attempts
+    assert len(registry.requests_for("token")) == PATIENT.max_attempts
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from support.images import (
     layer,
     sha256,
 )
-from support.pulling import IMPATIENT, ClientOf, Pull
+from support.pulling import PATIENT, ClientOf, Pull
 from support.simulator import Fault, RegistrySimulator
 
 BASE = layer(file("etc/hostname", b"guest\n"))
@@ -472,7 +472,7 @@ def test_a_config_of_another_size_is_a_size_mismatch(
 
 
 def test_a_manifest_is_bounded(registry: RegistrySimulator, client_of: ClientOf) -> None:
-    limits = msgspec.structs.replace(IMPATIENT, max_manifest_bytes=1000)
+    limits = msgspec.structs.replace(PATIENT, max_manifest_bytes=1000)
     reference = registry.push("shop", image(BASE, manifest={"annotations": {"a": "x" * 1000}}))
     with pytest.raises(LimitExceeded, match="max_manifest_bytes"):
         Pull(client_of(limits=limits)).resolve(reference)
@@ -486,13 +486,13 @@ def test_an_endless_manifest_is_left(registry: RegistrySimulator, pull: Pull) ->
 
 
 def test_a_config_is_bounded(registry: RegistrySimulator, client_of: ClientOf) -> None:
-    limits = msgspec.structs.replace(IMPATIENT, max_config_bytes=100)
+    limits = msgspec.structs.replace(PATIENT, max_config_bytes=100)
     with pytest.raises(LimitExceeded, match="max_config_bytes"):
         Pull(client_of(limits=limits)).resolve(registry.push("shop", SHOP))
 
 
 def test_the_number_of_layers_is_bounded(registry: RegistrySimulator, client_of: ClientOf) -> None:
-    limits = msgspec.structs.replace(IMPATIENT, max_layers=3)
+    limits = msgspec.structs.replace(PATIENT, max_layers=3)
     with pytest.raises(LimitExceeded, match="max_layers"):
         Pull(client_of(limits=limits)).resolve(registry.push("shop", image(*[BASE] * 4)))
 
@@ -519,10 +519,8 @@ def test_a_config_that_is_not_there_is_not_found(registry: RegistrySimulator, pu
         ("manifests/1.0", Status(502)),
         ("manifests/1.0", Status(599)),
         ("manifests/1.0", Cut(after=0.5)),
-        ("manifests/1.0", Stall(after=0.5)),
         (SHOP.image_id, Status(500)),
         (SHOP.image_id, Cut(after=0.5)),
-        (SHOP.image_id, Drip(after=0.5, bytes_per_second=50)),
     ],
 )
 def test_what_may_pass_is_tried_again(
@@ -531,6 +529,21 @@ def test_what_may_pass_is_tried_again(
     reference = registry.push("shop:1.0", SHOP)
     registry.fault(target, fault, times=1)
     assert pull.resolve(reference).image_id == SHOP.image_id
+
+
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [
+        ("manifests/1.0", Stall(after=0.5)),
+        (SHOP.image_id, Drip(after=0.5, bytes_per_second=50)),
+    ],
+)
+def test_what_comes_too_slowly_is_asked_for_again(
+    registry: RegistrySimulator, impatient_pull: Pull, target: str, fault: Fault
+) -> None:
+    reference = registry.push("shop:1.0", SHOP)
+    registry.fault(target, fault, times=1)
+    assert impatient_pull.resolve(reference).image_id == SHOP.image_id
 
 
 def test_a_manifest_of_no_length_is_read_to_its_end(registry: RegistrySimulator, pull: Pull) -> None:
@@ -547,7 +560,7 @@ def test_a_registry_that_fails_for_good_is_unavailable(registry: RegistrySimulat
         pull.resolve(reference)
     assert raised.value.host == registry.host
     assert "503" in raised.value.problem
-    assert raised.value.attempts == len(registry.requests_for("manifests/1.0")) == IMPATIENT.max_attempts
+    assert raised.value.attempts == len(registry.requests_for("manifests/1.0")) == PATIENT.max_attempts
 
 
 def test_what_will_not_pass_is_not_tried_again(registry: RegistrySimulator, pull: Pull) -> None:

@@ -6,8 +6,9 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
+from pathlib import Path
 from typing import Self
 
 import msgspec
@@ -23,7 +24,7 @@ from guestpull_server.errors import (
     RegistryUnavailable,
 )
 from guestpull_server.models import Cancellation
-from guestpull_server.registry import Reference, RegistryClient
+from guestpull_server.registry import RegistryClient
 from support.faults import (
     EndlessChunkHeader,
     EndlessTrailers,
@@ -35,8 +36,9 @@ from support.faults import (
     Status,
 )
 from support.images import files, image, layer
-from support.pulling import AMD64, IMPATIENT, ClientOf, Pull
+from support.pulling import PATIENT, ClientOf, Pull
 from support.simulator import Fault, RegistrySimulator, certificate_authority
+from support.waiting import PATIENCE, end_of, until
 
 LAYER = layer(*files("srv", count=10, size=20_000))
 SHOP = image(LAYER)
@@ -214,7 +216,7 @@ def test_an_endless_redirect_is_left(registry: RegistrySimulator, pull: Pull) ->
     registry.fault("manifests/1.0", RedirectLoop())
     with pytest.raises(RegistryUnavailable, match="redirects more than 5 times"):
         pull.resolve(reference)
-    assert len(registry.requests_for("manifests/1.0")) == 1 + IMPATIENT.max_redirects
+    assert len(registry.requests_for("manifests/1.0")) == 1 + PATIENT.max_redirects
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -325,8 +327,8 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for(
 ) -> None:
     reference = registry.push("shop:1.0", SHOP)
     registry.fault("manifests/1.0", Status(429, retry_after="50"))
-    soon = Cancellation("pull", time.monotonic() + 5)
-    client = client_of(limits=msgspec.structs.replace(IMPATIENT, max_retry_delay=60))
+    soon = Cancellation("pull", time.monotonic() + 45)
+    client = client_of(limits=msgspec.structs.replace(PATIENT, max_retry_delay=60))
     with pytest.raises(RateLimited, match="50 seconds"):
         Pull(client, soon).resolve(reference)
     assert soon.remaining() != 0
@@ -336,19 +338,16 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for(
     "fault", [EndlessTrailers(seconds=0.02), EndlessChunkHeader(after=0.5, seconds=0.02)]
 )
 def test_a_manifest_whose_framing_never_ends_is_asked_for_again_and_given_up(
-    registry: RegistrySimulator, client: RegistryClient, fault: Fault
+    registry: RegistrySimulator, impatient_pull: Pull, fault: Fault
 ) -> None:
     reference = registry.push("shop:1.0", SHOP)
     registry.fault("manifests/1.0", fault)
-    pull = Pull(client, Cancellation("pull", time.monotonic() + 20))
     with pytest.raises(RegistryUnavailable, match="it sends nothing in time; 4 attempts"):
-        pull.resolve(reference)
+        impatient_pull.resolve(reference)
     assert len(registry.requests_for("manifests/1.0")) == 4
 
 
 # -- nothing waits for ever --------------------------------------------------------------------------------
-
-PATIENT = msgspec.structs.replace(IMPATIENT, connect_timeout=60, read_timeout=60)
 
 
 @pytest.fixture
@@ -368,70 +367,108 @@ def deaf() -> Iterator[str]:
 
 
 def test_a_host_that_takes_no_connection_is_given_up(deaf: str, client_of: ClientOf) -> None:
-    once = msgspec.structs.replace(IMPATIENT, connect_timeout=0.1, max_attempts=1)
+    once = msgspec.structs.replace(PATIENT, connect_timeout=0.1, max_attempts=1)
     with pytest.raises(RegistryUnavailable, match="no connection in time"):
         Pull(client_of(limits=once)).resolve(f"{deaf}/shop:1.0")
 
 
-def resolving(client: RegistryClient, reference: str, cancellation: Cancellation) -> list[BaseException]:
-    """Resolve, cancel as soon as it waits, and return what was raised."""
+def cancelled_while_it_resolves(
+    client: RegistryClient, reference: str, it_waits: Callable[[], object]
+) -> BaseException:
+    """Resolve, cancel once `it_waits` has returned, and return what was raised."""
     raised: list[BaseException] = []
+    cancellation = Cancellation("pull")
 
     def resolve() -> None:
         try:
-            client.image(Reference.parse(reference), None).resolve(AMD64, cancellation, lambda _digest: None)
+            Pull(client, cancellation).resolve(reference)
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             raised.append(error)
 
     thread = threading.Thread(target=resolve)
     thread.start()
-    thread.join(0.1)
+    it_waits()
     cancellation.cancel()
-    thread.join(5)
-    return raised
+    end_of(thread)
+    return raised[0]
 
 
-def test_cancelling_ends_the_wait_for_a_connection(deaf: str, client_of: ClientOf) -> None:
-    raised = resolving(client_of(limits=PATIENT), f"{deaf}/shop:1.0", Cancellation("pull"))
-    assert isinstance(raised[0], Cancelled)
+def connecting_to(host: str) -> int:
+    """How many sockets of this machine wait for their connection to a `127.0.0.1:port`."""
+    peer = f"0100007F:{int(host.partition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    return sum(row[2:4] == [peer, "02"] for row in rows)  # TCP_SYN_SENT
 
 
-def test_cancelling_ends_the_wait_for_an_answer(registry: RegistrySimulator, client_of: ClientOf) -> None:
+def test_cancelling_ends_the_wait_for_a_connection(deaf: str, client: RegistryClient) -> None:
+    before = connecting_to(deaf)
+
+    def it_waits() -> None:
+        until("the client connects", lambda: connecting_to(deaf) > before)
+
+    assert isinstance(cancelled_while_it_resolves(client, f"{deaf}/shop:1.0", it_waits), Cancelled)
+
+
+def test_cancelling_ends_the_wait_for_an_answer(registry: RegistrySimulator, client: RegistryClient) -> None:
     reference = registry.push("shop:1.0", SHOP)
-    registry.fault("manifests/1.0", Pause(60))
-    raised = resolving(client_of(limits=PATIENT), reference, Cancellation("pull"))
-    assert isinstance(raised[0], Cancelled)
+    registry.fault("manifests/1.0", Pause(PATIENCE))
+
+    def it_waits() -> None:
+        registry.await_request("manifests/1.0")
+
+    assert isinstance(cancelled_while_it_resolves(client, reference, it_waits), Cancelled)
 
 
-def test_cancelling_ends_the_wait_for_a_body(registry: RegistrySimulator, client_of: ClientOf) -> None:
+def test_cancelling_ends_the_wait_for_a_body(registry: RegistrySimulator, client: RegistryClient) -> None:
     reference = registry.push("shop:1.0", SHOP)
     registry.fault("manifests/1.0", Stall(after=0.5))
-    raised = resolving(client_of(limits=PATIENT), reference, Cancellation("pull"))
-    assert isinstance(raised[0], Cancelled)
+
+    def it_waits() -> None:
+        until("half of the body is sent", lambda: registry.bytes_sent("manifests/1.0"))
+
+    assert isinstance(cancelled_while_it_resolves(client, reference, it_waits), Cancelled)
 
 
-def test_cancelling_ends_the_wait_for_tls(client_of: ClientOf) -> None:
+def test_cancelling_ends_the_wait_for_tls(client: RegistryClient, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        host = f"127.0.0.1:{silent.getsockname()[1]}"
-        raised = resolving(client_of(limits=PATIENT), f"{host}/shop:1.0", Cancellation("pull"))
-    assert isinstance(raised[0], Cancelled)
+        silent.settimeout(PATIENCE)
+        resolve_name = socket.getaddrinfo
+        address, port = silent.getsockname()
+
+        def here(_host: str, port: int, **settings: int) -> object:
+            return resolve_name(address, port, **settings)
+
+        monkeypatch.setattr(socket, "getaddrinfo", here)
+        accepted: list[socket.socket] = []
+
+        def it_waits() -> None:
+            accepted.append(silent.accept()[0])
+            assert accepted[0].recv(1) == b"\x16"  # the greeting of TLS
+
+        raised = cancelled_while_it_resolves(client, f"silent.example:{port}/shop:1.0", it_waits)
+        accepted[0].close()
+    assert isinstance(raised, Cancelled)
 
 
 def test_cancelling_ends_the_wait_for_a_name_server(
-    client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
+    client: RegistryClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    never = threading.Event()
+    asked, never = threading.Event(), threading.Event()
     resolve_name = socket.getaddrinfo
 
     def slow(host: str, port: int, *, flags: int = 0, **settings: int) -> object:
         if not flags & socket.AI_NUMERICHOST:
-            never.wait(10)
+            asked.set()
+            never.wait(2 * PATIENCE)
         return resolve_name(host, port, flags=flags | socket.AI_NUMERICHOST, **settings)
 
+    def it_waits() -> None:
+        assert asked.wait(PATIENCE)
+
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    raised = resolving(client_of(limits=PATIENT), "slow.example/shop:1.0", Cancellation("pull"))
+    raised = cancelled_while_it_resolves(client, "slow.example/shop:1.0", it_waits)
     never.set()
-    assert isinstance(raised[0], Cancelled)
+    assert isinstance(raised, Cancelled)
 
 
 def test_a_name_that_no_name_server_can_be_asked_for_does_not_exist(pull: Pull) -> None:
@@ -451,7 +488,7 @@ def test_a_name_that_does_not_exist_is_said_to(client_of: ClientOf, monkeypatch:
 def test_a_deadline_ends_the_wait_for_a_connection(deaf: str, client_of: ClientOf) -> None:
     soon = Cancellation("pull", time.monotonic() + 0.2)
     with pytest.raises(DeadlineExceeded):
-        Pull(client_of(limits=PATIENT), soon).resolve(f"{deaf}/shop:1.0")
+        Pull(client_of(), soon).resolve(f"{deaf}/shop:1.0")
 
 
 def test_a_caller_that_has_left_costs_no_request(registry: RegistrySimulator, client_of: ClientOf) -> None:
