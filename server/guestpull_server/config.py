@@ -16,6 +16,7 @@ from guestpull_server.errors import InvalidConfiguration
 from guestpull_server.models import GiB, KiB, MiB, without_password
 
 DEFAULT_WORK_DIR = "/run/kata-containers/image"
+FILE_NAME = "config.json"
 
 
 A_YEAR = 366 * 24 * 3600  # no clock of the operating system's overflows with a few of them
@@ -159,7 +160,7 @@ def load_configuration(path: str | None, work_dir: str | None) -> tuple[Configur
     Raises:
         InvalidConfiguration: the file cannot be read, is no JSON, or a value has the wrong type.
     """
-    source = path or os.path.join(work_dir or DEFAULT_WORK_DIR, "config.json")
+    source = path or os.path.join(work_dir or DEFAULT_WORK_DIR, FILE_NAME)
     try:
         with open(source, "rb") as file:
             text = file.read()

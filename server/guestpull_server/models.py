@@ -34,6 +34,9 @@ KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
 
+RUNTIME_CONFIG = "config.json"
+"""What a bundle's runtime configuration is called (OCI runtime-spec, bundle.md)."""
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
 

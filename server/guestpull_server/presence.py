@@ -8,6 +8,7 @@ registry is asked for it; an image of another program (image-rs), which keeps no
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from guestpull_server.errors import ImageChanged, ImageNotPresent
 from guestpull_server.models import (
@@ -62,11 +63,7 @@ class Presence:
     def known(self, manifest_digest: Digest, reference: str) -> ResolvedImage | None:
         """The image of a manifest, under the name that it is asked for by."""
         image = self._store.image_by_manifest(manifest_digest)
-        try:
-            return self._usable(image, reference, manifest_digest)
-        except ImageChanged as error:
-            _log.warning("an image was altered", extra={"facts": error.facts()})
-            return None
+        return _unless_altered(lambda: self._usable(image, reference, manifest_digest))
 
     def has_vanished(self, resolved: ResolvedImage) -> bool:
         """Whether an image that was resolved by the store has lost a layer since."""
@@ -76,11 +73,7 @@ class Presence:
         )
 
     def _unchanged(self, reference: Reference, platform: Platform) -> ResolvedImage | None:
-        try:
-            return self._present(reference, platform)
-        except ImageChanged as error:
-            _log.warning("an image was altered", extra={"facts": error.facts()})
-            return None
+        return _unless_altered(lambda: self._present(reference, platform))
 
     def _present(self, reference: Reference, platform: Platform) -> ResolvedImage | None:
         """The image that the store has under a reference, if all of its layers are there.
@@ -139,6 +132,15 @@ class Presence:
     def _is_ours(self, layer: StoredLayer) -> bool:
         """Whether we unpacked a layer: then there is all that proves it, and its images."""
         return layer.size_bytes >= 0 or self._store.record_of(layer) is not None
+
+
+def _unless_altered(find: Callable[[], ResolvedImage | None]) -> ResolvedImage | None:
+    """Take an image that is not what its id says for one that is not there: the registry has it."""
+    try:
+        return find()
+    except ImageChanged as error:
+        _log.warning("an image was altered", extra={"facts": error.facts()})
+        return None
 
 
 def _as_resolved(image: StoredImage, reference: str, manifest_digest: Digest, config: bytes) -> ResolvedImage:

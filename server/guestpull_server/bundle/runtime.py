@@ -35,9 +35,8 @@ from guestpull_server.bundle.spec import (
 from guestpull_server.bundle.users import user_of
 from guestpull_server.bundle.volumes import mounts_of
 from guestpull_server.errors import BundleExists, InvalidManifest, storage_errors
-from guestpull_server.models import ImageConfig
+from guestpull_server.models import RUNTIME_CONFIG, ImageConfig
 
-_CONFIG: Final = "config.json"
 _NUL: Final = rb"\u0000"  # as JSON has it
 _DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULT_ARGUMENTS: Final = ["sh"]
@@ -116,14 +115,14 @@ def write_runtime_config(
         config = msgspec.json.decode(image_config, type=ImageConfig)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidManifest(bundle_path, "the image config", str(error)) from None
-    with storage_errors("writing the runtime config", os.path.join(bundle_path, _CONFIG)):
+    with storage_errors("writing the runtime config", os.path.join(bundle_path, RUNTIME_CONFIG)):
         there = f"/proc/self/fd/{bundle_directory}/{os.path.basename(rootfs)}"
         converted = _runtime_config(config, there, bundle_path)
         document = msgspec.json.format(msgspec.json.encode(converted), indent=2) + b"\n"
         if _NUL in document:  # or a text that says so; to look at all of it costs a tenth of a warm pull
             _refuse_nul(msgspec.to_builtins(converted), bundle_path)
         if not _write_new(bundle_directory, document, written):
-            raise BundleExists(bundle_path, f"it holds a {_CONFIG}")
+            raise BundleExists(bundle_path, f"it holds a {RUNTIME_CONFIG}")
 
 
 def _write_new(directory: int, content: bytes, written: Callable[[os.stat_result], None]) -> bool:
@@ -143,7 +142,7 @@ def _write_new(directory: int, content: bytes, written: Callable[[os.stat_result
         file.flush()
         written(os.fstat(descriptor))
         try:
-            os.link(f"/proc/self/fd/{descriptor}", _CONFIG, dst_dir_fd=directory)
+            os.link(f"/proc/self/fd/{descriptor}", RUNTIME_CONFIG, dst_dir_fd=directory)
         except FileExistsError:
             return False
     return True
@@ -156,7 +155,7 @@ def _write_in_place(directory: int, content: bytes, written: Callable[[os.stat_r
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(_CONFIG, flags, 0o644, dir_fd=directory)
+        descriptor = os.open(RUNTIME_CONFIG, flags, 0o644, dir_fd=directory)
     except FileExistsError:
         return False
     try:
@@ -166,7 +165,7 @@ def _write_in_place(directory: int, content: bytes, written: Callable[[os.stat_r
             file.flush()
             written(os.fstat(descriptor))
     except BaseException:
-        os.unlink(_CONFIG, dir_fd=directory)
+        os.unlink(RUNTIME_CONFIG, dir_fd=directory)
         raise
     return True
 

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from guestpull_server.errors import BundleExists, InvalidBundlePath
+from guestpull_server.models import RUNTIME_CONFIG
 
-CONFIG: Final = "config.json"
 ROOTFS: Final = "rootfs"
 _MAX_PATH_BYTES: Final = 4000  # PATH_MAX, less room for what we put into the bundle
 _MAX_NAME_BYTES: Final = 255  # NAME_MAX
@@ -152,8 +152,8 @@ class BundlePaths:
             OSError: the operating system refuses.
         """
         with suppress(FileNotFoundError), self.opened(path) as bundle:
-            if _exists(CONFIG, bundle):
-                raise BundleExists(path.told, "it holds a config.json")
+            if _exists(RUNTIME_CONFIG, bundle):
+                raise BundleExists(path.told, f"it holds a {RUNTIME_CONFIG}")
             if not _exists(ROOTFS, bundle):
                 return
             status = os.lstat(ROOTFS, dir_fd=bundle)
@@ -184,8 +184,8 @@ class BundlePaths:
         with self._making, suppress(FileNotFoundError, InvalidBundlePath):  # gone, or another has its name
             with self.opened(path) as bundle:
                 with suppress(FileNotFoundError):
-                    if is_ours(os.lstat(CONFIG, dir_fd=bundle)):
-                        os.unlink(CONFIG, dir_fd=bundle)
+                    if is_ours(os.lstat(RUNTIME_CONFIG, dir_fd=bundle)):
+                        os.unlink(RUNTIME_CONFIG, dir_fd=bundle)
                 with suppress(OSError):
                     os.rmdir(ROOTFS, dir_fd=bundle)
             real = path.real

@@ -35,6 +35,7 @@ class ImageCopies:
     """The copies of one work directory. Not thread-safe."""
 
     def __init__(self, work_dir: WorkDir, durability: Durability) -> None:
+        self._work_dir = work_dir.path
         self._directory = work_dir.images
         self._durability = durability
 
@@ -50,18 +51,18 @@ class ImageCopies:
                 continue
             if exact_config(image_id, record.config) is None:
                 try:
-                    kept, _ = read_copy(self._path(image_id), image_id)
+                    kept, _ = read_copy(_path_of_copy(self._work_dir, image_id), image_id)
                 except (Unreadable, OSError):
                     continue
                 entry = written_entry(read_entry(entry) | {"image_config": msgspec.Raw(kept.config)})
-            self._durability.replace(self._path(image_id), bytes(entry))
+            self._durability.replace(_path_of_copy(self._work_dir, image_id), bytes(entry))
 
     def drop(self, catalog: Catalog, image_ids: Iterable[Digest]) -> None:
         """Delete the copies of images that there are no more; called after meta_store.json is written."""
         for image_id in image_ids:
             if catalog.image_entry(image_id) is None:
                 with suppress(OSError):  # the next start deletes it as a stray
-                    os.unlink(self._path(image_id))
+                    os.unlink(_path_of_copy(self._work_dir, image_id))
         with suppress(OSError):  # likewise
             self._drop_indexes(catalog)
 
@@ -83,8 +84,8 @@ class ImageCopies:
         Raises:
             OSError: the operating system refuses.
         """
-        if _index_of(os.path.dirname(self._directory), digest) is None:
-            self._durability.replace(_path_of_index(os.path.dirname(self._directory), digest), index)
+        if _index_of(self._work_dir, digest) is None:
+            self._durability.replace(_path_of_index(self._work_dir, digest), index)
 
     def _drop_indexes(self, catalog: Catalog) -> None:
         kept = [name for name in os.listdir(self._directory) if _INDEX_SUFFIX in name]
@@ -107,16 +108,13 @@ class ImageCopies:
 
     def take_in(self, catalog: Catalog) -> None:
         """Give a catalog the images that are certain, whose layers it has."""
-        for record, entry in copies_of_others(os.path.dirname(self._directory), ()):
+        for record, entry in copies_of_others(self._work_dir, ()):
             known = [catalog.layers.get(layer.compressed_digest) for layer in record.layers]
             if all(
                 one is not None and one.uncompressed_digest == layer.uncompressed_digest
                 for one, layer in zip(known, record.layers, strict=True)
             ):
                 catalog.take_in(record, entry)
-
-    def _path(self, image_id: Digest) -> str:
-        return os.path.join(self._directory, image_id.directory_name + _SUFFIX)
 
 
 def image_id_of(file_name: str) -> Digest | None:

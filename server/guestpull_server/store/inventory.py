@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from guestpull_server import config
 from guestpull_server.errors import InvalidStore, storage_errors
 from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store import catalog as catalogs
@@ -22,9 +23,8 @@ from guestpull_server.store.filesystems import is_read_only
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.workdir import LOCK, RECORD_SUFFIX, ROOMS, owner_of
 
-_CONFIGURATION: Final = "config.json"
 _KNOWN_FILES: Final = frozenset(
-    {LOCK, catalogs.FILE_NAME, fact_files.FILE_NAME, _CONFIGURATION, "lost+found", *ROOMS}
+    {LOCK, catalogs.FILE_NAME, fact_files.FILE_NAME, config.FILE_NAME, "lost+found", *ROOMS}
 )
 
 _SET_ASIDE: Final = tuple(f"{name}.corrupt-" for name in (catalogs.FILE_NAME, fact_files.FILE_NAME))

@@ -20,6 +20,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
+from guestpull_server import config
 from guestpull_server.errors import WorkDirInUse, storage_errors
 from guestpull_server.models import Digest
 from guestpull_server.store import catalog, facts
@@ -31,7 +32,6 @@ from guestpull_server.store.trees import remove_tree
 LOCK: Final = "lock"
 ROOMS: Final = ("layers", "records", "images", "overlay", "staging")
 RECORD_SUFFIX: Final = ".record"
-_CONFIGURATION: Final = "config.json"
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
@@ -42,7 +42,7 @@ def rooms_of(work_dir: str) -> tuple[str, ...]:
 
 def files_of(work_dir: str) -> tuple[str, ...]:
     """The files of a work directory, those that are there and those that may come."""
-    names = (_CONFIGURATION, catalog.FILE_NAME, facts.FILE_NAME, LOCK)
+    names = (config.FILE_NAME, catalog.FILE_NAME, facts.FILE_NAME, LOCK)
     return tuple(os.path.join(work_dir, f"{name}{end}") for name in names for end in ("", TEMPORARY))
 
 
