@@ -77,9 +77,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     # -- what callers may ask at once
     max_concurrent_pulls: _Count = 64
     max_queued_pulls: _Count = 256  # under way or waiting; beyond it RESOURCE_EXHAUSTED
-    max_pull_seconds: _WholeSeconds = (
-        3600  # of one pull, waiting included; a caller's deadline may be shorter
-    )
+    # of one pull, waiting included; a caller's deadline may be shorter
+    max_pull_seconds: _WholeSeconds = 3600
     max_concurrent_layers: _Count = 8  # layers downloaded and unpacked at once, over all pulls
 
 

@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-_KEPT_CANCELLED: Final = (
-    64  # alarms that are cancelled stay in the heap until they are more than this, and half
-)
+# alarms that are cancelled stay in the heap until they are more than this, and half of it
+_KEPT_CANCELLED: Final = 64
 
 
 class _Alarm:

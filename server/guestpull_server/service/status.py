@@ -58,9 +58,8 @@ def _packed(detail: error_details_pb2.ErrorInfo | error_details_pb2.RequestInfo)
 
 def _cut(text: str, limit: int) -> str:
     """A text that takes no more bytes than that, percent-encoded; of a longer one, its beginning and its end."""
-    text = text.encode(
-        errors="backslashreplace"
-    ).decode()  # a file's name need not be UTF-8, but this must be
+    # a file's name need not be UTF-8, but this must be
+    text = text.encode(errors="backslashreplace").decode()
     if sum(map(_encoded_bytes, text)) <= limit:
         return text
     left = limit - _encoded_bytes(_ELLIPSIS)

@@ -168,9 +168,8 @@ class LayerPaths:
         if known is None or known.uncompressed_digest != layer.uncompressed_digest:
             return False
         name = known.directory
-        if (
-            name != named_directory(layer) and name in claims
-        ):  # another program gave its number to another layer
+        # another program gave its number to another layer
+        if name != named_directory(layer) and name in claims:
             return False
         here = os.path.join(self._layers, name)
         return "/" not in name and (self.local(layer) == here or is_directory(here))

@@ -13,9 +13,8 @@ from typing import Final
 
 from guestpull_server.models import KiB
 
-_SLACK_BYTES: Final = (
-    64 * KiB
-)  # for the copies of entries that change with it, and for blocks that are not full
+# for the copies of entries that change with it, and for blocks that are not full
+_SLACK_BYTES: Final = 64 * KiB
 
 
 class Reserve:
