@@ -12,7 +12,7 @@ The rooms, and the way of the data (imports point one way, downwards; import-lin
   store/      what is on disk: meta_store.json, layers, bundles; locking and recovery
   snapshot/   layers -> mounted rootfs: overlay, and the mount system calls
   bundle/     image config -> OCI runtime config
-  config.py models.py errors.py   what every room may know
+  config.py models.py platforms.py cancellation.py errors.py   what every room may know
 
 The core (everything but service/) is a plain synchronous library, which never loads gRPC:
 

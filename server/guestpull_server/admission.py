@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import DeadlineExceeded, LimitExceeded, TooManyPulls
-from guestpull_server.models import Cancellation
 from guestpull_server.turns import Turns
 
 

@@ -11,21 +11,21 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from guestpull_server.admission import Admission
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, VerifyReuse
 from guestpull_server.errors import GuestpullError, ImageNotFound, InvalidRequest, NotAtRegistry
 from guestpull_server.fetching import LayerFetcher
 from guestpull_server.layer import LayerWorkers
 from guestpull_server.models import (
-    Cancellation,
     Credentials,
     Digest,
-    Platform,
     PulledImage,
     PulledLayer,
     ResolvedImage,
     StoredImage,
     platform_of,
 )
+from guestpull_server.platforms import Platform
 from guestpull_server.presence import Presence
 from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
 from guestpull_server.requests import BakeRequest, Unobserved, check_pin

@@ -11,7 +11,8 @@ from itertools import takewhile
 
 from guestpull_server.config import Configuration, LayerNames
 from guestpull_server.errors import InvalidRequest
-from guestpull_server.models import Credentials, Digest, Platform
+from guestpull_server.models import Credentials, Digest
+from guestpull_server.platforms import Platform
 from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
 from guestpull_server.requests import BakeRequest

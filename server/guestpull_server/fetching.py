@@ -6,16 +6,10 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import DigestMismatch, WorkerFailed
 from guestpull_server.flights import Flights
-from guestpull_server.models import (
-    Cancellation,
-    Digest,
-    LayerDescriptor,
-    PulledLayer,
-    ResolvedImage,
-    StoredLayer,
-)
+from guestpull_server.models import Digest, LayerDescriptor, PulledLayer, ResolvedImage, StoredLayer
 from guestpull_server.registry import ImageSource
 from guestpull_server.requests import PullObserver
 from guestpull_server.store import Store

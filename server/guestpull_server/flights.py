@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import (
     CorruptLayer,
@@ -31,7 +32,7 @@ from guestpull_server.errors import (
     WorkerFailed,
 )
 from guestpull_server.layer import LayerWorker, LayerWorkers
-from guestpull_server.models import Cancellation, Digest, LayerDescriptor, MiB, StoredLayer
+from guestpull_server.models import Digest, LayerDescriptor, MiB, StoredLayer
 from guestpull_server.registry import BlobStream, ImageSource
 from guestpull_server.store import Store
 from guestpull_server.turns import Turns

@@ -1,33 +1,22 @@
-"""The nouns that every room knows: digests, descriptors, platforms, image configs, pulled images.
+"""The nouns that every room knows: digests, descriptors, image configs, pulled images.
 
-Names are those of the OCI image specification and of image-rs. All of it is immutable; nothing here does
-I/O. `Cancellation` is the one thing with a state: how a caller that leaves is told to those who work for it.
+Names are those of the OCI image specification and of image-rs. All of it is immutable; nothing here does I/O.
 """
 
 from __future__ import annotations
 
 import hashlib
-import platform as host_platform
 import re
-import threading
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from guestpull_server.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    InvalidDigest,
-    InvalidPlatform,
-    InvalidRequest,
-)
+from guestpull_server.errors import InvalidDigest, InvalidRequest
+from guestpull_server.platforms import Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from hashlib import _Hash
 
 KiB = 1024
@@ -85,92 +74,6 @@ class Digest(str):
     def matches(self, content: bytes) -> bool:
         """Whether these bytes have this digest."""
         return hashlib.new(self.algorithm, content).hexdigest() == self.hex
-
-
-_MACHINES = {
-    "x86_64": ("amd64", ""),
-    "aarch64": ("arm64", "v8"),
-    "armv7l": ("arm", "v7"),
-    "armv6l": ("arm", "v6"),
-    "i686": ("386", ""),
-    "i386": ("386", ""),
-    "ppc64le": ("ppc64le", ""),
-    "s390x": ("s390x", ""),
-    "riscv64": ("riscv64", ""),
-    "loongarch64": ("loong64", ""),
-}
-_DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
-_ALSO_RUNS = {"arm64": "arm", "amd64": "386"}
-_LAST_CHOICE = 1_000_000
-_VARIANT = re.compile(r"v([0-9]{1,4})")
-_PLATFORM = re.compile(r"([a-z0-9_.-]+)/([a-z0-9_.-]+)(?:/([a-z0-9_.-]+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """An operating system and a CPU, in Go's words (GOOS, GOARCH, variant), as image indexes use them."""
-
-    os: str
-    architecture: str
-    variant: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Platform:
-        """Read `os/architecture[/variant]`.
-
-        Raises:
-            InvalidPlatform: it is not of that form.
-        """
-        match = _PLATFORM.fullmatch(text)
-        if match is None:
-            raise InvalidPlatform(text)
-        return cls(match[1], match[2], match[3] or "")
-
-    @classmethod
-    def host(cls) -> Platform:
-        """The platform that this process runs on."""
-        machine = host_platform.machine()
-        architecture, variant = _MACHINES.get(machine, (machine, ""))
-        return cls("linux", architecture, variant)
-
-    def runs(self, built_for: Platform) -> bool:
-        """Whether an image is for this platform, by what its config says: the one rule, wherever it comes from.
-
-        Variants are not compared: configs leave them out, or have them wrong, more often than not. Those of old
-        images leave the architecture out as well.
-        """
-        also = _ALSO_RUNS.get(self.architecture)
-        return built_for.os == self.os and built_for.architecture in ("", self.architecture, also)
-
-    def distance(self, offered: Platform) -> int | None:
-        """How far an offered platform is from this one: 0 is the same; None cannot run, as far as it says.
-
-        The exact variant is nearest, then the next older one; the 32-bit sibling is the last choice. Follows
-        containerd's `platforms.Only`.
-        """
-        if offered.os != self.os:
-            return None
-        if offered.architecture == self.architecture:
-            return self._steps_down_to(offered)
-        if offered.architecture != _ALSO_RUNS.get(self.architecture):
-            return None
-        newest = Platform(self.os, offered.architecture, "v8" if offered.architecture == "arm" else "")
-        steps = newest._steps_down_to(offered)
-        return None if steps is None else _LAST_CHOICE + steps
-
-    def _steps_down_to(self, offered: Platform) -> int | None:
-        """How much older the variant of the same architecture is; None if it is newer, or no number."""
-        default = _DEFAULT_VARIANTS.get(self.architecture, "")
-        ours, theirs = self.variant or default, offered.variant or default
-        if ours == theirs:
-            return 0
-        here, there = _VARIANT.fullmatch(ours), _VARIANT.fullmatch(theirs)
-        if here is None or there is None or int(there[1]) > int(here[1]):
-            return None
-        return int(here[1]) - int(there[1])
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,95 +311,3 @@ def without_password(text: str) -> str:
     if not colon and not scheme:
         return text
     return f"{scheme}{f'{user}:' if colon else ''}***@{text[found.end() :]}"
-
-
-class Cancellation:
-    """Tells those who work for a caller that it left, or that its time is up.
-
-    Thread-safe. Callbacks run once, in the thread that cancels; one that is added too late runs at once.
-
-    Args:
-        what: what is being done, as an error would name it: "pull of docker.io/library/busybox:latest".
-        deadline: `time.monotonic()` at which to give up, or None.
-        request: the id of the caller's request, for the log; empty where there is none.
-    """
-
-    def __init__(self, what: str, deadline: float | None = None, *, request: str = "") -> None:
-        self.request = request
-        self._what = what
-        self._deadline = deadline
-        self._lock = threading.Lock()
-        self._cancelled = threading.Event()
-        self._callbacks: dict[object, Callable[[], None]] = {}
-
-    def cancel(self) -> None:
-        """Tell everybody. Repeating it is harmless."""
-        with self._lock:
-            self._cancelled.set()
-            callbacks = list(self._callbacks.values())
-            self._callbacks.clear()
-        for callback in callbacks:
-            callback()
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the caller left, or its deadline passed."""
-        return self._cancelled.is_set() or self.remaining() == 0
-
-    def remaining(self) -> float | None:
-        """Seconds until the deadline, at least 0; None without one."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def check(self) -> None:
-        """Do nothing as long as the caller waits.
-
-        Raises:
-            Cancelled: the caller left.
-            DeadlineExceeded: its time is up.
-        """
-        if self._cancelled.is_set():
-            raise Cancelled(self._what)
-        if self.remaining() == 0:
-            raise DeadlineExceeded(self._what)
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, but no longer than the caller does.
-
-        Raises:
-            Cancelled: the caller left meanwhile.
-            DeadlineExceeded: its time ran out meanwhile.
-        """
-        remaining = self.remaining()
-        self._cancelled.wait(seconds if remaining is None else min(seconds, remaining))
-        self.check()
-
-    @contextmanager
-    def nested(self, what: str = "", seconds: float | None = None) -> Iterator[Cancellation]:
-        """A cancellation for a part of the work: it ends with this one, but not the other way round.
-
-        Args:
-            what: what is being done there; the same as here where it is empty.
-            seconds: how long that part may take at most.
-        """
-        own = None if seconds is None else time.monotonic() + seconds
-        deadlines = [deadline for deadline in (self._deadline, own) if deadline is not None]
-        inner = Cancellation(what or self._what, min(deadlines, default=None), request=self.request)
-        withdraw = self.on_cancel(inner.cancel)
-        try:
-            yield inner
-        finally:
-            withdraw()
-
-    def on_cancel(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have `callback` called when the caller leaves; returns what withdraws it again."""
-        key = object()
-        with self._lock:
-            if not self._cancelled.is_set():
-                self._callbacks[key] = callback
-                return lambda: self._withdraw(key)
-        callback()
-        return lambda: None
-
-    def _withdraw(self, key: object) -> None:
-        with self._lock:
-            self._callbacks.pop(key, None)

@@ -15,13 +15,13 @@ from guestpull_server.models import (
     Descriptor,
     Digest,
     LayerDescriptor,
-    Platform,
     PullPolicy,
     ResolvedImage,
     StoredImage,
     StoredLayer,
     platform_of,
 )
+from guestpull_server.platforms import Platform
 from guestpull_server.registry import Reference
 from guestpull_server.store import Store, led_to, prove_image
 

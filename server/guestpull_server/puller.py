@@ -19,19 +19,14 @@ from typing import Self
 from guestpull_server.admission import Admission
 from guestpull_server.baker import Baker
 from guestpull_server.bundle import write_runtime_config
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, LayerNames, VerifyReuse
 from guestpull_server.errors import ImageNotPresent, InvalidRequest
 from guestpull_server.fetching import LayerFetcher
 from guestpull_server.flights import Flights
 from guestpull_server.layer import LayerWorkers
-from guestpull_server.models import (
-    Cancellation,
-    Credentials,
-    Platform,
-    PulledImage,
-    PullPolicy,
-    ResolvedImage,
-)
+from guestpull_server.models import Credentials, PulledImage, PullPolicy, ResolvedImage
+from guestpull_server.platforms import Platform
 from guestpull_server.presence import Presence
 from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
 from guestpull_server.requests import PullObserver, PullRequest, Unobserved, check_pin

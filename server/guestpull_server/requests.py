@@ -6,14 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from guestpull_server.errors import InvalidRequest
-from guestpull_server.models import (
-    Credentials,
-    LayerDescriptor,
-    Platform,
-    PulledLayer,
-    PullPolicy,
-    ResolvedImage,
-)
+from guestpull_server.models import Credentials, LayerDescriptor, PulledLayer, PullPolicy, ResolvedImage
+from guestpull_server.platforms import Platform
 from guestpull_server.registry import Reference
 
 

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeAlias
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import VerifyReuse
 from guestpull_server.errors import LayerChanged, StorageFailed, WorkerFailed
 from guestpull_server.layer import LayerWorkers, implied_fingerprint, verify_unrecorded
-from guestpull_server.models import Cancellation, Digest, ResolvedImage, StoredLayer
+from guestpull_server.models import Digest, ResolvedImage, StoredLayer
 from guestpull_server.store import Store
 
 Checked: TypeAlias = frozenset[str] | None

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from guestpull_server.models import Cancellation
+from guestpull_server.cancellation import Cancellation
 
 
 class Turns:

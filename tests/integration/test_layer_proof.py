@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import Cancelled, DeadlineExceeded, StorageFailed, WorkerFailed
 from guestpull_server.layer import (
@@ -30,7 +31,7 @@ from guestpull_server.layer import (
     verify_unrecorded,
 )
 from guestpull_server.layer.record import RecordReader, RecordWriter
-from guestpull_server.models import Cancellation, Digest
+from guestpull_server.models import Digest
 from support.images import (
     Compression,
     Entry,

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, Limits
-from guestpull_server.models import Cancellation, Platform, ResolvedImage
+from guestpull_server.models import ResolvedImage
+from guestpull_server.platforms import Platform
 from guestpull_server.registry import ImageSource, RegistryClient, open_source
 from support.images import files, image, index, layer
 from support.peers import DockerRegistry, run, skopeo_copy

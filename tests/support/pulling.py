@@ -7,8 +7,10 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
-from guestpull_server.models import Cancellation, Credentials, Descriptor, Digest, Platform, ResolvedImage
+from guestpull_server.models import Credentials, Descriptor, Digest, ResolvedImage
+from guestpull_server.platforms import Platform
 from guestpull_server.registry import ImageSource, Reference, RegistryClient
 from support.images import Layer
 from support.waiting import PATIENCE

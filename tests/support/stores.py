@@ -19,12 +19,12 @@ from guestpull_server.models import (
     Descriptor,
     Digest,
     LayerDescriptor,
-    Platform,
     ResolvedImage,
     StoredImage,
     StoredLayer,
     UnpackedLayer,
 )
+from guestpull_server.platforms import Platform
 from guestpull_server.store import BundleReservation, Store
 from support import bundles
 from support.images import Image, Layer

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, Limits, VerifyReuse
 from guestpull_server.errors import BlobNotFound, WorkerFailed
 from guestpull_server.fetching import LayerFetcher
 from guestpull_server.flights import Flights
 from guestpull_server.layer import LayerWorkers
-from guestpull_server.models import Cancellation, Digest, LayerDescriptor
+from guestpull_server.models import Digest, LayerDescriptor
 from guestpull_server.registry import ImageSource, Reference, RegistryClient
 from guestpull_server.requests import Unobserved
 from guestpull_server.reuse import ReuseCheck

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import Cancelled, DeadlineExceeded
-from guestpull_server.models import Cancellation
 from guestpull_server.turns import Turns
 
 PATIENCE = 10.0  # seconds; for what must happen, however slow the machine

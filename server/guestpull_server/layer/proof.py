@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from isal.isal_zlib import crc32
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import storage_errors
 from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
@@ -36,7 +37,7 @@ from guestpull_server.layer.record import RecordError, RecordReader
 from guestpull_server.layer.replay import Replay
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.unpacked_tree import NoDirectory, UnpackedTree
-from guestpull_server.models import Cancellation, Digest
+from guestpull_server.models import Digest
 
 if TYPE_CHECKING:
     from hashlib import _Hash

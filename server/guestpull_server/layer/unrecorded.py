@@ -10,11 +10,11 @@ import os
 import stat
 from typing import Final
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import storage_errors
 from guestpull_server.layer import whiteout
 from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
 from guestpull_server.layer.unpacked_tree import NoDirectory, UnpackedTree
-from guestpull_server.models import Cancellation
 
 _MOST_CHANGES: Final = 1000
 _LAYERS_OWN: Final = (

@@ -19,6 +19,7 @@ from typing import Final, Self, assert_never
 
 import msgspec
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import (
     CorruptLayer,
@@ -46,7 +47,7 @@ from guestpull_server.layer.messages import (
     VerifyRequest,
 )
 from guestpull_server.layer.ring import RingWriter
-from guestpull_server.models import Cancellation, Decoder, Digest, UnpackedLayer
+from guestpull_server.models import Decoder, Digest, UnpackedLayer
 
 _RECORD_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import urllib3
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import (
     BlobNotFound,
@@ -23,7 +24,7 @@ from guestpull_server.errors import (
     RegistryUnavailable,
     SizeMismatch,
 )
-from guestpull_server.models import Cancellation, Descriptor, KiB
+from guestpull_server.models import Descriptor, KiB
 from guestpull_server.registry.failures import plain
 from guestpull_server.registry.patience import Body, TransportError
 from guestpull_server.registry.session import Session

@@ -12,16 +12,11 @@ from __future__ import annotations
 
 import functools
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, Limits
 from guestpull_server.errors import GuestpullError
-from guestpull_server.models import (
-    Cancellation,
-    Credentials,
-    Descriptor,
-    Digest,
-    Platform,
-    ResolvedImage,
-)
+from guestpull_server.models import Credentials, Descriptor, Digest, ResolvedImage
+from guestpull_server.platforms import Platform
 from guestpull_server.registry.authentication import Authorization, Tokens
 from guestpull_server.registry.blobs import RegistryBlob
 from guestpull_server.registry.contents import RegistryContents

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol, TypeVar
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import (
     BlobNotFound,
@@ -20,7 +21,7 @@ from guestpull_server.errors import (
     RegistryUnavailable,
     SizeMismatch,
 )
-from guestpull_server.models import Cancellation, Descriptor, Digest
+from guestpull_server.models import Descriptor, Digest
 from guestpull_server.registry.manifests import ACCEPTED, Document
 from guestpull_server.registry.session import Session, TooLong
 

@@ -19,7 +19,8 @@ from guestpull_server.errors import (
     NoMatchingPlatform,
     UnsupportedImage,
 )
-from guestpull_server.models import Descriptor, Digest, ImageConfig, LayerDescriptor, Platform
+from guestpull_server.models import Descriptor, Digest, ImageConfig, LayerDescriptor
+from guestpull_server.platforms import Platform
 
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"

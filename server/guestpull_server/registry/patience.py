@@ -20,8 +20,8 @@ from typing import Self
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
-from guestpull_server.models import Cancellation
 from guestpull_server.registry.alarms import ALARMS
 
 TransportError = (HTTPError, OSError, ValueError)

@@ -7,7 +7,8 @@ from typing import Final
 
 from guestpull_server.config import Limits
 from guestpull_server.errors import InvalidManifest, NoMatchingPlatform, UnsupportedImage
-from guestpull_server.models import Digest, Platform, ResolvedImage
+from guestpull_server.models import Digest, ResolvedImage
+from guestpull_server.platforms import Platform
 from guestpull_server.registry.contents import Contents
 from guestpull_server.registry.manifests import (
     ImageIndex,

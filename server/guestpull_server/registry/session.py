@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import (
     AccessDenied,
@@ -26,7 +27,7 @@ from guestpull_server.errors import (
     RegistryUnavailable,
     Unauthenticated,
 )
-from guestpull_server.models import Cancellation, KiB, without_password
+from guestpull_server.models import KiB, without_password
 from guestpull_server.registry.authentication import Authorization
 from guestpull_server.registry.endpoints import Endpoint
 from guestpull_server.registry.failures import is_final, plain

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
-from guestpull_server.models import Cancellation, Descriptor, Digest, Platform, ResolvedImage
+from guestpull_server.cancellation import Cancellation
+from guestpull_server.models import Descriptor, Digest, ResolvedImage
+from guestpull_server.platforms import Platform
 
 Stored: TypeAlias = Callable[[Digest], ResolvedImage | None]
 """Asked with a manifest's digest before anything more is fetched: who knows the image already says what it is."""

@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration
 from guestpull_server.errors import InvalidConfiguration
-from guestpull_server.models import Cancellation
 from guestpull_server.registry.connections import WatchedPool, WatchedTlsPool
 from guestpull_server.registry.endpoints import Endpoint
 from guestpull_server.registry.patience import TransportError, Watch

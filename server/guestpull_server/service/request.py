@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import grpc
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import GuestpullError, Status
-from guestpull_server.models import Cancellation
 from guestpull_server.service.log import Fact, facts
 from guestpull_server.service.status import status_of
 

@@ -10,14 +10,8 @@ import grpc
 from guestpull_protos import image_service_pb2 as pb
 from guestpull_protos import image_service_pb2_grpc as pb_grpc
 from guestpull_server.errors import InvalidRequest
-from guestpull_server.models import (
-    Credentials,
-    Platform,
-    PulledImage,
-    PullPolicy,
-    StoredImage,
-    without_password,
-)
+from guestpull_server.models import Credentials, PulledImage, PullPolicy, StoredImage, without_password
+from guestpull_server.platforms import Platform
 from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
 from guestpull_server.requests import PullObserver, PullRequest

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from guestpull_server.errors import InvalidManifest
-from guestpull_server.models import Digest, Platform, ResolvedImage, StoredImage, StoredLayer, platform_of
+from guestpull_server.models import Digest, ResolvedImage, StoredImage, StoredLayer, platform_of
+from guestpull_server.platforms import Platform
 from guestpull_server.store.copies import copies_of_others, has_copy, led_to, prove_image
 from guestpull_server.store.entries import ImageRecord, Unreadable
 from guestpull_server.store.ledger import Ledger

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from guestpull_server.errors import AmbiguousImage, ImageNotPresent
-from guestpull_server.models import Digest, Platform, StoredImage, platform_of, without_password
+from guestpull_server.models import Digest, StoredImage, platform_of, without_password
+from guestpull_server.platforms import Platform
 from guestpull_server.store.entries import ImageRecord
 
 _SHORTEST_ID: Final = 12  # digits; as Docker and podman show ids

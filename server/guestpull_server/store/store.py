@@ -24,14 +24,8 @@ from guestpull_server.errors import (
     StorageFull,
     storage_errors,
 )
-from guestpull_server.models import (
-    Digest,
-    Platform,
-    ResolvedImage,
-    StoredImage,
-    StoredLayer,
-    UnpackedLayer,
-)
+from guestpull_server.models import Digest, ResolvedImage, StoredImage, StoredLayer, UnpackedLayer
+from guestpull_server.platforms import Platform
 from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.bundle_paths import BundlePaths
 from guestpull_server.store.bundles import BundleReservation, BundleShelf, StoredBundle

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration
-from guestpull_server.models import Cancellation
 from guestpull_server.registry import RegistryClient
 from support.pulling import IMPATIENT, PATIENT, ClientOf, Pull
 from support.simulator import RegistrySimulator

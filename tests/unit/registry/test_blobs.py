@@ -9,6 +9,7 @@ import time
 import msgspec
 import pytest
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import (
     BlobNotFound,
     Cancelled,
@@ -17,7 +18,7 @@ from guestpull_server.errors import (
     RegistryUnavailable,
     SizeMismatch,
 )
-from guestpull_server.models import Cancellation, Descriptor, Digest
+from guestpull_server.models import Descriptor, Digest
 from guestpull_server.registry import RegistryClient
 from guestpull_server.registry.source import BlobStream
 from support.faults import (

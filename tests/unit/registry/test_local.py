@@ -19,6 +19,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import (
     BlobNotFound,
@@ -32,7 +33,8 @@ from guestpull_server.errors import (
     NoMatchingPlatform,
     SizeMismatch,
 )
-from guestpull_server.models import Cancellation, Digest, Platform, ResolvedImage
+from guestpull_server.models import Digest, ResolvedImage
+from guestpull_server.platforms import Platform
 from guestpull_server.registry import ImageSource, RegistryClient, is_local, open_source
 from guestpull_server.registry.local.archive import Archive
 from support.images import Json, file, files, image, index, layer, layer_of_tar, tar_of

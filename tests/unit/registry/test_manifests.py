@@ -17,7 +17,8 @@ from guestpull_server.errors import (
     NoMatchingPlatform,
     UnsupportedImage,
 )
-from guestpull_server.models import Descriptor, Digest, Platform
+from guestpull_server.models import Descriptor, Digest
+from guestpull_server.platforms import Platform
 from guestpull_server.registry.manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,

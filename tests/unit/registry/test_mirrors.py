@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import RegistryConfig
 from guestpull_server.errors import DigestMismatch, ImageNotFound
-from guestpull_server.models import Cancellation, Credentials
+from guestpull_server.models import Credentials
 from support.faults import Corrupt, Cut, Status, WrongLength
 from support.images import files, image, layer
 from support.pulling import AMD64, ClientOf, Pull, read_blob

@@ -22,7 +22,8 @@ from guestpull_server.errors import (
     SizeMismatch,
     UnsupportedImage,
 )
-from guestpull_server.models import Digest, Platform, ResolvedImage
+from guestpull_server.models import Digest, ResolvedImage
+from guestpull_server.platforms import Platform
 from support.faults import Corrupt, Cut, Drip, Endless, Headers, Instead, NoLength, Refuse, Stall, Status
 from support.images import (
     DOCKER_MANIFEST,

@@ -14,6 +14,7 @@ from typing import Self
 import msgspec
 import pytest
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import ProxyConfig, RegistryConfig
 from guestpull_server.errors import (
     Cancelled,
@@ -23,7 +24,6 @@ from guestpull_server.errors import (
     RateLimited,
     RegistryUnavailable,
 )
-from guestpull_server.models import Cancellation
 from guestpull_server.registry import RegistryClient
 from support.faults import (
     EndlessChunkHeader,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from guestpull_server.errors import AmbiguousImage, ImageInUse, ImageNotPresent, ReadOnlyImage
-from guestpull_server.models import Digest, Platform
+from guestpull_server.models import Digest
+from guestpull_server.platforms import Platform
 from guestpull_server.store import Store, collect_garbage
 from support.images import Image, file, image, layer, layer_of_tar
 from support.stores import AMD64, MountsInMemory, bundled, is_whole, open_store, pulled, put_layer, resolved

@@ -24,6 +24,7 @@ import zstandard
 from isal.igzip_lib import IsalError
 from isal.isal_zlib import _GzipReader
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import (
     InvalidManifest,
@@ -32,7 +33,7 @@ from guestpull_server.errors import (
     UnsupportedImage,
     storage_errors,
 )
-from guestpull_server.models import Cancellation, MiB
+from guestpull_server.models import MiB
 from guestpull_server.registry.local.files import Part, open_regular
 
 GZIP_MAGIC: Final = b"\x1f\x8b"

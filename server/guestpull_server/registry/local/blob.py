@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Final, Self
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import (
     DigestMismatch,
     InvalidManifest,
@@ -12,7 +13,7 @@ from guestpull_server.errors import (
     SizeMismatch,
     storage_errors,
 )
-from guestpull_server.models import Cancellation, Descriptor, MiB
+from guestpull_server.models import Descriptor, MiB
 from guestpull_server.registry.local.files import Files, Part
 
 _MAX_PIECE: Final = 1 * MiB

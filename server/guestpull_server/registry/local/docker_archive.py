@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import (
     BlobNotFound,
@@ -31,14 +32,8 @@ from guestpull_server.errors import (
     NotInFile,
     storage_errors,
 )
-from guestpull_server.models import (
-    Cancellation,
-    Descriptor,
-    Digest,
-    MiB,
-    Platform,
-    ResolvedImage,
-)
+from guestpull_server.models import Descriptor, Digest, MiB, ResolvedImage
+from guestpull_server.platforms import Platform
 from guestpull_server.registry.contents import check_digest
 from guestpull_server.registry.local.archive import GZIP_MAGIC, ZSTD_MAGIC
 from guestpull_server.registry.local.blob import LocalBlob, read_document

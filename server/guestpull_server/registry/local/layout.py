@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import (
     BlobNotFound,
@@ -19,7 +20,8 @@ from guestpull_server.errors import (
     NotInFile,
     SizeMismatch,
 )
-from guestpull_server.models import Cancellation, Descriptor, Digest, Platform, ResolvedImage
+from guestpull_server.models import Descriptor, Digest, ResolvedImage
+from guestpull_server.platforms import Platform
 from guestpull_server.registry.contents import check_digest
 from guestpull_server.registry.local.blob import LocalBlob, read_document, read_if_there
 from guestpull_server.registry.local.files import Files

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import InvalidRequest
-from guestpull_server.models import Cancellation, Credentials
+from guestpull_server.models import Credentials
 from guestpull_server.registry.client import RegistryClient
 from guestpull_server.registry.local.archive import Archive
 from guestpull_server.registry.local.docker_archive import DockerArchiveImage
