@@ -93,7 +93,7 @@ def show_version(context: typer.Context, asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        typer.echo(f"{context.info_name} {version('guestpull')}")
+        typer.echo(f"{context.command.name} {version('guestpull')}")
         raise typer.Exit
 
 

@@ -148,7 +148,7 @@ class Caller:
                 return event
             if number >= patience:
                 self._scene.outcomes["given up"] += 1
-                events.close()  # type: ignore[attr-defined]  # a generator, by its nature
+                events.close()
                 return None
         raise GuestpullError("the events ended without a result", "NO_RESULT")
 
