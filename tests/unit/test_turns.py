@@ -10,8 +10,7 @@ import pytest
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import Cancelled, DeadlineExceeded
 from guestpull_server.turns import Turns
-
-PATIENCE = 10.0  # seconds; for what must happen, however slow the machine
+from support.waiting import PATIENCE, end_of
 
 
 class Waiter(Cancellation):
@@ -32,6 +31,7 @@ def test_no_more_than_the_limit_are_in_at_once() -> None:
     inside = 0
     most = 0
     lock = threading.Lock()
+    three = threading.Barrier(3, timeout=PATIENCE)
 
     def visit() -> None:
         nonlocal inside, most
@@ -39,15 +39,15 @@ def test_no_more_than_the_limit_are_in_at_once() -> None:
             with lock:
                 inside += 1
                 most = max(most, inside)
-            threading.Event().wait(0.005)
+            three.wait()
             with lock:
                 inside -= 1
 
-    visitors = [threading.Thread(target=visit) for _ in range(20)]
+    visitors = [threading.Thread(target=visit) for _ in range(21)]
     for visitor in visitors:
         visitor.start()
     for visitor in visitors:
-        visitor.join(PATIENCE)
+        end_of(visitor)
 
     assert most == 3
     assert inside == 0
@@ -68,7 +68,7 @@ def test_turns_are_given_in_the_order_of_coming() -> None:
             visitor.start()
             assert caller.is_waiting.wait(PATIENCE)
     for visitor in visitors:
-        visitor.join(PATIENCE)
+        end_of(visitor)
 
     assert order == [0, 1, 2, 3, 4]
 
@@ -90,7 +90,7 @@ def test_a_caller_that_leaves_the_queue_takes_no_turn_with_it() -> None:
         visitor.start()
         assert leaving.is_waiting.wait(PATIENCE)
         leaving.cancel()
-        visitor.join(PATIENCE)
+        end_of(visitor)
 
     assert len(failures) == 1
     with turns.take(Cancellation("next")):
