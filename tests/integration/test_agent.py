@@ -11,8 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,9 @@ import pytest
 from support.daemon import Daemon, mounts_below
 from support.faults import Stall
 from support.images import file, image, layer
-from support.peers import PATIENCE
 from support.samples import runnable
 from support.simulator import RegistrySimulator
+from support.waiting import PATIENCE, until
 
 SHOP = image(
     runnable(),
@@ -70,13 +69,6 @@ class Agent:
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -299,7 +291,7 @@ def test_a_container_that_exists_is_refused_and_unharmed(agent: Agent, shop: str
 # -- signals -----------------------------------------------------------------------------------------------------
 
 HEARS = "trap 'echo heard; exit 3' TERM INT; echo ready; while :; do sleep 0.05; done"
-DEAF = "trap '' TERM INT; echo ready; while :; do sleep 0.05; done"
+DEAF = "trap '' TERM INT HUP QUIT; echo ready; while :; do sleep 0.05; done"
 
 
 def test_a_signal_reaches_the_container_and_the_bundle_is_released(
@@ -322,9 +314,8 @@ def test_a_container_that_is_deaf_is_killed_by_the_third_signal(
     assert container.stdout is not None
     assert container.stdout.readline() == "ready\n"
 
-    for _ in range(3):
-        container.send_signal(signal.SIGINT)
-        time.sleep(0.1)  # signals of one kind that come at once are one
+    for one in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):  # those of one kind that come at once are one
+        container.send_signal(one)
 
     assert ended(container)[0] == 128 + signal.SIGKILL
     assert agent.leftovers() == []
@@ -350,12 +341,12 @@ def test_a_signal_during_the_pull_cancels_it_and_leaves_nothing(
 ) -> None:
     registry.fault(SHOP.layers[0], Stall(after=0.5))
     container = agent.start("run", shop)
-    eventually(lambda: len(registry.requests_for(SHOP.layers[0])) > 0)
+    until("the layer is downloaded", lambda: registry.requests_for(SHOP.layers[0]))
 
     container.send_signal(number)
 
     assert ended(container)[0] == 128 + number
-    eventually(lambda: agent.leftovers() == [])
+    until("nothing is left of it", lambda: agent.leftovers() == [])
 
 
 def test_a_runtime_that_is_killed_leaves_no_container(agent: Agent, shop: str, container_id: str) -> None:

@@ -20,7 +20,7 @@ from guestpull_client.errors import FailedPrecondition, InvalidArgument, NotFoun
 from support.daemon import Daemon, Tmpfs
 from support.images import Image, Layer, directory, file, files, image, index, layer
 from support.local_images import write_layout
-from support.peers import DockerRegistry, free_port, run, skopeo_copy
+from support.peers import DockerRegistry, run, skopeo_copy
 from support.samples import changes, everything, runnable
 from support.trees import Node, differences, tree
 
@@ -600,7 +600,7 @@ def test_gc_takes_the_guests_view_and_deletes_only_what_no_image_has(baked: Path
 
 
 def test_a_bake_that_fails_keeps_the_images_before_it(disk: Path, copies: dict[str, str]) -> None:
-    nowhere = f"127.0.0.1:{free_port()}/none:1"
+    nowhere = "127.0.0.1:1/none:1"
     fast = disk / "fast.json"
     fast.write_text('{"limits": {"max_attempts": 1}}')
     wanted = disk / "list"

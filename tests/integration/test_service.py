@@ -36,9 +36,10 @@ from guestpull_client.errors import (
 from support.daemon import Daemon, Tmpfs
 from support.faults import Corrupt, Stall, Status
 from support.images import OCI_MANIFEST, RawTar, file, files, image, layer, symlink
-from support.peers import PATIENCE, GrpcError, grpcurl, grpcurl_list, run
+from support.peers import GrpcError, grpcurl, grpcurl_list, run
 from support.samples import runnable
 from support.simulator import Basic, RegistrySimulator
+from support.waiting import end_of, until
 
 SERVICE = "guestpull.v1.ImageService"
 
@@ -109,8 +110,7 @@ def test_a_work_directory_has_one_daemon(daemon: Daemon, disk: Path) -> None:
 
 def test_a_loopback_port_will_do_as_well(disk: Path) -> None:
     with Daemon(disk, options=("--listen", "127.0.0.1:0")) as daemon:
-        address = re.search(r"127\.0\.0\.1:\d+", daemon.log.read_text())
-        assert address is not None
+        address = daemon.await_log(r"127\.0\.0\.1:\d+")
 
         assert SERVICE in grpcurl_list(address[0])
         with Client(address[0]) as client:
@@ -177,7 +177,7 @@ def test_sigterm_lets_a_pull_finish_within_the_grace_time(disk: Path, registry: 
         puller.start()
         registry.await_request(content)
         os.kill(daemon.pid, signal.SIGTERM)
-        puller.join(PATIENCE)
+        end_of(puller)
         assert daemon.stop() == 0
 
         assert pulled == [str(daemon.bundle("one") / "rootfs")]
@@ -203,7 +203,7 @@ def test_sigterm_cancels_what_does_not_finish_in_time(disk: Path, registry: Regi
         puller.start()
         registry.await_request(content)
         assert daemon.stop() == 0
-        puller.join(PATIENCE)
+        end_of(puller)
 
         assert len(failures) == 1
         assert "pulls_finished=0 pulls_cancelled=1" in daemon.log.read_text()
@@ -365,10 +365,13 @@ def test_a_deadline_that_passes_ends_the_pull(daemon: Daemon, registry: Registry
     reference = registry.push("late:1", image(content))
     registry.fault(content, Stall(after=0.5))
 
-    with pytest.raises(DeadlineExceeded):
-        daemon.client.pull(reference, str(daemon.bundle("one")), timeout=0.5)
+    def fails() -> object:
+        with pytest.raises(DeadlineExceeded):
+            daemon.client.pull(reference, str(daemon.bundle("one")), timeout=0.5)
+        await_quiet(daemon)
+        return registry.requests_for(content)
 
-    await_quiet(daemon)
+    until("a pull downloads before its time is over", fails)
 
 
 def test_a_caller_that_leaves_cancels_its_pull(daemon: Daemon, registry: RegistrySimulator) -> None:
@@ -379,20 +382,16 @@ def test_a_caller_that_leaves_cancels_its_pull(daemon: Daemon, registry: Registr
     next(events)
     registry.await_request(content)
 
-    events.close()  # type: ignore[attr-defined]  # a generator, by its nature
+    events.close()
 
     await_quiet(daemon)
 
 
 def await_quiet(daemon: Daemon) -> None:
     """Wait until nothing of a pull is left."""
-    for _ in range(1000):
-        if not daemon.staged() and not daemon.bundle("one").exists() and len(daemon.workers()) <= 1:
-            break
-        threading.Event().wait(0.01)
-    assert daemon.staged() == []
-    assert not daemon.bundle("one").exists()
-    assert len(daemon.workers()) <= 1  # the fork server
+    until("nothing is in staging", lambda: not daemon.staged())
+    until("there is no bundle", lambda: not daemon.bundle("one").exists())
+    until("no worker is left but the fork server", lambda: len(daemon.workers()) <= 1)
     assert daemon.client.images() == ()
 
 

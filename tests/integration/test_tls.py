@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import sys
 from pathlib import Path
@@ -42,8 +41,7 @@ def test_a_client_with_a_certificate_of_the_service_s_authority_is_served_and_no
     certificate, key = ours.issue("127.0.0.1")
     tls = ("--tls-certificate", certificate, "--tls-key", key, "--tls-client-authorities", ours.file)
     with Daemon(disk, options=("--listen", "127.0.0.1:0", *tls)) as daemon:
-        port = re.search(r"127\.0\.0\.1:\d+", daemon.log.read_text())
-        assert port is not None
+        port = daemon.await_log(r"127\.0\.0\.1:\d+")
 
         with Client(port[0], tls=TlsFiles(ours.file, *ours.issue("client"))) as client:
             assert client.images() == ()
@@ -66,8 +64,7 @@ def test_whoever_connects_by_no_tls_writes_nothing_into_the_log(disk: Path, tmp_
     certificate, key = ours.issue("127.0.0.1")
     tls = ("--tls-certificate", certificate, "--tls-key", key, "--tls-client-authorities", ours.file)
     with Daemon(disk, options=("--log-format", "json", "--listen", "127.0.0.1:0", *tls)) as daemon:
-        port = re.search(r"127\.0\.0\.1:(\d+)", daemon.log.read_text())
-        assert port is not None
+        port = daemon.await_log(r"127\.0\.0\.1:(\d+)")
         with socket.create_connection(("127.0.0.1", int(port[1]))) as caller:
             caller.sendall(b"GET / HTTP/1.1\r\n\r\n")
             while caller.recv(4096):

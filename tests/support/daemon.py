@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,8 @@ from typing import Any, Self
 
 from guestpull_client import Client
 from guestpull_client.errors import GuestpullError
-from support.peers import PATIENCE, run
+from support.peers import run
+from support.waiting import PATIENCE, until
 
 
 def mounts_below(directory: Path) -> list[str]:
@@ -152,15 +154,19 @@ class Daemon:
         family = [self.pid, *_descendants(self.pid)]
         self._process.kill()
         self._process.wait(PATIENCE)
-        deadline = time.monotonic() + PATIENCE
-        while any(_is_alive(pid) for pid in family):
-            assert time.monotonic() < deadline, "processes outlive the daemon that was killed"
-            time.sleep(0.005)
+        until("no process outlives the daemon that was killed", lambda: not any(map(_is_alive, family)))
         self._forget_client()
 
     def workers(self) -> list[int]:
         """Process ids of the fork server and the layer workers that run now."""
         return _descendants(self.pid)
+
+    def await_log(self, pattern: str) -> re.Match[str]:
+        """Wait until the log has something that a regular expression matches, and return what it matches."""
+        until(f"the log has {pattern}", lambda: re.search(pattern, self.log.read_text()))
+        found = re.search(pattern, self.log.read_text())
+        assert found is not None
+        return found
 
     def bundle(self, name: str) -> Path:
         """Where a test's bundle is to be."""

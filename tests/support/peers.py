@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from support.images import Image, Index, push
-
-PATIENCE: Final = 30.0  # seconds; for what must happen, however slow the machine
+from support.waiting import PATIENCE, until
 
 
 def run(*command: str, check: bool = True, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
@@ -37,14 +33,6 @@ def run(*command: str, check: bool = True, stdin: bytes = b"") -> subprocess.Com
     return result
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class DockerRegistry:
     """Debian's docker-registry on a port of its own, storing in a directory; a context manager.
 
@@ -54,7 +42,7 @@ class DockerRegistry:
     """
 
     def __init__(self, directory: Path, users: Mapping[str, str] | None = None) -> None:
-        self.host = f"127.0.0.1:{free_port()}"
+        self.host = ""
         self._directory = directory
         self._users = users or {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,12 +51,12 @@ class DockerRegistry:
         self._directory.mkdir(parents=True, exist_ok=True)
         configuration: dict[str, Any] = {
             "version": "0.1",
-            "log": {"level": "error"},
+            "log": {"level": "info"},
             "storage": {
                 "filesystem": {"rootdirectory": str(self._directory / "blobs")},
                 "delete": {"enabled": True},
             },
-            "http": {"addr": self.host},
+            "http": {"addr": "127.0.0.1:0"},
         }
         if self._users:
             htpasswd = self._directory / "htpasswd"
@@ -99,19 +87,17 @@ class DockerRegistry:
         self._process.wait(PATIENCE)
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                urllib.request.urlopen(f"http://{self.host}/v2/", timeout=5).close()
-            except urllib.error.HTTPError as error:
-                error.close()
-                return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise AssertionError((self._directory / "log").read_text()) from None
-                time.sleep(0.02)
-            else:
-                return
+        """Wait until it says where it listens."""
+
+        def listens() -> bool:
+            assert self._process is not None
+            said = (self._directory / "log").read_text()
+            assert self._process.poll() is None, f"docker-registry ended:\n{said}"
+            found = re.search(r"listening on (127\.0\.0\.1:\d+)", said)
+            self.host = found[1] if found else ""
+            return found is not None
+
+        until("docker-registry listens", listens)
 
 
 def skopeo_copy(source: str, target: str, *options: str) -> None:
@@ -209,11 +195,9 @@ def basic(user: str, password: str) -> str:
 
 
 __all__: Sequence[str] = (
-    "PATIENCE",
     "DockerRegistry",
     "GrpcError",
     "basic",
-    "free_port",
     "grpcurl",
     "grpcurl_list",
     "run",
