@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from guestpull_client import LayerProgress, PulledImage
 from guestpull_client.errors import (
     AlreadyExists,
     GuestpullError,
@@ -20,10 +21,11 @@ from guestpull_client.errors import (
     Unauthenticated,
 )
 from support.daemon import Daemon
-from support.faults import Corrupt, Pause, Stall
+from support.faults import Corrupt, Drip, Pause, Stall
 from support.images import files, image, layer
 from support.samples import runnable
 from support.simulator import Basic, RegistrySimulator
+from support.waiting import end_of
 
 
 def in_threads(*calls: Callable[[], object]) -> list[object]:
@@ -68,16 +70,18 @@ def test_a_caller_that_leaves_does_not_hurt_the_one_that_stays(
 ) -> None:
     content = layer(*files("srv", count=50, size=2000))
     reference = registry.push("shared:1", image(content))
-    registry.fault(content, Pause(seconds=1.0), times=1)
+    has_left = threading.Event()
+    registry.fault(content, Drip(after=0.5, bytes_per_second=100, until=has_left), times=1)
     leaver = daemon.client.pull_with_progress(reference, str(daemon.bundle("leaver")))
     next(leaver)
     registry.await_request(content)
+    stayer = daemon.client.pull_with_progress(reference, str(daemon.bundle("stayer")))
+    assert any(isinstance(event, LayerProgress) for event in stayer)  # both are told of the one download
 
-    stayed = threading.Thread(target=daemon.client.pull, args=(reference, str(daemon.bundle("stayer"))))
-    stayed.start()
-    threading.Event().wait(0.2)
-    leaver.close()  # type: ignore[attr-defined]  # a generator, by its nature
-    stayed.join(30)
+    leaver.close()
+    daemon.await_log("reason=CANCELLED")
+    has_left.set()
+    assert [event for event in stayer if isinstance(event, PulledImage)]
 
     assert len(os.listdir(daemon.bundle("stayer") / "rootfs/srv")) == 50
     assert len(registry.requests_for(content)) == 1
@@ -133,9 +137,9 @@ def test_a_queue_that_is_full_refuses_more(disk: Path, registry: RegistrySimulat
             outcome = in_threads(lambda: pull("third", 0.3))[0]
             if isinstance(outcome, ResourceExhausted):
                 break
-        under_way.close()  # type: ignore[attr-defined]  # a generator, by its nature
+        under_way.close()
         daemon.kill()
-        second.join(40)
+        end_of(second)
 
         assert isinstance(outcome, ResourceExhausted)
         assert outcome.reason == "TOO_MANY_PULLS"

@@ -15,11 +15,12 @@ import pytest
 
 from guestpull_client.errors import GuestpullError, ResourceExhausted
 from support.daemon import Daemon, Tmpfs
-from support.faults import Stall
+from support.faults import Drip, Stall
 from support.images import files, image, layer
 from support.peers import run
 from support.samples import runnable
 from support.simulator import RegistrySimulator
+from support.waiting import PATIENCE, end_of, until
 
 
 def is_true(daemon: Daemon) -> None:
@@ -170,7 +171,7 @@ def test_too_few_descriptors_fail_pulls_by_name_and_the_daemon_recovers(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        end_of(thread)
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
 
     assert failures
@@ -190,32 +191,31 @@ def test_too_few_descriptors_fail_pulls_by_name_and_the_daemon_recovers(
 def test_a_worker_that_is_killed_fails_its_pull_alone(
     disk: Path, registry: RegistrySimulator, victim: str
 ) -> None:
-    with Daemon(disk, configuration={"limits": {"read_timeout": 1.0}}) as daemon:
+    with Daemon(disk, configuration={"limits": {"min_bytes_per_second": 0}}) as daemon:
         kill_in_the_middle_of_a_pull(daemon, registry, victim)
 
 
 def kill_in_the_middle_of_a_pull(daemon: Daemon, registry: RegistrySimulator, victim: str) -> None:
     content = runnable()
     reference = registry.push("killed:1", image(content))
-    registry.fault(content, Stall(after=0.5), times=1)
+    registry.fault(content, Drip(after=0.5, bytes_per_second=10), times=1)
     failures: list[GuestpullError] = []
 
     def pull() -> None:
         try:
-            daemon.client.pull(reference, str(daemon.bundle("one")), timeout=20)
+            daemon.client.pull(reference, str(daemon.bundle("one")))
         except GuestpullError as error:
             failures.append(error)
 
     puller = threading.Thread(target=pull)
     puller.start()
     registry.await_request(content)
-    while len(daemon.workers()) < 2:
-        threading.Event().wait(0.01)
+    until("a worker is at work", lambda: len(daemon.workers()) >= 2)
     fork_server, *workers = daemon.workers()
     for pid in workers if victim == "a worker" else [fork_server]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    puller.join(40)
+    end_of(puller)
 
     assert [error.reason for error in failures] == ["WORKER_FAILED"]
     assert daemon.staged() == []
@@ -240,7 +240,7 @@ def test_kill_9_in_the_middle_of_a_pull_leaves_a_store_that_is_true(
     ) as puller:
         registry.await_request(lost)
         daemon.kill()
-        puller.wait(60)
+        puller.wait(PATIENCE)
     assert daemon.staged() != []
 
     daemon.start()

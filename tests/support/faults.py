@@ -7,6 +7,7 @@ registry.fault("token", Status(500))
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from support.simulator import Exchange, partial
@@ -148,10 +149,11 @@ class Stall:
 
 @dataclass(frozen=True)
 class Drip:
-    """After a share of the body, it comes byte by byte."""
+    """After a share of the body, it comes byte by byte, to its end or until something has happened."""
 
     after: float
     bytes_per_second: float
+    until: threading.Event | None = None
 
     def send(self, exchange: Exchange) -> None:
         body = exchange.answer.body
@@ -159,6 +161,9 @@ class Drip:
         exchange.send_header()
         exchange.write(body[:start])
         for number in range(start, len(body)):
+            if self.until is not None and self.until.is_set():
+                exchange.write(body[number:])
+                return
             if exchange.wait(1 / self.bytes_per_second):
                 return
             exchange.write(body[number : number + 1])
