@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from guestpull_client.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from guestpull_client.errors import AlreadyExists, FailedPrecondition, NotFound
 from support.daemon import Daemon, mounts_below
 from support.images import file, image, layer
+from support.peers import GrpcError, grpcurl
 from support.samples import runnable
 from support.simulator import RegistrySimulator
 
@@ -211,19 +212,12 @@ def test_bundles_stay_below_the_roots_that_are_configured(disk: Path, registry: 
             f"{root}/../outside/four",
             str(root),
         ):
-            with pytest.raises(InvalidArgument) as caught:
-                daemon.client._call(
-                    daemon.client._service.PullImage,
-                    _request(reference, path),
-                )
-            assert caught.value.reason == "INVALID_BUNDLE_PATH"
+            # the client would make a relative path absolute
+            request = {"image_url": reference, "bundle_path": path}
+            with pytest.raises(GrpcError) as caught:
+                grpcurl(daemon.socket, "guestpull.v1.ImageService/PullImage", request)
+            assert (caught.value.code, caught.value.reason) == ("InvalidArgument", "INVALID_BUNDLE_PATH")
         assert os.listdir(outside) == []
-
-
-def _request(reference: str, bundle: str) -> object:
-    from guestpull_protos import image_service_pb2 as pb
-
-    return pb.PullImageRequest(image_url=reference, bundle_path=bundle)
 
 
 def test_unknown_keys_of_the_meta_store_survive(daemon: Daemon, registry: RegistrySimulator) -> None:

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from hypothesis import strategies as st
 from guestpull_server.bundle import write_runtime_config
 from guestpull_server.errors import BundleBusy, MountFailed, StorageFailed
 from guestpull_server.models import Decoder, Digest, StoredLayer
-from guestpull_server.snapshot import OverlayMounts, mount_rootfs
+from guestpull_server.snapshot import OverlayMounts, mount_rootfs, overlay
 from guestpull_server.snapshot.overlay import mount_by_one_page
+from guestpull_server.snapshot.syscalls import unmount
 from support.bundles import mount_layers
 from support.trees import tree
 
@@ -419,13 +419,22 @@ def test_a_bundle_s_directory_that_was_opened_is_the_one_that_counts(stage: Stag
     OverlayMounts().unmount(str(stage.directory / "moved/rootfs"))
 
 
-def test_unmounting_waits_for_what_lets_go_in_a_moment(stage: Stage) -> None:
+def test_unmounting_waits_for_what_lets_go_in_a_moment(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     rootfs = stage.mount(stage.layer("a"))
-    held = os.open(rootfs, os.O_RDONLY)
-    threading.Timer(0.1, os.close, [held]).start()
+    held = [os.open(rootfs, os.O_RDONLY)]
+
+    def refused_once(path: str) -> None:
+        try:
+            unmount(path)
+        except OSError:
+            os.close(held.pop())
+            raise
+
+    monkeypatch.setattr(overlay, "unmount", refused_once)
 
     OverlayMounts().unmount(str(rootfs))
 
+    assert held == []
     assert not os.path.ismount(rootfs)
 
 

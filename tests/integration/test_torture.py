@@ -23,7 +23,7 @@ from torture.world import KnownImage, World, make_world
 def test_nothing_is_lost_and_nothing_untrue_believed_however_often_the_daemon_is_killed(
     tmp_path: Path,
 ) -> None:
-    with Campaign(seed=random.randrange(1 << 32), directory=tmp_path) as campaign:
+    with Campaign(seed=20, directory=tmp_path) as campaign:
         campaign.run(kills=8, seconds=300)
 
         assert campaign.report.kills >= 8
