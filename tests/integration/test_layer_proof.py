@@ -13,6 +13,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,7 @@ from support.images import (
 )
 from support.peers import run
 from support.unpacking import Unpacked, Unpacker
+from support.waiting import PATIENCE, until
 
 MTIME = 1_600_000_000
 
@@ -572,44 +575,68 @@ def test_a_worker_names_what_it_cannot_read(unpacker: Unpacker, workers: LayerWo
         )
 
 
-def _slow(unpacker: Unpacker) -> tuple[str, str, Digest]:
-    """What takes a worker longer to verify than a test takes to leave it."""
-    sizes = range(600)
+def _verification_that_halts(
+    unpacker: Unpacker, workers: LayerWorkers, cancellation: Cancellation
+) -> tuple[Future[tuple[Change, ...]], list[int]]:
+    """A verification whose worker is stopped in the middle, and that worker."""
+    sizes = range(100)
     hole = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 20)}
-    headers = [file(f"f{size}", b"", pax=hole) for size in sizes]
-    unpacked = unpacker.unpack(*headers, record=True)
+    unpacked = unpacker.unpack(*(file(f"f{size}", b"", pax=hole) for size in sizes), record=True)
     for size in sizes:
         (unpacked.root / f"f{size}").write_bytes(bytes(1 << 20))
-    return str(unpacked.root), str(unpacked.record), Digest(unpacked.layer.diff_id)
+    verified = str(unpacked.root), str(unpacked.record), Digest(unpacked.layer.diff_id)
+    pool = ThreadPoolExecutor(1)
+    attempts: list[Future[tuple[Change, ...]]] = []
+
+    def is_stopped() -> list[int]:
+        if not attempts or attempts[-1].done():  # the last one before it could be stopped
+            attempts.append(pool.submit(workers.verify, *verified, cancellation))
+        found = [worker for worker in _children(workers.pid) if _is_confined(worker)]
+        for worker in found:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGSTOP)
+        return found
+
+    until("the worker that unpacked is gone", lambda: not _children(workers.pid))
+    until("a worker is stopped", is_stopped)
+    pool.shutdown(wait=False)
+    return attempts[-1], _children(workers.pid)
 
 
 def test_a_worker_ends_when_the_caller_leaves(unpacker: Unpacker, workers: LayerWorkers) -> None:
-    slow = _slow(unpacker)
     cancellation = Cancellation("verification")
-    threading.Timer(0.05, cancellation.cancel).start()
+    verification, _ = _verification_that_halts(unpacker, workers, cancellation)
+
+    cancellation.cancel()
+
     with pytest.raises(Cancelled):
-        workers.verify(*slow, cancellation)
+        verification.result(PATIENCE)
     assert _children(workers.pid) == []
 
 
 def test_a_worker_ends_when_the_callers_time_is_up(unpacker: Unpacker, workers: LayerWorkers) -> None:
-    slow = _slow(unpacker)
+    late = Cancellation("verification", time.monotonic() + 1)
+    verification, _ = _verification_that_halts(unpacker, workers, late)
+
     with pytest.raises(DeadlineExceeded):
-        workers.verify(*slow, Cancellation("verification", time.monotonic() + 0.05))
+        verification.result(PATIENCE)
     assert _children(workers.pid) == []
 
 
 def test_a_verifying_worker_that_dies_is_an_error(unpacker: Unpacker, workers: LayerWorkers) -> None:
-    slow = _slow(unpacker)
+    verification, (worker,) = _verification_that_halts(unpacker, workers, Cancellation("verification"))
 
-    def kill() -> None:
-        while not (children := _children(workers.pid)):
-            time.sleep(0.001)
-        os.kill(children[0], signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
 
-    threading.Thread(target=kill).start()
     with pytest.raises(WorkerFailed, match="died"):
-        workers.verify(*slow, Cancellation("verification"))
+        verification.result(PATIENCE)
+
+
+def _is_confined(worker: int) -> bool:
+    try:
+        return "NoNewPrivs:\t1" in Path(f"/proc/{worker}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _children(pid: int) -> list[int]:
@@ -628,11 +655,13 @@ def test_verifications_at_once_find_what_one_finds(rich: Unpacked) -> None:
 
 
 def test_verification_leaves_no_descriptors_and_changes_nothing(rich: Unpacked) -> None:
-    before = (len(os.listdir("/proc/self/fd")), rich.nodes)
+    nodes = rich.nodes
+    descriptors = set(os.listdir("/proc/self/fd"))  # of which others may close some meanwhile
     _keeping_times(rich.root / "again/f", _flip)
     verify(rich)
     _keeping_times(rich.root / "again/f", _flip)
-    assert (len(os.listdir("/proc/self/fd")), rich.nodes) == before
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
+    assert rich.nodes == nodes
 
 
 def verify_in_squashfs(unpacked: Unpacked, disk: Path) -> tuple[Change, ...]:

@@ -22,9 +22,10 @@ from guestpull_server.reuse import ReuseCheck
 from guestpull_server.store import Store
 from support.faults import Stall
 from support.images import file, image, layer
-from support.pulling import IMPATIENT, descriptor_of
+from support.pulling import PATIENT, descriptor_of
 from support.simulator import RegistrySimulator
 from support.stores import open_store, put_layer, resolved
+from support.waiting import PATIENCE
 
 LAYER = layer(file("a"))
 
@@ -33,7 +34,7 @@ LAYER = layer(file("a"))
 def source() -> Iterator[ImageSource]:
     """An image that no registry has."""
     with RegistrySimulator() as registry:
-        client = RegistryClient(Configuration(limits=IMPATIENT))
+        client = RegistryClient(Configuration(limits=PATIENT))
         yield client.image(Reference.parse(f"{registry.host}/nothing:1"), None)
         client.close()
 
@@ -53,7 +54,7 @@ def test_a_layer_for_which_no_thread_can_be_had_is_downloaded_the_next_time(
     wanted = LayerDescriptor(descriptor_of(LAYER), Digest(LAYER.diff_id))
 
     def fetch() -> None:
-        flights.fetch(wanted, source, Cancellation("pull", time.monotonic() + 10), lambda _bytes: None)
+        flights.fetch(wanted, source, Cancellation("pull", time.monotonic() + PATIENCE), lambda _bytes: None)
 
     def no_thread(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -86,7 +87,7 @@ def test_layers_for_which_no_threads_can_be_had_fail_by_name_and_are_downloaded_
         start(thread)
 
     with RegistrySimulator() as registry:
-        client = RegistryClient(Configuration(limits=IMPATIENT))
+        client = RegistryClient(Configuration(limits=PATIENT))
         source = client.image(Reference.parse(registry.push("three:1", pushed)), None)
 
         def fetch() -> list[bool]:
