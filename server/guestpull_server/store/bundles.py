@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -163,6 +163,9 @@ class BundleShelf:
                 continue
             kept, unfinished = read_bundle_file(directory, READY), read_bundle_file(directory, PREPARING)
             if kept is not None:
+                # a crash may have come between the two
+                with storage_errors("deleting leftovers", directory), suppress(FileNotFoundError):
+                    os.unlink(os.path.join(directory, PREPARING))
                 path = _path_of(kept)
                 self._put(path, directory, kept, path.real_rootfs in mounted)
             elif os.path.lexists(os.path.join(directory, READY)):

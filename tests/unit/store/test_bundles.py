@@ -203,6 +203,21 @@ def test_a_reservation_that_a_crash_interrupted_is_undone_at_the_next_start(
         pass
 
 
+def test_a_start_deletes_what_a_crash_left_of_the_making_of_a_bundle_that_is_ready(
+    store: Store, shop: StoredImage, mounts: MountsInMemory, tmp_path: Path, reopened: Callable[[], Store]
+) -> None:
+    with store.reserve_bundle(str(tmp_path / "bundle")) as bundle:
+        preparing = Path(bundle.overlay_directory) / "bundle.json.preparing"
+        before = preparing.read_bytes()
+        mounts.places.add(bundle.rootfs)
+        bundle.commit(shop)
+    preparing.write_bytes(before)
+
+    (ready,) = reopened().bundles()
+
+    assert os.listdir(ready.overlay_directory) == ["bundle.json"]
+
+
 def test_a_start_goes_on_although_an_interrupted_bundle_is_busy(
     store: Store, work_dir: Path, mounts: MountsInMemory, tmp_path: Path, reopened: Callable[[], Store]
 ) -> None:
