@@ -77,6 +77,21 @@ def test_a_bundle_that_is_in_use_stays(disk: Path) -> None:
         store.release_bundle(str(disk / "bundle"))
 
 
+def test_a_bundle_that_fails_is_taken_away_even_where_somebody_looks_into_it(disk: Path) -> None:
+    with opened(disk / "work") as store:
+        stored = pulled(store, SHOP, LATEST)
+        with store.reserve_bundle(str(disk / "bundle")) as bundle:
+            mount_layers(stored.layers, bundle.overlay_directory, bundle.rootfs)
+            looking = os.open(f"{bundle.rootfs}/one", os.O_RDONLY)
+            # left without a commit, as by an error
+
+        assert os.read(looking, len(TOP.tar)) == TOP.tar
+        os.close(looking)
+        assert os.listdir(disk / "work/overlay") == []
+        mounted_bundle(store, stored, disk / "bundle")
+        store.release_bundle(str(disk / "bundle"))
+
+
 def test_a_pull_that_was_killed_after_it_mounted_is_undone(disk: Path) -> None:
     child = os.fork()
     if child == 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from guestpull_server.config import LayerNames
-from guestpull_server.errors import BundleBusy, storage_errors
+from guestpull_server.errors import BundleBusy, StorageFailed, storage_errors
 from guestpull_server.models import (
     Decoder,
     Descriptor,
@@ -38,6 +38,7 @@ class MountsInMemory:
     def __init__(self) -> None:
         self.places: set[str] = set()
         self.busy: set[str] = set()
+        self.stuck: set[str] = set()
 
     def mounted(self) -> frozenset[str]:
         """Where something is mounted."""
@@ -48,6 +49,13 @@ class MountsInMemory:
         rootfs = os.path.realpath(rootfs)
         if rootfs in self.busy:
             raise BundleBusy(os.path.dirname(rootfs))
+        self.places.discard(rootfs)
+
+    def detach(self, rootfs: str) -> None:
+        """Unmount, busy or not, unless it is stuck."""
+        rootfs = os.path.realpath(rootfs)
+        if rootfs in self.stuck:
+            raise StorageFailed("unmounting", rootfs, "Input/output error")
         self.places.discard(rootfs)
 
 

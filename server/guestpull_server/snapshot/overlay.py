@@ -206,11 +206,20 @@ class OverlayMounts:
                 time.sleep(_SECONDS_BETWEEN_TRIES)
             raise BundleBusy(os.path.dirname(rootfs))
 
+    def detach(self, rootfs: str) -> None:
+        """Unmount a rootfs whoever uses it; harmless where nothing is mounted.
+
+        Raises:
+            StorageFailed: the kernel refuses.
+        """
+        with storage_errors("unmounting", rootfs):
+            self._is_unmounted(rootfs, detach=True)
+
     @staticmethod
-    def _is_unmounted(rootfs: str) -> bool:
+    def _is_unmounted(rootfs: str, *, detach: bool = False) -> bool:
         """Unmount, if anything is mounted; False if something uses it."""
         try:
-            unmount(rootfs)
+            unmount(rootfs, detach=detach)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 return False

@@ -27,6 +27,7 @@ _FSCONFIG_CMD_CREATE: Final = 6
 _FSMOUNT_CLOEXEC: Final = 1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
+_MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 _CLONE_FS: Final = 0x200
 _MAX_LOG_LINES: Final = 16
@@ -77,9 +78,14 @@ class FilesystemContext:
         os.close(self._descriptor)
 
 
-def unmount(path: str) -> None:
-    """Unmount what is mounted at a path, following no link; OSError if that is nothing, or is in use."""
-    if _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW) != 0:
+def unmount(path: str, *, detach: bool = False) -> None:
+    """Unmount what is mounted at a path, following no link; OSError if that is nothing.
+
+    Args:
+        path: where it is mounted.
+        detach: also if it is in use, which is an OSError otherwise; it ends with its last user then.
+    """
+    if _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
 

@@ -38,6 +38,13 @@ class Mounts(Protocol):
             GuestpullError: the kernel refuses for another reason.
         """
 
+    def detach(self, rootfs: str) -> None:
+        """Unmount a rootfs whoever uses it; harmless where nothing is mounted.
+
+        Raises:
+            GuestpullError: the kernel refuses.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class BundlePlace:
@@ -150,10 +157,10 @@ class BundleMaker:
         """Take a bundle away: unmount it, and remove what we made. Harmless to repeat.
 
         Raises:
-            BundleBusy: something uses its rootfs; all is as it was.
+            BundleBusy: it was ready, and something uses its rootfs; all is as it was.
             StorageFailed: the operating system refuses.
         """
-        self._unmount(place.path)
+        self._unmount(place)
         with storage_errors(f"removing bundle {place.path.told}", place.path.told):
             self._paths.leave(place.path, made=place.made, is_ours=place.is_ours)
             if os.path.lexists(place.overlay_directory):
@@ -169,17 +176,21 @@ class BundleMaker:
         self._durability.sync_names(self._work_dir.overlay)
         remove_tree(aside)
 
-    def _unmount(self, path: BundlePath) -> None:
+    def _unmount(self, place: BundlePlace) -> None:
         """Unmount a bundle's rootfs, and nothing that a link leads to in its place."""
         with (
-            storage_errors("unmounting the bundle", path.rootfs),
+            storage_errors("unmounting the bundle", place.path.rootfs),
             suppress(FileNotFoundError, InvalidBundlePath),  # it is gone, or something else has its name
-            self._paths.opened(path) as directory,
+            self._paths.opened(place.path) as directory,
         ):
+            rootfs = f"/proc/self/fd/{directory}/{ROOTFS}"
+            if not place.ready:  # nobody was given it: who uses it has no say
+                self._mounts.detach(rootfs)
+                return
             try:
-                self._mounts.unmount(f"/proc/self/fd/{directory}/{ROOTFS}")
+                self._mounts.unmount(rootfs)
             except BundleBusy:
-                raise BundleBusy(path.told) from None
+                raise BundleBusy(place.path.told) from None
 
     def _prepare(self, place: BundlePlace) -> None:
         content = BundleFile(

@@ -218,16 +218,27 @@ def test_a_start_deletes_what_a_crash_left_of_the_making_of_a_bundle_that_is_rea
     assert os.listdir(ready.overlay_directory) == ["bundle.json"]
 
 
-def test_a_start_goes_on_although_an_interrupted_bundle_is_busy(
+def test_an_interrupted_bundle_is_undone_although_it_is_busy(
     store: Store, work_dir: Path, mounts: MountsInMemory, tmp_path: Path, reopened: Callable[[], Store]
 ) -> None:
     bundle = store.reserve_bundle(str(tmp_path / "bundle"))
     mounts.places.add(bundle.rootfs)
     mounts.busy.add(bundle.rootfs)
 
+    assert reopened().warnings == ()
+    assert overlays(work_dir) == []
+
+
+def test_a_start_goes_on_although_an_interrupted_bundle_cannot_be_undone(
+    store: Store, work_dir: Path, mounts: MountsInMemory, tmp_path: Path, reopened: Callable[[], Store]
+) -> None:
+    bundle = store.reserve_bundle(str(tmp_path / "bundle"))
+    mounts.places.add(bundle.rootfs)
+    mounts.stuck.add(bundle.rootfs)
+
     assert "cannot be undone yet" in reopened().warnings[0]
 
-    mounts.busy.clear()
+    mounts.stuck.clear()
     assert reopened().warnings == ()
     assert overlays(work_dir) == []
 
