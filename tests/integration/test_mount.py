@@ -423,9 +423,9 @@ def test_unmounting_waits_for_what_lets_go_in_a_moment(stage: Stage, monkeypatch
     rootfs = stage.mount(stage.layer("a"))
     held = [os.open(rootfs, os.O_RDONLY)]
 
-    def refused_once(path: str) -> None:
+    def refused_once(path: str, *, detach: bool) -> None:
         try:
-            unmount(path)
+            unmount(path, detach=detach)
         except OSError:
             os.close(held.pop())
             raise
