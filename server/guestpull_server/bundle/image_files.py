@@ -90,11 +90,13 @@ def contents(rootfs: str, path: str) -> Contents:
 def resolved(rootfs: str, path: str) -> str | None:
     """Where a path leads: absolute, without links. What is missing lies where it would be made.
 
-    None where links lead on and on.
+    None where links lead on and on, or to a path that is longer than any may be.
 
     Raises:
         OSError: it cannot be told.
     """
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        return None
     place: list[str] = []
     ahead = path.split("/")[::-1]
     links = 0
@@ -103,7 +105,10 @@ def resolved(rootfs: str, path: str) -> str | None:
         if name == "..":
             del place[-1:]
         elif name not in ("", "."):
-            target = _link_target(rootfs, "/".join(place), name)
+            directory = "/".join(place)
+            if len(directory) > _MAX_PATH_BYTES:
+                return None
+            target = _link_target(rootfs, directory, name)
             if target is None:
                 place.append(name)
                 continue

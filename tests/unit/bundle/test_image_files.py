@@ -165,6 +165,13 @@ def test_no_depth_takes_all_descriptors(image: Path) -> None:
     assert image_files.status(str(image), "d/" * 300) is None
 
 
+def test_a_path_that_is_longer_than_any_may_be_leads_nowhere_at_once(image: Path) -> None:
+    (image / "far").symlink_to("x/" * 2000)
+
+    assert image_files.resolved(str(image), "x/" * 4_000_000) is None
+    assert image_files.resolved(str(image), "far/far/" + "x/" * 2000) is None
+
+
 def test_no_descriptor_is_left_open(image: Path) -> None:
     (image / "link").symlink_to("usr/file/nothing")
     before = set(os.listdir("/proc/self/fd"))  # of which others may close some meanwhile
