@@ -35,6 +35,7 @@ from guestpull_client.errors import (
 )
 from guestpull_client.models import (
     Bundle,
+    Collection,
     Image,
     Layer,
     LayerDone,
@@ -58,6 +59,7 @@ __all__ = [
     "Bundle",
     "Cancelled",
     "Client",
+    "Collection",
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",

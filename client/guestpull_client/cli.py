@@ -412,6 +412,28 @@ def release(
         typer.echo(_deleted(released.deleted_layers, released.freed_bytes))
 
 
+@app.command()
+def gc(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be deleted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete the layers that no image, bundle or pull uses."""
+    with connection_of(context).client() as client:
+        collected = client.collect_garbage(dry_run=dry_run)
+    if as_json:
+        _print_json(collected)
+        return
+    if dry_run:
+        for layer in collected.deleted_layers:
+            typer.echo(f"would delete layer {layer}")
+        typer.echo(
+            f"would delete {_count(len(collected.deleted_layers), 'layer')}, {size(collected.freed_bytes)}"
+        )
+    else:
+        typer.echo(_deleted(collected.deleted_layers, collected.freed_bytes))
+
+
 def _deleted(deleted: tuple[str, ...], freed_bytes: int) -> str:
     return f"deleted {_count(len(deleted), 'layer')}, {size(freed_bytes)} freed"
 

@@ -28,6 +28,7 @@ from guestpull_client import errors
 from guestpull_client.addresses import ADDRESS_VARIABLE, address_or_default, target_of
 from guestpull_client.models import (
     Bundle,
+    Collection,
     Image,
     Layer,
     LayerDone,
@@ -246,6 +247,11 @@ class Client:
         request = pb.ReleaseBundleRequest(bundle_path=_text("bundle", _absolute(bundle)))
         answer = self._call(self._service.ReleaseBundle, request)
         return Release(tuple(answer.deleted_layers), answer.freed_bytes)
+
+    def collect_garbage(self, *, dry_run: bool = False) -> Collection:
+        """Delete the layers that no image, bundle or pull uses; with `dry_run`, only report them."""
+        answer = self._call(self._service.CollectGarbage, pb.CollectGarbageRequest(dry_run=dry_run))
+        return Collection(tuple(answer.deleted_layers), answer.freed_bytes)
 
     # -- health ---------------------------------------------------------------------------------------------
 

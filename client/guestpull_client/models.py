@@ -145,3 +145,11 @@ class Release:
 
     deleted_layers: tuple[str, ...]
     freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """The layers that collecting garbage deleted, or with `dry_run` would delete."""
+
+    deleted_layers: tuple[str, ...]
+    freed_bytes: int

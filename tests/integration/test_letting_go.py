@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from guestpull_client import LayerDone
 from guestpull_client.errors import AlreadyExists, FailedPrecondition, NotFound
 from support.daemon import Daemon, mounts_below
-from support.images import file, image, layer
+from support.faults import Stall
+from support.images import file, files, image, layer
 from support.peers import GrpcError, grpcurl
 from support.samples import runnable
 from support.simulator import RegistrySimulator
+from support.waiting import until
 
 
 def layer_directories(daemon: Daemon) -> set[str]:
@@ -263,3 +266,27 @@ def test_a_damaged_meta_store_is_set_aside_and_what_is_certain_is_kept(
     assert [one.present for one in daemon.client.layers()] == [True]
     pulled = daemon.client.pull(reference, str(daemon.bundle("two")))
     assert pulled.downloaded_bytes == 0
+
+
+def test_garbage_of_a_running_daemon_is_reported_and_collected(
+    daemon: Daemon, registry: RegistrySimulator
+) -> None:
+    used, left, stalled = runnable(), layer(*files("left", count=3)), layer(*files("stalled", count=3))
+    daemon.client.pull(registry.push("kept:1", image(used)), str(daemon.bundle("kept")))
+    registry.fault(stalled, Stall(after=0.5))
+    pulling = daemon.client.pull_with_progress(
+        registry.push("left:1", image(left, stalled)), str(daemon.bundle("left"))
+    )
+    until("one layer is done", lambda: isinstance(next(pulling), LayerDone))
+    pulling.close()
+    until("the pull has ended", lambda: not daemon.bundle("left").exists())
+
+    expected = daemon.client.collect_garbage(dry_run=True)
+    assert expected.deleted_layers == (left.digest,)
+    assert layer_directories(daemon) == {used.digest, left.digest}
+    collected = daemon.client.collect_garbage()
+
+    assert collected.deleted_layers == expected.deleted_layers
+    assert 0 < expected.freed_bytes <= collected.freed_bytes  # what is kept beside the layer goes with it
+    assert layer_directories(daemon) == {used.digest}
+    assert daemon.client.collect_garbage().deleted_layers == ()

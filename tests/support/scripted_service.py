@@ -112,6 +112,11 @@ class ScriptedService(pb_grpc.ImageServiceServicer):
     ) -> pb.ReleaseBundleResponse:
         return cast("pb.ReleaseBundleResponse", self._answer("ReleaseBundle", request, context))
 
+    def CollectGarbage(  # noqa: N802
+        self, request: pb.CollectGarbageRequest, context: grpc.ServicerContext
+    ) -> pb.CollectGarbageResponse:
+        return cast("pb.CollectGarbageResponse", self._answer("CollectGarbage", request, context))
+
     def _watch(self, context: grpc.ServicerContext) -> None:
         if not context.add_callback(self.caller_left.set):
             self.caller_left.set()

@@ -28,7 +28,6 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
 
     def __init__(self, puller: Puller) -> None:
         self._puller = puller
-        self._store = puller.store
 
     def PullImage(  # noqa: N802 - the names are the .proto's
         self, request: pb.PullImageRequest, context: grpc.ServicerContext
@@ -59,11 +58,11 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         """What image_db holds; all of it, or what has a name."""
         with answering(context, "ListImages", reference=without_password(request.reference)):
             wanted = str(Reference.parse(request.reference)) if request.reference else None
-            usage = self._store.usage()
+            usage = self._puller.store.usage()
             return pb.ListImagesResponse(
                 images=[
                     messages.image_message(image, usage)
-                    for image in self._store.images()
+                    for image in self._puller.store.images()
                     if wanted is None or wanted in image.references
                 ]
             )
@@ -73,10 +72,12 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
     ) -> pb.ListLayersResponse:
         """What layer_db holds; all of it, or an image's layers."""
         with answering(context, "ListLayers", image=without_password(request.image)):
-            layers = self._find(request.image).layers if request.image else self._store.layers()
+            layers = self._find(request.image).layers if request.image else self._puller.store.layers()
             unique = {layer.compressed_digest: layer for layer in layers}
-            usage = self._store.usage()
-            return pb.ListLayersResponse(layers=messages.layer_messages(unique.values(), usage, self._store))
+            usage = self._puller.store.usage()
+            return pb.ListLayersResponse(
+                layers=messages.layer_messages(unique.values(), usage, self._puller.store)
+            )
 
     def ListBundles(  # noqa: N802
         self, _request: pb.ListBundlesRequest, context: grpc.ServicerContext
@@ -84,7 +85,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         """The bundles that were made and not released."""
         with answering(context, "ListBundles"):
             return pb.ListBundlesResponse(
-                bundles=[messages.bundle_message(bundle) for bundle in self._store.bundles()]
+                bundles=[messages.bundle_message(bundle) for bundle in self._puller.store.bundles()]
             )
 
     def RemoveImage(  # noqa: N802
@@ -95,7 +96,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
             if not request.image:
                 raise InvalidRequest("image", "it is empty", "Name an image by its id or its reference.")
             image = self._find(request.image)
-            removal = self._store.remove_image(image, Reference.in_full(request.image), request.force)
+            removal = self._puller.store.remove_image(image, Reference.in_full(request.image), request.force)
             return pb.RemoveImageResponse(
                 image_ids=removal.image_ids,
                 references=removal.references,
@@ -108,11 +109,20 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
     ) -> pb.ReleaseBundleResponse:
         """Unmount a bundle, and delete what was written in it."""
         with answering(context, "ReleaseBundle", bundle=request.bundle_path):
-            deleted = self._store.release_bundle(request.bundle_path)
+            deleted = self._puller.store.release_bundle(request.bundle_path)
             return pb.ReleaseBundleResponse(deleted_layers=deleted.layers, freed_bytes=deleted.freed_bytes)
 
+    def CollectGarbage(  # noqa: N802
+        self, request: pb.CollectGarbageRequest, context: grpc.ServicerContext
+    ) -> pb.CollectGarbageResponse:
+        """Delete the layers that no image, bundle or pull uses."""
+        with answering(context, "CollectGarbage", dry_run=request.dry_run) as answered:
+            deleted = self._puller.store.collect_unused(request.dry_run)
+            answered.outcome.update(layers=len(deleted.layers), bytes=deleted.freed_bytes)
+            return pb.CollectGarbageResponse(deleted_layers=deleted.layers, freed_bytes=deleted.freed_bytes)
+
     def _find(self, image: str) -> StoredImage:
-        return self._store.find_image(image, Reference.in_full(image))
+        return self._puller.store.find_image(image, Reference.in_full(image))
 
 
 def _pull_request(request: pb.PullImageRequest) -> PullRequest:

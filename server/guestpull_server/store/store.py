@@ -241,6 +241,23 @@ class Store:
             deletion = self._layers.drop(self._unused(digests))
         return self._layers.finish(deletion)
 
+    def collect_unused(self, dry_run: bool) -> Deleted:
+        """Delete all layers of ours that no image, bundle or pull uses; with `dry_run`, only report them.
+
+        Raises:
+            StorageFailed: the operating system refuses.
+        """
+        with self._lock:
+            unused = [
+                digest for digest in self._unused(self._ledger.catalog.layers) if not self._is_kept(digest)
+            ]
+            layers = [self._ledger.catalog.layers[digest] for digest in unused]
+            if not dry_run:
+                deletion = self._layers.drop(unused)
+        if dry_run:
+            return Deleted(tuple(unused), sum(max(layer.size_bytes, 0) for layer in layers))
+        return self._layers.finish(deletion)
+
     def delete_stray(self, path: str) -> None:
         """Delete something in the work directory that belongs to nothing.
 

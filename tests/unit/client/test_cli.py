@@ -334,6 +334,28 @@ def test_release_makes_the_path_absolute(
     assert service.requests == [pb.ReleaseBundleRequest(bundle_path=f"{tmp_path}/one")]
 
 
+@pytest.mark.parametrize(
+    ("options", "dry_run", "said"),
+    [
+        ((), False, ["deleted 1 layer, 2.0 kB freed"]),
+        (("--dry-run",), True, [f"would delete layer {LAYER}", "would delete 1 layer, 2.0 kB"]),
+    ],
+)
+def test_gc_says_what_it_deleted_or_would(
+    service: ScriptedService, guestpull: CommandLine, options: tuple[str, ...], dry_run: bool, said: list[str]
+) -> None:
+    service.answers["CollectGarbage"] = pb.CollectGarbageResponse(deleted_layers=[LAYER], freed_bytes=2000)
+
+    assert guestpull("gc", *options).out.splitlines() == said
+    assert service.requests == [pb.CollectGarbageRequest(dry_run=dry_run)]
+
+
+def test_gc_as_json_has_the_protos_names(service: ScriptedService, guestpull: CommandLine) -> None:
+    service.answers["CollectGarbage"] = pb.CollectGarbageResponse(deleted_layers=[LAYER], freed_bytes=2000)
+
+    assert json.loads(guestpull("gc", "--json").out) == {"deleted_layers": [LAYER], "freed_bytes": 2000}
+
+
 # -- how it ends -------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ import guestpull_client
 from guestpull_client import (
     Bundle,
     Client,
+    Collection,
     Image,
     InvalidArgument,
     Layer,
@@ -239,6 +240,13 @@ def test_removing_and_releasing_tell_what_went(service: ScriptedService, client:
     assert service.requests[0] == pb.RemoveImageRequest(image="r", force=True)
 
 
+def test_collecting_garbage_says_what_went(service: ScriptedService, client: Client) -> None:
+    service.answers["CollectGarbage"] = pb.CollectGarbageResponse(deleted_layers=["c"], freed_bytes=5)
+
+    assert client.collect_garbage(dry_run=True) == Collection(("c",), 5)
+    assert service.requests == [pb.CollectGarbageRequest(dry_run=True)]
+
+
 def test_each_field_of_the_proto_has_its_field_in_the_data_classes() -> None:
     """A field that is added to the contract must not be forgotten here."""
     of: dict[type[Message], type] = {
@@ -254,6 +262,7 @@ def test_each_field_of_the_proto_has_its_field_in_the_data_classes() -> None:
         pb.Bundle: Bundle,
         pb.RemoveImageResponse: Removal,
         pb.ReleaseBundleResponse: Release,
+        pb.CollectGarbageResponse: Collection,
     }
     for message, data_class in of.items():
         named = {field.name for field in message.DESCRIPTOR.fields}
