@@ -687,6 +687,19 @@ class WorkDirInUse(GuestpullError):
 
 
 @dataclass(eq=False)
+class InsecureWorkDir(GuestpullError):
+    """Another user of this machine could alter the work directory, or reach the files of its layers."""
+
+    status, reason = Status.FAILED_PRECONDITION, "INSECURE_WORK_DIR"
+    path: str
+    problem: str
+    remedy: str
+
+    def explain(self) -> str:
+        return f"{self.path}: {self.problem}. {self.remedy}"
+
+
+@dataclass(eq=False)
 class InvalidConfiguration(GuestpullError):
     """A configuration file that cannot be used; `place` is the path within it."""
 

@@ -9,6 +9,7 @@ what of these is there, and may be believed.
   ledger.py        what is written down of all this, read and kept true
   durability.py    what is made durable when, and in which order: read this before you change any order
   workdir.py       the directories, the lock, staging
+  access.py        who may reach what is in a work directory
   catalog.py       meta_store.json: image-rs's file
   entries.py       what one entry of it means
   names.py         how images are found

@@ -90,6 +90,7 @@ class Store:
 
         Raises:
             WorkDirInUse: another process owns it.
+            InsecureWorkDir: another user could put files in it, or reach what is in its rooms.
             InvalidStore: an additional store cannot be read.
             InvalidRequest: layers are to be named otherwise than those that are there.
             StorageFailed: the operating system refuses.

@@ -7,7 +7,7 @@
     <work_dir>/overlay/    upper and work directories of bundles
     <work_dir>/staging/    what is not believed: layers in the making, and what is being deleted
 
-All are 0700: a layer may hold setuid files and devices, which nobody may reach but through a mount.
+All rooms are 0700, whoever made them: see access.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from guestpull_server import config
 from guestpull_server.errors import WorkDirInUse, storage_errors
 from guestpull_server.models import Digest
 from guestpull_server.store import catalog, facts
+from guestpull_server.store.access import secure_room, secure_work_dir
 from guestpull_server.store.durability import TEMPORARY
 from guestpull_server.store.filesystems import is_read_only
 from guestpull_server.store.reserve import Reserve
@@ -46,6 +47,11 @@ def files_of(work_dir: str) -> tuple[str, ...]:
     return tuple(os.path.join(work_dir, f"{name}{end}") for name in names for end in ("", TEMPORARY))
 
 
+def _own_names(work_dir: str) -> frozenset[str]:
+    own = (*rooms_of(work_dir), *files_of(work_dir))
+    return frozenset(os.path.basename(path) for path in own)
+
+
 class WorkDir:
     """One work directory, owned by this process from here to `close`.
 
@@ -56,6 +62,7 @@ class WorkDir:
 
     Raises:
         WorkDirInUse: another process owns it.
+        InsecureWorkDir: another user could put files in it, or reach what is in its rooms.
         StorageFailed: it cannot be made or used.
     """
 
@@ -63,11 +70,14 @@ class WorkDir:
         self.path = path
         self.layers, self.records, self.images, self.overlay, self.staging = rooms_of(path)
         with storage_errors("opening the work directory", path):
-            os.makedirs(path, mode=0o755, exist_ok=True)
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            # before anything is opened in it: a name there may be somebody else's link
+            secure_work_dir(path, _own_names(path))
             self._lock = _locked(path)
             try:
-                for room in ROOMS:
-                    os.makedirs(os.path.join(path, room), mode=0o700, exist_ok=True)
+                for room in rooms_of(path):
+                    os.makedirs(room, mode=0o700, exist_ok=True)
+                    secure_room(room)
                 self.keeps_its_layers = is_read_only(self.layers)
             except BaseException:
                 os.close(self._lock)
