@@ -215,15 +215,17 @@ class OverlayMounts:
         with storage_errors("unmounting", rootfs):
             self._is_unmounted(rootfs, detach=True)
 
-    @staticmethod
-    def _is_unmounted(rootfs: str, *, detach: bool = False) -> bool:
+    def _is_unmounted(self, rootfs: str, *, detach: bool = False) -> bool:
         """Unmount, if anything is mounted; False if something uses it."""
         try:
             unmount(rootfs, detach=detach)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 return False
-            if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return True
+            # without CAP_SYS_ADMIN the kernel says EPERM before it looks whether anything is mounted
+            if error.errno != errno.EPERM or os.path.realpath(rootfs) in self.mounted():
                 raise
         return True
 

@@ -6,6 +6,7 @@ Which bundles there are, and who may make one, is bundles.py's to know.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,13 +16,15 @@ from typing import Protocol
 
 import msgspec
 
-from guestpull_server.errors import BundleBusy, InvalidBundlePath, storage_errors
+from guestpull_server.errors import BundleBusy, GuestpullError, InvalidBundlePath, storage_errors
 from guestpull_server.models import StoredImage
 from guestpull_server.store.bundle_files import PREPARING, READY, BundleFile, FileIdentity
 from guestpull_server.store.bundle_paths import ROOTFS, BundlePath, BundlePaths
 from guestpull_server.store.durability import Durability
 from guestpull_server.store.trees import remove_tree
 from guestpull_server.store.workdir import WorkDir
+
+_log = logging.getLogger(__name__)
 
 
 class Mounts(Protocol):
@@ -104,7 +107,7 @@ class BundleMaker:
                 self._durability.sync_names(self._work_dir.overlay)
                 self._paths.make(path)
             except BaseException:
-                self.undo(place)
+                self.give_up(place)
                 raise
         return place
 
@@ -152,6 +155,17 @@ class BundleMaker:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(place.overlay_directory, PREPARING))
         return kept
+
+    def give_up(self, place: BundlePlace) -> None:
+        """Undo a bundle whose pull failed. A failure to do so is logged: the caller must see why the pull failed.
+
+        What cannot be undone stays, with the file that tells the next start to undo it.
+        """
+        try:
+            self.undo(place)
+        except GuestpullError as error:
+            facts = {"bundle": place.path.told, "problem": str(error)}
+            _log.warning("a failed pull cannot be undone before the next start", extra={"facts": facts})
 
     def undo(self, place: BundlePlace) -> None:
         """Take a bundle away: unmount it, and remove what we made. Harmless to repeat.

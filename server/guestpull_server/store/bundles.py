@@ -216,9 +216,9 @@ class BundleShelf:
             self._coming.discard(place.path.real)
 
     def give_up(self, place: BundlePlace) -> None:
-        """Undo what was made of a bundle that was not committed."""
+        """Undo what was made of a bundle that was not committed; a failure to do so is logged."""
         try:
-            self._maker.undo(place)
+            self._maker.give_up(place)
         finally:
             self._forget(place.path)
 
