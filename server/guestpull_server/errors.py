@@ -1,9 +1,9 @@
-"""Every error that a user of guestpull can meet, each explaining itself to a person.
+"""All errors that a user of guestpull can see.
 
-One base class. A class carries its facts as fields, its gRPC status and its stable `reason` as class
-attributes, and renders one sentence of what happened and one of what to do about it. Nobody formats
-messages elsewhere, and nobody catches an error to re-word it. The service maps `status` and `reason` to
-the wire (`service/status.py`); the table in README.md lists them.
+Each class carries its facts as fields, and its gRPC status and stable `reason` as class attributes. `explain`
+renders one sentence that says what happened and one that says what to do. Do not format messages elsewhere,
+and do not catch an error to reword it. `service/status.py` maps `status` and `reason` to the wire; the table
+in README.md lists them.
 
 No field ever holds a password or a token.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Status(Enum):
-    """The gRPC status codes that we answer with, by name; the core itself does not load gRPC."""
+    """The gRPC status codes in use, by name, so that the core does not import gRPC."""
 
     CANCELLED = "CANCELLED"
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
@@ -40,20 +40,20 @@ class Status(Enum):
 
 @dataclass(eq=False)
 class GuestpullError(Exception):
-    """Base of all errors that are raised on purpose.
+    """Base class of all expected errors.
 
-    Subclasses are dataclasses; `str(error)` is `explain()`.
+    Subclasses are dataclasses. `str(error)` is `explain()`.
     """
 
     status: ClassVar[Status] = Status.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
 
     def explain(self) -> str:
-        """One sentence of what happened, one of what to do."""
+        """Return one sentence that says what happened and one that says what to do."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, str]:
-        """The fields as text, for ErrorInfo's metadata."""
+        """Return the fields as text, for the metadata of ErrorInfo."""
         return {field.name: _as_text(getattr(self, field.name)) for field in fields(self)}
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ def _as_text(fact: object) -> str:
 
 @dataclass(eq=False)
 class InvalidReference(GuestpullError):
-    """A reference that the distribution grammar does not allow."""
+    """The text is not a reference in the grammar of the distribution project."""
 
     status, reason = Status.INVALID_ARGUMENT, "INVALID_REFERENCE"
     reference: str
@@ -77,38 +77,36 @@ class InvalidReference(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.reference!r} is no image reference: {self.problem}. "
-            "Write it as [host[:port]/]name[:tag][@sha256:digest]."
+            f"Invalid image reference {self.reference!r}: {self.problem}. "
+            "Use the form [host[:port]/]name[:tag][@sha256:digest]."
         )
 
 
 @dataclass(eq=False)
 class InvalidDigest(GuestpullError):
-    """A text that is no digest as the OCI image specification defines it."""
+    """The text is not a digest as defined by the OCI image specification."""
 
     status, reason = Status.INVALID_ARGUMENT, "INVALID_DIGEST"
     digest: str
 
     def explain(self) -> str:
-        return f"{self.digest!r} is no digest. Write it as sha256: and 64 lower-case hex digits."
+        return f"Invalid digest {self.digest!r}: expected sha256: followed by 64 lower-case hex digits."
 
 
 @dataclass(eq=False)
 class InvalidPlatform(GuestpullError):
-    """A platform that is not written as os/architecture[/variant]."""
+    """The text is not a platform in the form os/architecture[/variant]."""
 
     status, reason = Status.INVALID_ARGUMENT, "INVALID_PLATFORM"
     platform: str
 
     def explain(self) -> str:
-        return (
-            f"{self.platform!r} is no platform. Write it as os/architecture[/variant], e.g. linux/arm64/v8."
-        )
+        return f"Invalid platform {self.platform!r}: expected os/architecture[/variant], e.g. linux/arm64/v8."
 
 
 @dataclass(eq=False)
 class InvalidRequest(GuestpullError):
-    """A field of a request that cannot be used as it is."""
+    """A field of the request has an invalid value."""
 
     status, reason = Status.INVALID_ARGUMENT, "INVALID_REQUEST"
     field: str
@@ -121,7 +119,7 @@ class InvalidRequest(GuestpullError):
 
 @dataclass(eq=False)
 class InvalidBundlePath(GuestpullError):
-    """A bundle path that is not absolute, cannot be a directory, or lies outside the allowed roots."""
+    """The bundle path is not absolute, cannot be a directory, or is outside the allowed roots."""
 
     status, reason = Status.INVALID_ARGUMENT, "INVALID_BUNDLE_PATH"
     bundle_path: str
@@ -129,14 +127,14 @@ class InvalidBundlePath(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"bundle path {self.bundle_path!r}: {self.problem}. "
-            "Name an absolute directory that the service may write to (its configuration has bundle_roots)."
+            f"Invalid bundle path {self.bundle_path!r}: {self.problem}. "
+            "Use an absolute directory that the service may write to (see bundle_roots in its configuration)."
         )
 
 
 @dataclass(eq=False)
 class BundleExists(GuestpullError):
-    """The bundle is in use: it holds a config.json or a root filesystem, or another pull is making it."""
+    """The bundle already holds a config.json or a root filesystem, or another pull is creating it."""
 
     status, reason = Status.ALREADY_EXISTS, "BUNDLE_EXISTS"
     bundle_path: str
@@ -144,21 +142,21 @@ class BundleExists(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"bundle {self.bundle_path}: {self.found}. "
-            "Release the bundle first (guestpull release), or choose another directory."
+            f"Bundle {self.bundle_path} already exists: {self.found}. "
+            "Release it first (guestpull release), or use another directory."
         )
 
 
 @dataclass(eq=False)
 class CallerNotAllowed(GuestpullError):
-    """A user of this machine who may not call this service."""
+    """The calling user is not allowed to use this service."""
 
     status, reason = Status.PERMISSION_DENIED, "CALLER_NOT_ALLOWED"
 
     def explain(self) -> str:
         return (
-            "this user may not call guestpulld. "
-            "Call it as the user that it runs as, or have allowed_uids in its configuration name this one."
+            "This user is not allowed to call guestpulld. "
+            "Call it as the user that it runs as, or add this user to allowed_uids in its configuration."
         )
 
 
@@ -167,7 +165,7 @@ class CallerNotAllowed(GuestpullError):
 
 @dataclass(eq=False)
 class ImageNotFound(GuestpullError):
-    """The registry has no such repository, tag or manifest."""
+    """The registry does not have the repository, tag or manifest."""
 
     status, reason = Status.NOT_FOUND, "IMAGE_NOT_FOUND"
     reference: str
@@ -176,26 +174,26 @@ class ImageNotFound(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.reference}: {self.host} has no such image ({self.answer}). "
-            "Check the name and the tag; a private repository may also answer so to the wrong credentials."
+            f"{self.reference}: image not found at {self.host} ({self.answer}). "
+            "Check the name and the tag. Some registries also report this if the credentials are wrong."
         )
 
 
 @dataclass(eq=False)
 class NotInFile(ImageNotFound):
-    """A local image's file or directory has no image of that name."""
+    """The local file or directory does not contain an image of that name."""
 
     status, reason = Status.NOT_FOUND, "IMAGE_NOT_IN_FILE"
     names: str
 
     def explain(self) -> str:
-        has = f"its images are {self.names}" if self.names else "its images have no names"
-        return f"{self.reference}: {self.host} has no such image ({self.answer}); {has}. Name one of these."
+        found = f"it contains {self.names}" if self.names else "its images have no names"
+        return f"{self.reference}: image not found in {self.host} ({self.answer}); {found}. Use one of these."
 
 
 @dataclass(eq=False)
 class NotAtRegistry(GuestpullError):
-    """An image of the store that its registry does not have: what is wrong with it cannot be downloaded again."""
+    """The registry no longer has an image of the store, so the image cannot be repaired by a download."""
 
     status, reason = Status.NOT_FOUND, "NOT_AT_REGISTRY"
     image: str
@@ -203,14 +201,14 @@ class NotAtRegistry(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"image {self.image}: no registry has its manifest {self.manifest_digest}. "
-            "If it was baked from a file: bake it again, which mends it; otherwise remove it."
+            f"Image {self.image}: its manifest {self.manifest_digest} is not at the registry. "
+            "If the image was baked from a file, bake it again to repair it; otherwise remove it."
         )
 
 
 @dataclass(eq=False)
 class BlobNotFound(GuestpullError):
-    """The registry has the manifest, but not a blob that it names."""
+    """The registry has the manifest but not a blob that the manifest lists."""
 
     status, reason = Status.NOT_FOUND, "BLOB_NOT_FOUND"
     reference: str
@@ -219,40 +217,40 @@ class BlobNotFound(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.reference}: {self.host} has no blob {self.digest}, which the manifest names. "
-            "Push the image again; the registry's copy is incomplete."
+            f"{self.reference}: blob {self.digest} not found at {self.host}, although the manifest lists it. "
+            "The registry's copy is incomplete; push the image again."
         )
 
 
 @dataclass(eq=False)
 class ImageNotPresent(GuestpullError):
-    """The store has no such image, and the registry was not to be asked."""
+    """The store does not have the image, and contacting the registry was not allowed."""
 
     status, reason = Status.NOT_FOUND, "IMAGE_NOT_PRESENT"
     image: str
 
     def explain(self) -> str:
         return (
-            f"the store has no image {self.image}. "
-            "`guestpull images` lists what is there; pull it with another policy than NEVER."
+            f"Image {self.image} is not in the store. "
+            "Run `guestpull images` to list the images, or pull it with a policy other than NEVER."
         )
 
 
 @dataclass(eq=False)
 class AmbiguousImage(GuestpullError):
-    """A shortened image id that several images begin with."""
+    """Several image ids begin with the given prefix."""
 
     status, reason = Status.INVALID_ARGUMENT, "AMBIGUOUS_IMAGE"
     image: str
     matches: int
 
     def explain(self) -> str:
-        return f"image id {self.image} fits {self.matches} images. Give more digits of it."
+        return f"Image id {self.image} matches {self.matches} images. Use more digits of the id."
 
 
 @dataclass(eq=False)
 class Unauthenticated(GuestpullError):
-    """The registry or its token server wants credentials, or refuses those that were sent."""
+    """The registry or its token server requires credentials, or rejected those that were sent."""
 
     status, reason = Status.UNAUTHENTICATED, "UNAUTHENTICATED"
     reference: str
@@ -262,15 +260,15 @@ class Unauthenticated(GuestpullError):
     def explain(self) -> str:
         if self.with_credentials:
             return (
-                f"{self.reference}: {self.host} refuses the credentials. "
-                "Check user and password in auth_info."
+                f"{self.reference}: {self.host} rejected the credentials. "
+                "Check the user and the password in auth_info."
             )
-        return f'{self.reference}: {self.host} wants credentials. Pass auth_info as "user:password".'
+        return f'{self.reference}: {self.host} requires credentials. Pass auth_info as "user:password".'
 
 
 @dataclass(eq=False)
 class AccessDenied(GuestpullError):
-    """The registry knows who asks and does not allow it."""
+    """The registry does not allow the caller to pull the image."""
 
     status, reason = Status.PERMISSION_DENIED, "ACCESS_DENIED"
     reference: str
@@ -278,8 +276,7 @@ class AccessDenied(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.reference}: {self.host} denies access. "
-            "Ask its owner for the right to pull from this repository."
+            f"{self.reference}: {self.host} denied access. Ask the repository's owner for permission to pull."
         )
 
 
@@ -294,13 +291,13 @@ class RegistryBlocked(GuestpullError):
     def explain(self) -> str:
         return (
             f"{self.reference}: the registry configuration blocks {self.prefix}. "
-            "Pull from another registry, or remove `blocked` from that entry of registry_config."
+            "Pull from another registry, or remove `blocked` from this entry of registry_config."
         )
 
 
 @dataclass(eq=False)
 class RegistryUnavailable(GuestpullError):
-    """The registry does not answer, or answers nonsense, after all retries."""
+    """The registry does not respond, or its response is unusable, after all retries."""
 
     status, reason = Status.UNAVAILABLE, "REGISTRY_UNAVAILABLE"
     reference: str
@@ -311,14 +308,14 @@ class RegistryUnavailable(GuestpullError):
     def explain(self) -> str:
         tries = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         return (
-            f"{self.reference}: {self.host} cannot be used ({self.problem}; {tries}). "
-            "Check that it runs and can be reached from here, then pull again."
+            f"{self.reference}: {self.host} is unavailable ({self.problem}; {tries}). "
+            "Check that it is running and reachable from this machine, then pull again."
         )
 
 
 @dataclass(eq=False)
 class RateLimited(GuestpullError):
-    """The registry's rate limit is used up, and did not recover within the retries."""
+    """The registry's rate limit is exceeded, and retries did not succeed."""
 
     status, reason = Status.UNAVAILABLE, "RATE_LIMITED"
     reference: str
@@ -327,9 +324,7 @@ class RateLimited(GuestpullError):
 
     def explain(self) -> str:
         when = f" in {self.retry_after} seconds" if self.retry_after else " later"
-        return (
-            f"{self.reference}: {self.host} limits the rate of requests (429). Pull again{when}, or log in."
-        )
+        return f"{self.reference}: {self.host} limits the request rate (429). Pull again{when}, or log in."
 
 
 # -- what the registry sent ---------------------------------------------------------------------------------
@@ -337,7 +332,7 @@ class RateLimited(GuestpullError):
 
 @dataclass(eq=False)
 class UnsupportedImage(GuestpullError):
-    """What the reference names is no image that can be run here; `found` says what it is."""
+    """The reference names something other than a runnable image; `found` says what."""
 
     status, reason = Status.FAILED_PRECONDITION, "UNSUPPORTED_IMAGE"
     reference: str
@@ -345,14 +340,14 @@ class UnsupportedImage(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.reference} cannot be run here: {self.found}. "
-            "Name a Linux container image (OCI, or Docker schema 2)."
+            f"{self.reference} is not a supported image: {self.found}. "
+            "Use a Linux container image (OCI, or Docker schema 2)."
         )
 
 
 @dataclass(eq=False)
 class NoMatchingPlatform(GuestpullError):
-    """The index has no manifest for the wanted platform."""
+    """The image is not available for the requested platform."""
 
     status, reason = Status.FAILED_PRECONDITION, "NO_MATCHING_PLATFORM"
     reference: str
@@ -361,14 +356,14 @@ class NoMatchingPlatform(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.reference} has no image for {self.platform}; it has {self.available or 'none at all'}. "
-            "Ask for one of these platforms."
+            f"{self.reference} is not available for {self.platform}; available: {self.available or 'none'}. "
+            "Request one of these platforms."
         )
 
 
 @dataclass(eq=False)
 class InvalidManifest(GuestpullError):
-    """A manifest, index or config that is not as its specification says."""
+    """A manifest, index or config does not follow its specification."""
 
     status, reason = Status.DATA_LOSS, "INVALID_MANIFEST"
     reference: str
@@ -377,14 +372,14 @@ class InvalidManifest(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.reference}: {self.digest} cannot be read: {self.problem}. "
-            "Build or push the image again with a tool that follows the OCI image specification."
+            f"{self.reference}: {self.digest} is invalid: {self.problem}. "
+            "Rebuild or push the image again with a tool that follows the OCI image specification."
         )
 
 
 @dataclass(eq=False)
 class DigestMismatch(GuestpullError):
-    """Bytes whose digest is not the one that names them."""
+    """Content does not have the digest that it was requested by."""
 
     status, reason = Status.DATA_LOSS, "DIGEST_MISMATCH"
     what: str
@@ -394,14 +389,14 @@ class DigestMismatch(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.what} {self.expected}: {self.source} gave bytes whose digest is {self.actual}. "
-            "Pull again; if it persists, the registry or a proxy in between alters the data."
+            f"{self.what} {self.expected}: {self.source} sent bytes with digest {self.actual}. "
+            "Pull again; if the error persists, the registry or a proxy in between alters the data."
         )
 
 
 @dataclass(eq=False)
 class SizeMismatch(GuestpullError):
-    """A blob or manifest whose length is not the one its descriptor gives."""
+    """A blob or manifest does not have the length that its descriptor gives."""
 
     status, reason = Status.DATA_LOSS, "SIZE_MISMATCH"
     what: str
@@ -411,14 +406,14 @@ class SizeMismatch(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.what}: {self.source} gave {self.actual_bytes} bytes where its descriptor says "
-            f"{self.expected_bytes}. Pull again; if it persists, push the image again."
+            f"{self.what}: expected {self.expected_bytes} bytes, but {self.source} sent {self.actual_bytes}. "
+            "Pull again; if the error persists, push the image again."
         )
 
 
 @dataclass(eq=False)
 class LayerChanged(GuestpullError):
-    """A layer of a read-only store is not what its diff_id says."""
+    """A layer of a read-only store does not match its diff_id."""
 
     status, reason = Status.DATA_LOSS, "LAYER_CHANGED"
     layer: str
@@ -427,14 +422,14 @@ class LayerChanged(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"layer {self.layer} at {self.store_path} is not what its image says ({self.change}). "
-            "Make that store again; `guestpulld verify --deep` on it lists all that was changed."
+            f"Layer {self.layer} at {self.store_path} does not match its diff_id ({self.change}). "
+            "Rebuild this store; run `guestpulld verify --deep` on it to list all changes."
         )
 
 
 @dataclass(eq=False)
 class ImageChanged(GuestpullError):
-    """What a store has of an image is not what the image's id says."""
+    """An image config in a store does not match the image id."""
 
     status, reason = Status.DATA_LOSS, "IMAGE_CHANGED"
     image: str
@@ -443,14 +438,14 @@ class ImageChanged(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"image {self.image} of {self.store} is not what its id says ({self.change}). "
-            "Run `guestpulld verify --deep --repair` on that store, or make it again."
+            f"Image {self.image} in {self.store} does not match its id ({self.change}). "
+            "Run `guestpulld verify --deep --repair` on this store, or rebuild it."
         )
 
 
 @dataclass(eq=False)
 class CorruptLayer(GuestpullError):
-    """A layer that cannot be decompressed, or whose tar cannot be read or unpacked."""
+    """A layer cannot be decompressed, or its tar cannot be read or unpacked."""
 
     status, reason = Status.DATA_LOSS, "CORRUPT_LAYER"
     layer: str
@@ -458,13 +453,14 @@ class CorruptLayer(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"layer {self.layer} cannot be unpacked: {self.problem}. Build the image again; nothing was kept."
+            f"Layer {self.layer} cannot be unpacked: {self.problem}. "
+            "Rebuild the image; nothing of the layer was kept."
         )
 
 
 @dataclass(eq=False)
 class LimitExceeded(GuestpullError):
-    """An image that costs more than the configured limits allow."""
+    """An image exceeds a configured limit."""
 
     status, reason = Status.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED"
     what: str
@@ -483,7 +479,7 @@ class LimitExceeded(GuestpullError):
 
 @dataclass(eq=False)
 class StorageFull(GuestpullError):
-    """The file system of the work directory or of the bundle has no room (ENOSPC, EDQUOT)."""
+    """The file system of the work directory or the bundle is full (ENOSPC, EDQUOT)."""
 
     status, reason = Status.RESOURCE_EXHAUSTED, "STORAGE_FULL"
     doing: str
@@ -492,13 +488,13 @@ class StorageFull(GuestpullError):
     def explain(self) -> str:
         return (
             f"{self.doing}: no space left on the file system of {self.path}. "
-            "Make room (guestpull rmi, guestpulld gc) and pull again; nothing was kept of this pull."
+            "Free some space (guestpull rmi, guestpull gc), then pull again."
         )
 
 
 @dataclass(eq=False)
 class StorageFailed(GuestpullError):
-    """The operating system refused a step on the work directory or the bundle."""
+    """An operation on the work directory or the bundle failed."""
 
     status, reason = Status.INTERNAL, "STORAGE_FAILED"
     doing: str
@@ -508,17 +504,17 @@ class StorageFailed(GuestpullError):
     def explain(self) -> str:
         return (
             f"{self.doing}: {self.path}: {self.problem}. "
-            "Check that the file system is there, writable and healthy."
+            "Check that the file system is mounted, writable and healthy."
         )
 
 
 @contextmanager
 def storage_errors(doing: str, path: str | bytes) -> Iterator[None]:
-    """Turn an OSError of the steps within into the error that a user can act on.
+    """Convert an OSError raised inside the block.
 
     Args:
-        doing: what is being done, as an error would begin: "committing layer sha256:…".
-        path: what it is done to; the path that the operating system names wins over it.
+        doing: the operation, as it begins the message: "committing layer sha256:…".
+        path: the path to report if the OSError does not name one.
 
     Raises:
         StorageFull: ENOSPC or EDQUOT.
@@ -536,7 +532,7 @@ def storage_errors(doing: str, path: str | bytes) -> Iterator[None]:
 
 @dataclass(eq=False)
 class MountFailed(GuestpullError):
-    """The kernel refused the overlay mount."""
+    """The overlay mount failed."""
 
     status, reason = Status.FAILED_PRECONDITION, "MOUNT_FAILED"
     rootfs: str
@@ -544,21 +540,22 @@ class MountFailed(GuestpullError):
     remedy: str
 
     def explain(self) -> str:
-        return f"{self.rootfs} cannot be mounted: {self.problem}. {self.remedy}"
+        return f"Cannot mount {self.rootfs}: {self.problem}. {self.remedy}"
 
 
 @dataclass(eq=False)
 class WorkerFailed(GuestpullError):
-    """A layer worker died without saying why, or of an error that it does not know."""
+    """A layer worker died unexpectedly, or of an unknown error."""
 
     status, reason = Status.INTERNAL, "WORKER_FAILED"
     layer: str
     problem: str
-    remedy: str = "look for out-of-memory kills in the kernel's log"
+    remedy: str = "check the kernel log for out-of-memory kills"
 
     def explain(self) -> str:
         return (
-            f"layer {self.layer}: its layer worker {self.problem}. Pull again; if it persists, {self.remedy}."
+            f"Layer {self.layer}: the layer worker {self.problem}. "
+            f"Pull again; if the error persists, {self.remedy}."
         )
 
 
@@ -570,14 +567,12 @@ class TooManyPulls(GuestpullError):
     limit: int
 
     def explain(self) -> str:
-        return (
-            f"{self.limit} pulls are under way or waiting already (limits.max_queued_pulls). Try again later."
-        )
+        return f"{self.limit} pulls are already running or queued (limits.max_queued_pulls). Try again later."
 
 
 @dataclass(eq=False)
 class ImageInUse(GuestpullError):
-    """Bundles use the image that is to be removed."""
+    """The image to be removed is used by bundles."""
 
     status, reason = Status.FAILED_PRECONDITION, "IMAGE_IN_USE"
     image: str
@@ -585,65 +580,61 @@ class ImageInUse(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"{self.image} is used by {', '.join(self.bundles)}. "
-            "Release these first, or use force: then its layers go with the last of them."
+            f"{self.image} is in use by {', '.join(self.bundles)}. "
+            "Release these bundles first, or use force; its layers are then deleted with the last bundle."
         )
 
 
 @dataclass(eq=False)
 class LayerInUse(GuestpullError):
-    """A layer that is to be replaced is mounted, or a pull needs it."""
+    """The layer to be replaced is mounted or used by a pull."""
 
     status, reason = Status.FAILED_PRECONDITION, "LAYER_IN_USE"
     layer: str
     bundles: tuple[str, ...]
 
     def explain(self) -> str:
-        users = ", ".join(self.bundles) or "a pull that is under way"
-        return (
-            f"layer {self.layer} is used by {users}, and cannot be replaced now. Release it, then try again."
-        )
+        users = ", ".join(self.bundles) or "a running pull"
+        return f"Layer {self.layer} cannot be replaced: it is in use by {users}. Release it, then try again."
 
 
 @dataclass(eq=False)
 class ReadOnlyImage(GuestpullError):
-    """The image lies in a read-only store."""
+    """The image is in a read-only store."""
 
     status, reason = Status.FAILED_PRECONDITION, "READ_ONLY_IMAGE"
     image: str
     store: str
 
     def explain(self) -> str:
-        return f"{self.image} lies in the read-only store {self.store}. Remove it where that store is made."
+        return f"{self.image} is in the read-only store {self.store}. Remove it where this store is built."
 
 
 @dataclass(eq=False)
 class BundleNotFound(GuestpullError):
-    """No bundle of ours is at that path."""
+    """The path is not a bundle of this service."""
 
     status, reason = Status.NOT_FOUND, "BUNDLE_NOT_FOUND"
     bundle_path: str
 
     def explain(self) -> str:
-        return f"{self.bundle_path} is no bundle of this service. `guestpull bundles` lists them."
+        return f"{self.bundle_path} is not a bundle of this service. Run `guestpull bundles` to list them."
 
 
 @dataclass(eq=False)
 class BundleBusy(GuestpullError):
-    """The bundle's rootfs cannot be unmounted because something uses it."""
+    """The bundle's rootfs is in use and cannot be unmounted."""
 
     status, reason = Status.FAILED_PRECONDITION, "BUNDLE_BUSY"
     bundle_path: str
 
     def explain(self) -> str:
-        return (
-            f"{self.bundle_path}/rootfs is in use. Stop the container that runs in it, then release it again."
-        )
+        return f"{self.bundle_path}/rootfs is in use. Stop the container that uses it, then release it again."
 
 
 @dataclass(eq=False)
 class NoSuchUser(GuestpullError):
-    """The image's User is not in the image's own /etc/passwd or /etc/group."""
+    """The image's User cannot be resolved in the image's /etc/passwd and /etc/group."""
 
     status, reason = Status.FAILED_PRECONDITION, "NO_SUCH_USER"
     user: str
@@ -651,29 +642,26 @@ class NoSuchUser(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"the image's User {self.user!r}: {self.problem}. "
-            "Add it to the image, or build the image with a numeric User."
+            f"Cannot resolve the image's User {self.user!r}: {self.problem}. "
+            "Add the user to the image, or build the image with a numeric User."
         )
 
 
 @dataclass(eq=False)
 class InvalidStore(GuestpullError):
-    """The work directory cannot be used: a damaged meta_store.json, or a form that we do not know."""
+    """The work directory cannot be used: meta_store.json is damaged, or its format is unknown."""
 
     status, reason = Status.FAILED_PRECONDITION, "INVALID_STORE"
     path: str
     problem: str
 
     def explain(self) -> str:
-        return (
-            f"{self.path}: {self.problem}. "
-            "Run `guestpulld verify` on the work directory to see what is there."
-        )
+        return f"{self.path}: {self.problem}. Run `guestpulld verify` on the work directory for details."
 
 
 @dataclass(eq=False)
 class WorkDirInUse(GuestpullError):
-    """Another process owns the work directory."""
+    """Another process uses the work directory."""
 
     status, reason = Status.FAILED_PRECONDITION, "WORK_DIR_IN_USE"
     work_dir: str
@@ -681,8 +669,8 @@ class WorkDirInUse(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"work directory {self.work_dir} is in use by {self.owner}. "
-            "Stop that process, or give this one a --work-dir of its own."
+            f"Work directory {self.work_dir} is in use by {self.owner}. "
+            "Stop that process, or use another --work-dir."
         )
 
 
@@ -701,7 +689,7 @@ class InsecureWorkDir(GuestpullError):
 
 @dataclass(eq=False)
 class InvalidConfiguration(GuestpullError):
-    """A configuration file that cannot be used; `place` is the path within it."""
+    """A configuration file is invalid; `place` is the path within it."""
 
     status, reason = Status.INVALID_ARGUMENT, "INVALID_CONFIGURATION"
     path: str
@@ -710,19 +698,19 @@ class InvalidConfiguration(GuestpullError):
 
     def explain(self) -> str:
         where = f" at {self.place}" if self.place else ""
-        return f"{self.path}{where}: {self.problem}. Mend the file; README.md lists the keys."
+        return f"{self.path}{where}: {self.problem}. Fix the file; README.md lists the keys."
 
 
 @dataclass(eq=False)
 class AddressInUse(GuestpullError):
-    """The address to listen on is taken, or cannot be used."""
+    """The address to listen on is in use or invalid."""
 
     status, reason = Status.FAILED_PRECONDITION, "ADDRESS_IN_USE"
     address: str
     problem: str
 
     def explain(self) -> str:
-        return f"cannot listen on {self.address}: {self.problem}. Choose another --listen address."
+        return f"Cannot listen on {self.address}: {self.problem}. Use another --listen address."
 
 
 # -- the caller ---------------------------------------------------------------------------------------------
@@ -730,13 +718,13 @@ class AddressInUse(GuestpullError):
 
 @dataclass(eq=False)
 class Cancelled(GuestpullError):
-    """The caller left, or the service is shutting down."""
+    """The caller cancelled the request, or the service is shutting down."""
 
     status, reason = Status.CANCELLED, "CANCELLED"
     what: str
 
     def explain(self) -> str:
-        return f"{self.what} was cancelled. Nothing of it was kept."
+        return f"{self.what} was cancelled. Repeat it if this was not intended; completed layers are reused."
 
 
 @dataclass(eq=False)
@@ -747,4 +735,4 @@ class DeadlineExceeded(GuestpullError):
     what: str
 
     def explain(self) -> str:
-        return f"{self.what} did not finish in time. Allow more time; layers that were completed are reused."
+        return f"{self.what} exceeded its deadline. Allow more time; completed layers are reused."

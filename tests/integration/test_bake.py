@@ -668,7 +668,7 @@ def test_what_lies_in_a_read_only_store_is_shown_so(disk: Path, baked: Path) -> 
 def test_removing_an_image_of_a_read_only_store_is_refused(disk: Path, baked: Path, force: bool) -> None:
     before = tree(baked)
     with Daemon(disk, configuration=reading(baked)) as daemon:
-        with pytest.raises(FailedPrecondition, match="lies in the read-only store") as refused:
+        with pytest.raises(FailedPrecondition, match="is in the read-only store") as refused:
             daemon.client.remove_image(NAME, force=force)
         assert refused.value.reason == "READ_ONLY_IMAGE"
         assert [one.id for one in daemon.client.images()] == [SHOP.image_id]

@@ -317,7 +317,7 @@ def test_credentials_that_are_missing_or_wrong_are_told_apart_and_never_repeated
     ):
         reference = registry.push("private:1", image(runnable()))
 
-        for auth, said in (("", "wants credentials"), ("ann:s3cr3t-wrong", "refuses the credentials")):
+        for auth, said in (("", "requires credentials"), ("ann:s3cr3t-wrong", "rejected the credentials")):
             with pytest.raises(Unauthenticated, match=said) as caught:
                 daemon.client.pull(reference, str(daemon.bundle("one")), auth=auth)
             assert "s3cr3t" not in caught.value.message

@@ -137,7 +137,7 @@ def test_a_layout_may_have_an_index(tmp_path: Path, open_image: Open) -> None:
 
 def test_a_tag_that_is_not_there_is_not_found(tmp_path: Path, open_image: Open) -> None:
     write_layout(tmp_path, {"1.0": SHOP})
-    with pytest.raises(ImageNotFound, match=r"no tag 2\.0.*its images are 1\.0") as caught:
+    with pytest.raises(ImageNotFound, match=r"no tag 2\.0.*it contains 1\.0") as caught:
         open_image(f"oci:{tmp_path}:2.0")
     assert "credentials" not in str(caught.value)
 
@@ -266,7 +266,7 @@ def test_several_saved_images_want_a_name(tmp_path: Path, open_image: Open) -> N
 @pytest.mark.parametrize("wanted", ["shop:3.0", "@2", "@x"])
 def test_a_name_that_was_not_saved_is_not_found(tmp_path: Path, open_image: Open, wanted: str) -> None:
     text = docker_archive(tmp_path, archived(docker_save({"shop:1.0": SHOP})))
-    with pytest.raises(ImageNotFound, match=r"its images are docker\.io/library/shop:1\.0") as caught:
+    with pytest.raises(ImageNotFound, match=r"it contains docker\.io/library/shop:1\.0") as caught:
         open_image(f"{text}:{wanted}")
     assert "credentials" not in str(caught.value)
 

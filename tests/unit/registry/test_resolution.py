@@ -216,7 +216,7 @@ def test_attestations_are_no_images(registry: RegistrySimulator, pull: Pull) -> 
     assert pull.resolve(registry.push("shop", both)).image_id == SHOP.image_id
 
     alone = registry.push("alone", index(SHOP, entries=[attestation]))
-    with pytest.raises(NoMatchingPlatform, match="none at all"):
+    with pytest.raises(NoMatchingPlatform, match="available: none"):
         pull.resolve(alone)
 
 
