@@ -17,7 +17,7 @@ from typing import Final
 
 from guestpull_server.config import Limits
 from guestpull_server.errors import GuestpullError
-from guestpull_server.layer import implied_fingerprint, verify_layer, verify_unrecorded
+from guestpull_server.layer import implied_fingerprint, inspect_layer, verify_layer
 from guestpull_server.models import Digest
 from guestpull_server.store import Evidence, Fault, Finding, ImageEvidence, LayerEvidence, gather_evidence
 
@@ -153,7 +153,7 @@ def _changes(job: tuple[LayerEvidence, Limits]) -> list[str]:
     layer = evidence.layer
     try:
         if evidence.record is None:
-            found = verify_unrecorded(layer.store_path)
+            found = inspect_layer(layer.store_path)
         else:
             implied = implied_fingerprint(layer.implied_directories) if evidence.has_facts else ""
             found = verify_layer(

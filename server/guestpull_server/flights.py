@@ -198,7 +198,7 @@ class Flights:
                 diff_id.algorithm,
                 blob.digest,
                 checked_digest=blob.digest,
-                record_path=staged.record_path,
+                tar_split_path=staged.record_path,
             ) as worker,
         ):
             withdraw = flight.cancellation.on_cancel(worker.kill)

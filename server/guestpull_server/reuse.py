@@ -19,7 +19,7 @@ from typing import TypeAlias
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import VerifyReuse
 from guestpull_server.errors import LayerChanged, StorageFailed, WorkerFailed
-from guestpull_server.layer import LayerWorkers, implied_fingerprint, verify_unrecorded
+from guestpull_server.layer import LayerWorkers, implied_fingerprint, inspect_layer
 from guestpull_server.models import Digest, ResolvedImage, StoredLayer
 from guestpull_server.store import Store
 
@@ -131,7 +131,7 @@ class ReuseCheck:
         if record is not None and not has_facts:
             return "layer_facts.jsonl does not tell of it any more"
         if record is None:
-            findings = verify_unrecorded(layer.store_path, cancellation=cancellation)
+            findings = inspect_layer(layer.store_path, cancellation=cancellation)
         else:
             implied = implied_fingerprint(layer.implied_directories)
             findings = self._workers.verify(

@@ -23,8 +23,8 @@ from fuzz.mutation import Mutate
 from guestpull_server.config import Limits
 from guestpull_server.errors import GuestpullError, WorkerFailed
 from guestpull_server.layer import LayerWorkers, verify_layer
-from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 from guestpull_server.models import Digest, KiB, MiB
 from guestpull_server.registry import Reference
 from guestpull_server.registry.challenges import parse_challenges
@@ -117,7 +117,7 @@ def _run_layer(tar: bytes) -> None:
         (top / "layer").mkdir(mode=0o755)
         directory, record = str(top / "layer"), str(top / "record")
         try:
-            with _workers().unpack(directory, "sha256", _DIGEST, record_path=record) as worker:
+            with _workers().unpack(directory, "sha256", _DIGEST, tar_split_path=record) as worker:
                 worker.write(memoryview(tar))
                 unpacked = worker.finish()
             assert verify_layer(directory, record, unpacked.diff_id, limits=_SMALL) == ()
@@ -144,7 +144,9 @@ def _proved() -> tuple[str, Digest, bytes]:
     atexit.register(scratch.close)
     top = scratch.enter_context(_scratch())
     (top / "layer").mkdir()
-    with _workers().unpack(str(top / "layer"), "sha256", _DIGEST, record_path=str(top / "record")) as worker:
+    with _workers().unpack(
+        str(top / "layer"), "sha256", _DIGEST, tar_split_path=str(top / "record")
+    ) as worker:
         worker.write(memoryview(_tars()[0]))
         unpacked = worker.finish()
     return str(top / "layer"), unpacked.diff_id, (top / "record").read_bytes()

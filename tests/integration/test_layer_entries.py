@@ -368,7 +368,7 @@ def test_a_symlink_to_nowhere_as_a_parent_leads_to_a_new_directory(unpacker: Unp
 
 @pytest.mark.parametrize("parent", [file("p", b"x"), fifo("p"), device("p", "char", 1, 3)])
 def test_a_parent_that_is_no_directory_is_an_error(unpacker: Unpacker, parent: Entry) -> None:
-    with pytest.raises(CorruptLayer, match="is no directory, but has entries"):
+    with pytest.raises(CorruptLayer, match="is not a directory, but has entries"):
         unpacker.unpack(parent, file("p/x"))
 
 

@@ -29,10 +29,10 @@ from guestpull_server.layer import (
     ChangeKind,
     LayerWorkers,
     implied_fingerprint,
+    inspect_layer,
     verify_layer,
-    verify_unrecorded,
 )
-from guestpull_server.layer.record import RecordReader, RecordWriter
+from guestpull_server.layer.tar_split import TarSplitReader, TarSplitWriter
 from guestpull_server.models import Digest
 from support.images import (
     Compression,
@@ -217,7 +217,7 @@ def test_any_layer_that_can_be_unpacked_is_proved(unpacker: Unpacker, entries: l
     root = unpacker.directory()
     record = root.with_suffix(".record")
     try:
-        with unpacker.workers.unpack(str(root), "sha256", one.digest, record_path=str(record)) as worker:
+        with unpacker.workers.unpack(str(root), "sha256", one.digest, tar_split_path=str(record)) as worker:
             worker.write(memoryview(one.blob))
             result = worker.finish()
     except Exception:  # noqa: BLE001 - what could not be unpacked needs no proof
@@ -346,7 +346,7 @@ def test_a_change_is_named_even_where_times_are_as_they_were(rich: Unpacked, nam
     assert (path.encode(), kind) in found or (
         kind in (ChangeKind.CONTENT, ChangeKind.HARD_LINKS) and kind in {one for _, one in found}
     )
-    assert ChangeKind.RECORD not in {one for _, one in found}
+    assert ChangeKind.TAR_SPLIT not in {one for _, one in found}
 
 
 def test_a_change_of_time_alone_is_named(rich: Unpacked) -> None:
@@ -436,7 +436,7 @@ def test_a_record_that_is_there_already_is_not_touched(unpacker: Unpacker) -> No
     record = root.with_suffix(".record")
     record.write_bytes(b"mine")
     with pytest.raises(StorageFailed, match="exists"):
-        unpacker.workers.unpack(str(root), "sha256", "sha256:…", record_path=str(record))
+        unpacker.workers.unpack(str(root), "sha256", "sha256:…", tar_split_path=str(record))
     assert record.read_bytes() == b"mine"
 
 
@@ -455,7 +455,7 @@ def test_without_a_path_there_is_no_record(unpacker: Unpacker) -> None:
 def test_a_record_that_is_cut_short_is_told(rich: Unpacked, kept: int) -> None:
     assert rich.record is not None
     rich.record.write_bytes(rich.record.read_bytes()[:kept])
-    assert [change.kind for change in verify(rich)] == [ChangeKind.RECORD]
+    assert [change.kind for change in verify(rich)] == [ChangeKind.TAR_SPLIT]
 
 
 def test_an_altered_record_never_passes_and_never_fails_otherwise(rich: Unpacked) -> None:
@@ -474,7 +474,7 @@ def _headers(record: bytes) -> bytes:
     descriptor = os.memfd_create("record")
     try:
         os.write(descriptor, record)
-        return b"".join(bytes(piece) for piece in RecordReader(descriptor).headers(1 << 30))
+        return b"".join(bytes(piece) for piece in TarSplitReader(descriptor).headers(1 << 30))
     finally:
         os.close(descriptor)
 
@@ -491,13 +491,13 @@ def test_a_record_that_would_grow_without_end_is_refused(unpacker: Unpacker, dis
     unpacked = unpacker.unpack(file("f"), record=True)
     bomb = disk / "staging-bomb"
     with bomb.open("wb") as opened:
-        writer = RecordWriter(opened.fileno())
+        writer = TarSplitWriter(opened.fileno())
         for _ in range(64):
             writer.literal(memoryview(bytes(1 << 20)))
         writer.finish()
     small = Limits(max_layer_bytes=1 << 20, max_layer_entries=1000)
     found = verify_layer(str(unpacked.root), str(bomb), Digest(unpacked.layer.diff_id), limits=small)
-    assert [change.kind for change in found] == [ChangeKind.RECORD]
+    assert [change.kind for change in found] == [ChangeKind.TAR_SPLIT]
 
 
 def test_a_record_that_is_not_there_is_an_error(unpacker: Unpacker, disk: Path) -> None:
@@ -517,7 +517,7 @@ def test_a_link_in_the_place_of_the_directory_is_named(rich: Unpacked, disk: Pat
     rich.root.rename(disk / "staging-away")
     rich.root.symlink_to(disk / "staging-away")
     assert kinds(verify(rich)) == {(b"", ChangeKind.TYPE)}
-    assert kinds(list(verify_unrecorded(str(rich.root)))) == {(b"", ChangeKind.TYPE)}
+    assert kinds(list(inspect_layer(str(rich.root)))) == {(b"", ChangeKind.TYPE)}
 
 
 @pytest.mark.parametrize("put", [lambda path: path.symlink_to("/dev/null"), os.mkfifo, os.mkdir])
@@ -525,7 +525,7 @@ def test_what_is_in_the_place_of_the_record_is_named(rich: Unpacked, put: Callab
     assert rich.record is not None
     rich.record.unlink()
     put(rich.record)
-    assert kinds(verify(rich)) == {(b"", ChangeKind.RECORD)}
+    assert kinds(verify(rich)) == {(b"", ChangeKind.TAR_SPLIT)}
 
 
 def test_verification_ends_when_the_caller_leaves(rich: Unpacked) -> None:
@@ -698,7 +698,7 @@ def test_a_time_that_squashfs_has_no_bits_for_is_compared_by_those_that_it_has(
 
 
 def test_a_layer_without_a_record_may_be_one(unpacker: Unpacker) -> None:
-    assert verify_unrecorded(str(unpacker.unpack(*_RICH).root)) == ()
+    assert inspect_layer(str(unpacker.unpack(*_RICH).root)) == ()
 
 
 def test_what_no_layer_has_is_found_without_a_record(unpacker: Unpacker) -> None:
@@ -708,7 +708,7 @@ def test_what_no_layer_has_is_found_without_a_record(unpacker: Unpacker) -> None
     os.setxattr(root / "d" / "f", "trusted.overlay.metacopy", b"")
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(root / "socket"))
-    assert kinds(list(verify_unrecorded(str(root)))) == {
+    assert kinds(list(inspect_layer(str(root)))) == {
         (b"d/.wh.gone", ChangeKind.EXTRA),
         (b"d", ChangeKind.XATTR),
         (b"d/f", ChangeKind.XATTR),

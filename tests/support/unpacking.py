@@ -88,7 +88,7 @@ class Unpacker:
                 "sha256",
                 one.digest,
                 checked_digest=Digest(one.digest) if skip_plain_hash else None,
-                record_path=str(record_path) if record_path else None,
+                tar_split_path=str(record_path) if record_path else None,
             ) as worker:
                 worker.write(memoryview(one.blob))
                 result = worker.finish()

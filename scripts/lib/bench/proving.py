@@ -44,16 +44,16 @@ class _Feed:
 
 
 def _main(directory: Path, file_bytes: int) -> None:
-    root, record_path = directory / "layer", directory / "record"
+    root, tar_split_path = directory / "layer", directory / "record"
     root.mkdir()
     workers = LayerWorkers(Limits())
-    with workers.unpack(str(root), _HASH, "the layer", record_path=str(record_path)) as worker:
+    with workers.unpack(str(root), _HASH, "the layer", tar_split_path=str(tar_split_path)) as worker:
         feed = _Feed(worker)
         _write_files(feed, file_bytes)
         implied = worker.finish().implied_directories
     gc.disable()  # as in a process that verifies
     begun = time.process_time()
-    changes = verify_layer(str(root), str(record_path), feed.digest, implied=implied_fingerprint(implied))
+    changes = verify_layer(str(root), str(tar_split_path), feed.digest, implied=implied_fingerprint(implied))
     seconds = time.process_time() - begun
     assert not changes, changes
     sys.stdout.write(f"{feed.size / 1e9 / seconds}\n")

@@ -18,7 +18,7 @@ from typing import Final
 
 from guestpull_server.config import Limits
 from guestpull_server.layer import worker
-from guestpull_server.layer.messages import Unpacked, UnpackRequest
+from guestpull_server.layer.worker_protocol import Unpacked, UnpackRequest
 from guestpull_server.models import Digest
 
 _INTERVAL: Final = 0.001  # seconds

@@ -20,10 +20,13 @@ _PIECE_BYTES: Final = 1 << 20
 _HASH: Final = Digest.of(b"").algorithm
 
 
-def _main(blob: str, directory: str, cpu_stat: str, record_path: str | None = None) -> None:
+def _main(blob: str, directory: str, cpu_stat: str, tar_split_path: str | None = None) -> None:
     workers = LayerWorkers(Limits())
     begun = cpu_seconds_of(Path(cpu_stat))
-    with open(blob, "rb") as file, workers.unpack(directory, _HASH, blob, record_path=record_path) as worker:
+    with (
+        open(blob, "rb") as file,
+        workers.unpack(directory, _HASH, blob, tar_split_path=tar_split_path) as worker,
+    ):
         while piece := file.read(_PIECE_BYTES):
             worker.write(memoryview(piece))
         worker.finish()

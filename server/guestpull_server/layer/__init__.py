@@ -6,12 +6,12 @@ if a record was kept: whether the directory still is that layer.
 
   workers.py         the daemon's side: start a layer worker, feed it, hear its result
   ring.py            the memory by which the bytes come to the worker
-  forks.py           ask the fork server for worker processes, hear them, kill them
+  fork_client.py     ask the fork server for worker processes, hear them, kill them
   fork_server.py     the small single-threaded process that forks a worker for each layer
   worker.py          the child process: confine itself, then inflate -> hash -> read tar -> extract
   verifier.py        another kind of worker: proves a layer
   confinement.py     chroot into the staging directory; drop the capabilities that the work does not need
-  messages.py        what daemon, fork server and worker say to each other
+  worker_protocol.py what daemon, fork server and worker say to each other
 
   inflate.py         compressed bytes -> buffers of tar bytes: gzip, zstd or plain, by what the bytes are
   tar_reader.py      tar bytes -> entries (tar_entry.py); knows ustar, pax, GNU; bounds every header
@@ -19,25 +19,25 @@ if a record was kept: whether the directory still is that layer.
   tar_extensions.py  headers in front of an entry; tar_fields.py: numbers, times, pax records
   sparse.py          the maps of GNU's sparse files, in their four forms
 
-  extract.py         one entry -> system calls; paths.py: what its path means
+  extract.py         one entry -> system calls; tar_paths.py: what its path means
   directories.py     where the extraction stands, and which times the directories around it must get back
   whiteout.py        OCI whiteouts -> overlayfs's
   removal.py         what goes away when an entry replaces another
 
-  record.py          all of the tar but the contents of its files: kept, to prove the directory by
+  tar_split.py       all of the tar but the contents of its files: kept, to prove the directory by
   proof.py           verify_layer: record + directory -> tar -> diff_id; and the tree, to every attribute
   replay.py          the extraction again, on a tree in memory (expected.py)
-  comparison.py      that tree against the directory (unpacked_tree.py, contents.py); changes.py: the findings
+  comparison.py      that tree against the directory (unpacked_tree.py, stored_content.py); changes.py: findings
   implied.py         which directories the tar has no entries for, as a fingerprint
-  unrecorded.py      what can be said of a layer that has no record
+  inspection.py      what can be said of a layer that has no record
 
 Nothing here knows of registries, images or the store. Start with `worker.unpack`, then `proof.verify_layer`.
 """
 
 from guestpull_server.layer.changes import Change, ChangeKind
 from guestpull_server.layer.implied import implied_fingerprint
+from guestpull_server.layer.inspection import inspect_layer
 from guestpull_server.layer.proof import verify_layer
-from guestpull_server.layer.unrecorded import verify_unrecorded
 from guestpull_server.layer.workers import LayerWorker, LayerWorkers
 
 __all__ = [
@@ -46,6 +46,6 @@ __all__ = [
     "LayerWorker",
     "LayerWorkers",
     "implied_fingerprint",
+    "inspect_layer",
     "verify_layer",
-    "verify_unrecorded",
 ]

@@ -21,7 +21,7 @@ class ChangeKind(Enum):
     HARD_LINKS = "hard links"
     DEVICE = "device"
     XATTR = "xattr"
-    RECORD = "record"
+    TAR_SPLIT = "tar-split"
     DIFF_ID = "diff_id"
     IMPLIED = "directories without an entry"
 

@@ -8,8 +8,8 @@ from typing import Final
 
 from guestpull_server.layer import whiteout
 from guestpull_server.layer.changes import ChangeKind, Changes
-from guestpull_server.layer.contents import check_hole
 from guestpull_server.layer.expected import Directory, File, Node, Xattrs
+from guestpull_server.layer.stored_content import check_hole
 from guestpull_server.layer.tar_fields import NANOSECONDS
 from guestpull_server.layer.unpacked_tree import OPEN_FILE, UnpackedTree, list_xattrs, names_in
 

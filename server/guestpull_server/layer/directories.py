@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from guestpull_server.config import Limits
-from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.whiteout import is_whiteout, make_opaque
+from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 
 IMPLIED_MODE: Final = 0o755
 _MAX_LINKS: Final = 255  # on the way to one entry, as containerd allows
 _ACLS: Final = ("system.posix_acl_access", "system.posix_acl_default")
 
 
-class NoDirectory(TarError):
+class ParentNotADirectory(TarError):
     """What is to be a directory is something else in this layer."""
 
 
@@ -79,7 +79,7 @@ class Directories:
             revive: make directories also of what the layer says is gone.
 
         Raises:
-            NoDirectory: something on the way is neither a directory nor a link to one.
+            ParentNotADirectory: something on the way is neither a directory nor a link to one.
             TarError: links lead on and on.
             LayerLimitExceeded: it lies too deep, or too many directories had to be made.
         """
@@ -173,7 +173,9 @@ class Directories:
             # what lower layers have there is hidden, so that there are no attributes to be inherited
             self.implied.pop(path[1:], None)
         elif not stat.S_ISDIR(status.st_mode):
-            raise NoDirectory(f"{path.decode(errors='backslashreplace')!r} is no directory, but has entries")
+            raise ParentNotADirectory(
+                f"{path.decode(errors='backslashreplace')!r} is not a directory, but has entries"
+            )
         limits = self._limits
         if len(self._stack) > limits.max_path_depth:
             raise LayerLimitExceeded("the depth of a path", "max_path_depth", limits.max_path_depth)

@@ -16,14 +16,14 @@ from typing import Final
 
 from guestpull_server.config import Limits
 from guestpull_server.layer import tar_entry, whiteout
-from guestpull_server.layer.directories import Directories, NoDirectory, drop_inherited_acls
-from guestpull_server.layer.messages import LayerLimitExceeded
-from guestpull_server.layer.paths import clean
-from guestpull_server.layer.record import RecordWriter
+from guestpull_server.layer.directories import Directories, ParentNotADirectory, drop_inherited_acls
 from guestpull_server.layer.removal import remove_directory, remove_file
 from guestpull_server.layer.tar_entry import Entry
 from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.tar_paths import clean
 from guestpull_server.layer.tar_reader import TarReader
+from guestpull_server.layer.tar_split import TarSplitWriter
+from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
@@ -42,7 +42,7 @@ class Extractor:
     files that later entries replace.
     """
 
-    def __init__(self, reader: TarReader, limits: Limits, record: RecordWriter | None = None) -> None:
+    def __init__(self, reader: TarReader, limits: Limits, record: TarSplitWriter | None = None) -> None:
         self._reader = reader
         self._record = record
         self._limits = limits
@@ -95,7 +95,7 @@ class Extractor:
             is_whiteout = clean_name[:4] == whiteout.PREFIX
             try:
                 self._enter(clean_parent, revive=not is_whiteout)
-            except NoDirectory:
+            except ParentNotADirectory:
                 if is_whiteout:  # what lower layers have there is hidden anyway
                     return
                 raise

@@ -20,8 +20,14 @@ from typing import Final
 import msgspec
 
 from guestpull_server.layer import verifier, worker
-from guestpull_server.layer.messages import MAX_REQUEST_BYTES, Refused, Request, UnpackRequest, VerifyRequest
 from guestpull_server.layer.ring import RingReader
+from guestpull_server.layer.worker_protocol import (
+    MAX_REQUEST_BYTES,
+    Refused,
+    Request,
+    UnpackRequest,
+    VerifyRequest,
+)
 
 _MOST_DESCRIPTORS: Final = 5  # the socket for the report, three of the ring, the file for the record
 

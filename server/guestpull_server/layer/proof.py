@@ -28,15 +28,15 @@ from guestpull_server.config import Limits
 from guestpull_server.errors import storage_errors
 from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
 from guestpull_server.layer.comparison import Comparison, joined
-from guestpull_server.layer.contents import PIECE_BYTES, content_of, stored_part
 from guestpull_server.layer.expected import Directory, File
 from guestpull_server.layer.implied import implied_fingerprint
 from guestpull_server.layer.inflate import max_tar_bytes
-from guestpull_server.layer.messages import LayerLimitExceeded
-from guestpull_server.layer.record import RecordError, RecordReader
 from guestpull_server.layer.replay import Replay
+from guestpull_server.layer.stored_content import PIECE_BYTES, content_of, stored_part
 from guestpull_server.layer.tar_fields import TarError
-from guestpull_server.layer.unpacked_tree import NoDirectory, UnpackedTree
+from guestpull_server.layer.tar_split import TarSplitError, TarSplitReader
+from guestpull_server.layer.unpacked_tree import RootNotADirectory, UnpackedTree
+from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 from guestpull_server.models import Digest
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _DIGEST_IS_WRONG_ANYWAY: Final = frozenset(
 
 def verify_layer(
     directory: str,
-    record_path: str,
+    tar_split_path: str,
     diff_id: Digest,
     *,
     implied: str = "",
@@ -65,7 +65,7 @@ def verify_layer(
 
     Args:
         directory: the layer's directory.
-        record_path: the record that was written when it was unpacked.
+        tar_split_path: the record that was written when it was unpacked.
         diff_id: from the image's config, which the image's id proves.
         implied: the `implied_fingerprint` that the directories without an entry must have; empty: it is not
             compared.
@@ -78,24 +78,24 @@ def verify_layer(
         DeadlineExceeded: its time is up.
     """
     changes = Changes(_MOST_CHANGES)
-    with storage_errors("verifying a layer", record_path):
-        record_file = _open_record(record_path)
+    with storage_errors("verifying a layer", tar_split_path):
+        record_file = _open_record(tar_split_path)
     if record_file is None:
-        return (Change(b"", ChangeKind.RECORD, "it is no file"),)
+        return (Change(b"", ChangeKind.TAR_SPLIT, "it is no file"),)
     try:
         with storage_errors("verifying a layer", directory), UnpackedTree(directory) as tree:
-            record = RecordReader(record_file)
+            record = TarSplitReader(record_file)
             proof = _Proof(record, tree, changes, limits or Limits(), cancellation)
             proof.run(diff_id, implied)
     except TooManyChanges:
         pass
-    except NoDirectory:
+    except RootNotADirectory:
         changes.found.append(Change(b"", ChangeKind.TYPE, "it is no directory"))
-    except (RecordError, TarError) as error:
-        changes.found.append(Change(b"", ChangeKind.RECORD, f"it cannot be used: {error}"))
+    except (TarSplitError, TarError) as error:
+        changes.found.append(Change(b"", ChangeKind.TAR_SPLIT, f"it cannot be used: {error}"))
     except LayerLimitExceeded as error:
         problem = f"it exceeds limits.{error.report.limit} ({error.report.allowed})"
-        changes.found.append(Change(b"", ChangeKind.RECORD, problem))
+        changes.found.append(Change(b"", ChangeKind.TAR_SPLIT, problem))
     finally:
         os.close(record_file)
     return tuple(changes.found)
@@ -120,7 +120,7 @@ class _Proof:
 
     def __init__(
         self,
-        record: RecordReader,
+        record: TarSplitReader,
         tree: UnpackedTree,
         changes: Changes,
         limits: Limits,
@@ -139,7 +139,7 @@ class _Proof:
         replay = Replay(lambda: next(headers, None), self._limits)
         replay.run()
         if len(self._record.sums) != len(replay.contents) or self._record.lost_count != replay.lost_count:
-            raise RecordError("its parts do not belong together")
+            raise TarSplitError("its parts do not belong together")
         if implied and implied_fingerprint(replay.implied_directories()) != implied:
             self._changes.add(b"", ChangeKind.IMPLIED, "they are others than those that are listed")
         self._compare_names(replay.root)
@@ -215,7 +215,7 @@ class _Proof:
             hasher.update(piece)
             found_sum = crc32(piece, found_sum)
         if found_sum != expected_sum:
-            raise RecordError("the content of a replaced file was altered")
+            raise TarSplitError("the content of a replaced file was altered")
 
 
 class _Headers:

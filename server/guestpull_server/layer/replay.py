@@ -14,14 +14,14 @@ from typing import Final
 
 from guestpull_server.config import Limits
 from guestpull_server.layer import tar_entry, whiteout
-from guestpull_server.layer.directories import NoDirectory
+from guestpull_server.layer.directories import ParentNotADirectory
 from guestpull_server.layer.expected import Directory, File, Node, kept_xattrs
-from guestpull_server.layer.messages import LayerLimitExceeded
-from guestpull_server.layer.paths import clean
 from guestpull_server.layer.tar_bytes import NextChunk
 from guestpull_server.layer.tar_entry import Entry
 from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.tar_paths import clean
 from guestpull_server.layer.tar_reader import TarReader
+from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 
 _IMPLIED: Final = 0o755
 _CACHED: Final = 4096
@@ -114,7 +114,7 @@ class Replay:
         is_whiteout = name[:4] == whiteout.PREFIX
         try:
             directory = self._directory_at(parent, revive=not is_whiteout)
-        except NoDirectory:
+        except ParentNotADirectory:
             if is_whiteout:
                 return None
             raise
@@ -253,7 +253,7 @@ class Replay:
         if child is not None and stat.S_ISLNK(child.mode):
             return None
         if child is not None and not (child.is_whiteout and revive):
-            raise NoDirectory("an entry's parent is no directory")
+            raise ParentNotADirectory("an entry's parent is no directory")
         made = Directory(directory, name, _IMPLIED, 0, 0, 0)
         if child is not None:
             self._clear(directory, name)

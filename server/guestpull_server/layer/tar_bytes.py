@@ -1,6 +1,6 @@
 """Where a tar reader stands in its stream: buffers that come one by one, of which most bytes are only looked at.
 
-What is not taken as content is literal: a recorder is told both, so that a record of the layer can be kept.
+What is not taken as content is literal: a splitter is told both, so that a record of the layer can be kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NextChunk = Callable[[], "memoryview | None"]
 """Gives the next bytes of the tar, or None at the end. What it gave before is overwritten then."""
 
 
-class Recorder(Protocol):
+class Splitter(Protocol):
     """Is told all bytes of the tar, in order; they are overwritten afterwards."""
 
     def literal(self, piece: memoryview, /) -> None:
@@ -31,12 +31,12 @@ class TarBytes:
 
     Args:
         next_chunk: where the bytes come from.
-        recorder: is told everything, if there is one.
+        splitter: is told everything, if there is one.
     """
 
-    def __init__(self, next_chunk: NextChunk, recorder: Recorder | None) -> None:
+    def __init__(self, next_chunk: NextChunk, splitter: Splitter | None) -> None:
         self._next_chunk = next_chunk
-        self._recorder = recorder
+        self._recorder = splitter
         self._literal_from = 0  # where in the chunk the literal bytes begin that it has not been told yet
         self._chunk = memoryview(b"")
         self._position = 0
@@ -65,7 +65,7 @@ class TarBytes:
 
         The fast way for the small files that most files are.
         """
-        position, chunk, recorder = self._position, self._chunk, self._recorder
+        position, chunk, splitter = self._position, self._chunk, self._recorder
         end = position + self._unread
         if end > len(chunk):
             return None
@@ -73,9 +73,9 @@ class TarBytes:
         self._position = end
         piece = chunk[position:end]
         # `_take_content`, written out: a quarter of what a record costs
-        if recorder is not None and piece:
-            recorder.literal(chunk[self._literal_from : position])
-            recorder.content(piece, True)
+        if splitter is not None and piece:
+            splitter.literal(chunk[self._literal_from : position])
+            splitter.content(piece, True)
             self._literal_from = end
         return piece
 
@@ -164,7 +164,7 @@ class TarBytes:
         self._chunk, self._position = chunk or memoryview(b""), 0
         return not self._ended
 
-    def _tell_literal(self, recorder: Recorder, end: int) -> None:
+    def _tell_literal(self, splitter: Splitter, end: int) -> None:
         if end > self._literal_from:
-            recorder.literal(self._chunk[self._literal_from : end])
+            splitter.literal(self._chunk[self._literal_from : end])
             self._literal_from = end

@@ -19,9 +19,8 @@ from typing import Final
 from isal.isal_zlib import adler32
 
 from guestpull_server.layer import sparse
-from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.sparse import SparseMap
-from guestpull_server.layer.tar_bytes import BLOCK, NextChunk, Recorder, TarBytes
+from guestpull_server.layer.tar_bytes import BLOCK, NextChunk, Splitter, TarBytes
 from guestpull_server.layer.tar_entry import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -33,6 +32,7 @@ from guestpull_server.layer.tar_entry import (
 )
 from guestpull_server.layer.tar_extensions import Extensions
 from guestpull_server.layer.tar_fields import NANOSECONDS, TarError, decimal, nanoseconds, number
+from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 
 # name, mode+uid+gid, size, mtime, checksum, type, link target, magic, prefix, its end
 _HEADER: Final = Struct("100s24s12s12s8sc100s8s80x155s12s")
@@ -59,9 +59,9 @@ class TarReader(TarBytes):
     """
 
     def __init__(
-        self, next_chunk: NextChunk, max_header_bytes: int, recorder: Recorder | None = None
+        self, next_chunk: NextChunk, max_header_bytes: int, splitter: Splitter | None = None
     ) -> None:
-        super().__init__(next_chunk, recorder)
+        super().__init__(next_chunk, splitter)
         self._max_header_bytes = max_header_bytes
         # what repeats from header to header is looked up, which saves 2.4 of 4.4 us a header
         self._attributes: dict[bytes, tuple[int, int, int]] = {}

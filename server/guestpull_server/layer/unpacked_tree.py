@@ -19,7 +19,7 @@ _SQUASHFS_MAGIC: Final = 0x73717368
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class NoDirectory(Exception):
+class RootNotADirectory(Exception):
     """What should be a layer's directory is a link, a file, or anything else."""
 
 
@@ -27,7 +27,7 @@ class UnpackedTree:
     """The tree below a directory. A context manager.
 
     Raises:
-        NoDirectory: there is something else.
+        RootNotADirectory: there is something else.
         OSError: the directory cannot be opened.
     """
 
@@ -35,7 +35,7 @@ class UnpackedTree:
         try:
             descriptor = os.open(root, _DIRECTORY)
         except NotADirectoryError:  # of a symbolic link, too
-            raise NoDirectory from None
+            raise RootNotADirectory from None
         self._open = [(b"", descriptor)]  # names and descriptors, from the root on
         self._path = b""
 

@@ -13,8 +13,8 @@ import msgspec
 
 from guestpull_server.errors import GuestpullError, StorageFailed
 from guestpull_server.layer.confinement import confine_to_reading
-from guestpull_server.layer.messages import Refused, Verdict, Verified, VerifyRequest
 from guestpull_server.layer.proof import verify_layer
+from guestpull_server.layer.worker_protocol import Refused, Verdict, Verified, VerifyRequest
 from guestpull_server.models import Digest
 
 
@@ -32,7 +32,7 @@ def run(request: VerifyRequest, report_socket: socket.socket, parent: int) -> No
         confine_to_reading(parent)
         found = verify_layer(
             request.directory,
-            request.record_path,
+            request.tar_split_path,
             Digest(request.diff_id),
             implied=request.implied,
             limits=request.limits,

@@ -19,7 +19,12 @@ import msgspec
 from guestpull_server.layer.confinement import confine
 from guestpull_server.layer.extract import Extractor
 from guestpull_server.layer.inflate import Inflater
-from guestpull_server.layer.messages import (
+from guestpull_server.layer.ring import RingReader
+from guestpull_server.layer.tar_bytes import NextChunk
+from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.tar_reader import TarReader
+from guestpull_server.layer.tar_split import TarSplitWriter
+from guestpull_server.layer.worker_protocol import (
     Corrupt,
     Defect,
     LayerLimitExceeded,
@@ -28,11 +33,6 @@ from guestpull_server.layer.messages import (
     Unpacked,
     UnpackRequest,
 )
-from guestpull_server.layer.record import RecordWriter
-from guestpull_server.layer.ring import RingReader
-from guestpull_server.layer.tar_bytes import NextChunk
-from guestpull_server.layer.tar_fields import TarError
-from guestpull_server.layer.tar_reader import TarReader
 
 _SWITCH_SECONDS: Final = 0.0002  # inflate and hash wait less for the interpreter: 3 % of wall time on 2 cores
 _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -96,7 +96,7 @@ def unpack(request: UnpackRequest, next_span: NextChunk, record: int | None = No
     """
     try:
         inflater = Inflater(next_span, request.hash_algorithm, request.limits, hash_plain=request.hash_plain)
-        writer = None if record is None else RecordWriter(record)
+        writer = None if record is None else TarSplitWriter(record)
         reader = TarReader(inflater.next_chunk, request.limits.max_header_bytes, writer)
         extractor = Extractor(reader, request.limits, writer)
         extractor.extract_all()

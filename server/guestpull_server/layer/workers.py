@@ -4,7 +4,7 @@
         worker.write(compressed)          # as often as there are bytes; blocks when the worker is behind
         unpacked = worker.finish()
 
-    changes = workers.verify(directory, record_path, diff_id, cancellation)
+    changes = workers.verify(directory, tar_split_path, diff_id, cancellation)
 
 `LayerWorkers` is one per daemon, and thread-safe; a `LayerWorker` belongs to the thread that feeds it, but
 for `kill`.
@@ -31,8 +31,9 @@ from guestpull_server.errors import (
     storage_errors,
 )
 from guestpull_server.layer.changes import Change
-from guestpull_server.layer.forks import Forks, WorkerProcess
-from guestpull_server.layer.messages import (
+from guestpull_server.layer.fork_client import ForkClient, WorkerProcess
+from guestpull_server.layer.ring import RingWriter
+from guestpull_server.layer.worker_protocol import (
     MAX_REPORT_BYTES,
     MAX_VERDICT_BYTES,
     Corrupt,
@@ -46,7 +47,6 @@ from guestpull_server.layer.messages import (
     Verified,
     VerifyRequest,
 )
-from guestpull_server.layer.ring import RingWriter
 from guestpull_server.models import Decoder, Digest, UnpackedLayer
 
 _RECORD_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -61,7 +61,7 @@ class LayerWorkers:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._forks = Forks()
+        self._forks = ForkClient()
 
     @property
     def pid(self) -> int:
@@ -75,7 +75,7 @@ class LayerWorkers:
         layer: str,
         *,
         checked_digest: Digest | None = None,
-        record_path: str | None = None,
+        tar_split_path: str | None = None,
     ) -> LayerWorker:
         """Start a worker that unpacks what it is fed into `directory`, which is empty and ours alone.
 
@@ -85,7 +85,7 @@ class LayerWorkers:
             layer: the layer's digest, as errors are to name it.
             checked_digest: the digest that the caller itself checks the fed bytes against before it believes
                 the result. If the layer is not compressed, this is its diff_id, and nothing is hashed twice.
-            record_path: a file to make, mode 0600, for the record by which `verify_layer` can prove later that
+            tar_split_path: a file to make, mode 0600, for the record by which `verify_layer` can prove later that
                 the directory is the layer; None: keep none.
 
         Raises:
@@ -101,9 +101,9 @@ class LayerWorkers:
         )
         with ExitStack() as handed_on:
             record = []
-            if record_path is not None:
-                with storage_errors("keep a record of a layer", record_path):
-                    record = [os.open(record_path, _RECORD_FLAGS, 0o600)]
+            if tar_split_path is not None:
+                with storage_errors("keep a record of a layer", tar_split_path):
+                    record = [os.open(tar_split_path, _RECORD_FLAGS, 0o600)]
                 handed_on.callback(os.close, record[0])
             with storage_errors("start a layer worker", directory):
                 ring = RingWriter()
@@ -118,7 +118,7 @@ class LayerWorkers:
     def verify(
         self,
         directory: str,
-        record_path: str,
+        tar_split_path: str,
         diff_id: Digest,
         cancellation: Cancellation,
         *,
@@ -135,7 +135,7 @@ class LayerWorkers:
         cancellation.check()
         request = VerifyRequest(
             directory=directory,
-            record_path=record_path,
+            tar_split_path=tar_split_path,
             diff_id=str(diff_id),
             implied=implied,
             limits=self._limits,

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from guestpull_server.config import Limits
 from guestpull_server.layer.inflate import decoder_of
-from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 from guestpull_server.models import Decoder, KiB, MiB
 from support.images import Compression, compress, file, tar_of
 from support.reading import inflate, inflating

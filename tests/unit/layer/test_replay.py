@@ -8,9 +8,9 @@ import pytest
 
 from guestpull_server.config import Limits
 from guestpull_server.layer.expected import Directory, File
-from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.replay import Replay
 from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 from support.images import Entry, directory, file, hardlink, opaque, symlink, whiteout
 from support.reading import pieces
 

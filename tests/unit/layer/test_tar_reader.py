@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guestpull_server.layer.messages import LayerLimitExceeded
 from guestpull_server.layer.tar_entry import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
 from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.tar_reader import TarReader
+from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 from support import images
 from support.images import RawTar, TarFormat, tar_of
 from support.reading import Member, each_member, logical, members, pieces

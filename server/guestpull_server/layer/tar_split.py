@@ -46,10 +46,10 @@ _MAX_WINDOW_BYTES: Final = 8 * MiB
 _MAX_PIECES: Final = 1_000_000  # each is remembered while a record is read
 
 
-class RecordWriter:
+class TarSplitWriter:
     """Writes a record while a layer is unpacked. `finish` makes it whole.
 
-    It is a `tar_reader.Recorder`: the reader tells it all bytes of the tar.
+    It is a `tar_reader.Splitter`: the reader tells it all bytes of the tar.
 
     Args:
         file: the descriptor that it goes to; closed by nobody here.
@@ -109,7 +109,7 @@ class RecordWriter:
             rest = rest[os.write(self._file, rest) :]
 
 
-class RecordError(Exception):
+class TarSplitError(Exception):
     """A record that cannot be used; the message says why."""
 
 
@@ -119,14 +119,14 @@ class _Piece:
     length: int
 
 
-class RecordReader:
+class TarSplitReader:
     """Reads a record, with no trust in it.
 
     Args:
         file: descriptor of the record; closed by nobody here.
 
     Raises:
-        RecordError: it is no record, or not a whole one.
+        TarSplitError: it is no record, or not a whole one.
     """
 
     def __init__(self, file: int) -> None:
@@ -146,7 +146,7 @@ class RecordReader:
         """The tar without its contents; each piece is overwritten by the next.
 
         Raises:
-            RecordError: it cannot be decompressed, or is longer than `max_bytes`.
+            TarSplitError: it cannot be decompressed, or is longer than `max_bytes`.
         """
         return self._inflated(self._headers, max_bytes)
 
@@ -154,29 +154,29 @@ class RecordReader:
         """A replaced content, counted in the order in which they were replaced.
 
         Raises:
-            RecordError: it is not there, cannot be decompressed, or is longer than `max_bytes`.
+            TarSplitError: it is not there, cannot be decompressed, or is longer than `max_bytes`.
         """
         if number >= len(self._lost):
-            raise RecordError("it lacks the content of a replaced file")
+            raise TarSplitError("it lacks the content of a replaced file")
         return self._inflated(self._lost[number], max_bytes)
 
     def _scan(self) -> None:
         if os.pread(self._file, len(_MAGIC), 0) != _MAGIC:
-            raise RecordError("it is no record of a layer")
+            raise TarSplitError("it is no record of a layer")
         position = len(_MAGIC)
         for _ in range(_MAX_PIECES):
             head = os.pread(self._file, _HEAD.size, position)
             if len(head) < _HEAD.size:
-                raise RecordError("it is cut short")
+                raise TarSplitError("it is cut short")
             kind, length = _HEAD.unpack(head)
             piece = _Piece(position + _HEAD.size, length)
             position = piece.start + length
             if kind == _END:
                 if length or os.fstat(self._file).st_size != position:
-                    raise RecordError("something follows its end")
+                    raise TarSplitError("something follows its end")
                 return
             self._take(kind, piece)
-        raise RecordError("it has too many pieces")
+        raise TarSplitError("it has too many pieces")
 
     def _take(self, kind: bytes, piece: _Piece) -> None:
         if kind == _HEADERS:
@@ -188,10 +188,10 @@ class RecordReader:
         elif kind == _SUMS and piece.length % 4 == 0 and piece.length <= 4 * _SUMS_A_PIECE:
             content = os.pread(self._file, piece.length, piece.start)
             if len(content) < piece.length:
-                raise RecordError("it is cut short")
+                raise TarSplitError("it is cut short")
             self.sums.extend(_little_endian(array("I", content)))
         else:
-            raise RecordError("it has a piece that cannot be there")
+            raise TarSplitError("it has a piece that cannot be there")
 
     def _inflated(self, pieces: list[_Piece], max_bytes: int) -> Iterator[memoryview]:
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
@@ -204,12 +204,12 @@ class RecordReader:
             try:
                 length = stream.readinto(buffer)
             except zstandard.ZstdError as error:
-                raise RecordError(f"it cannot be decompressed ({error})") from None
+                raise TarSplitError(f"it cannot be decompressed ({error})") from None
             if length == 0:
                 return
             total += length
             if total > max_bytes:
-                raise RecordError("it is larger than a layer may be")
+                raise TarSplitError("it is larger than a layer may be")
             yield buffer[:length]
 
 
@@ -230,7 +230,7 @@ class _Concatenated:
             self._position, self._end = piece.start, piece.start + piece.length
         content = os.pread(self._file, min(length, self._end - self._position), self._position)
         if not content:
-            raise RecordError("it is cut short")
+            raise TarSplitError("it is cut short")
         self._position += len(content)
         return content
 

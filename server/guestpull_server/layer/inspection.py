@@ -14,7 +14,7 @@ from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import storage_errors
 from guestpull_server.layer import whiteout
 from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
-from guestpull_server.layer.unpacked_tree import NoDirectory, UnpackedTree
+from guestpull_server.layer.unpacked_tree import RootNotADirectory, UnpackedTree
 
 _MOST_CHANGES: Final = 1000
 _LAYERS_OWN: Final = (
@@ -23,7 +23,7 @@ _LAYERS_OWN: Final = (
 )
 
 
-def verify_unrecorded(directory: str, *, cancellation: Cancellation | None = None) -> tuple[Change, ...]:
+def inspect_layer(directory: str, *, cancellation: Cancellation | None = None) -> tuple[Change, ...]:
     """Find what cannot be in an unpacked layer: whiteouts in the tar's form, xattrs that redirect, sockets.
 
     Args:
@@ -42,7 +42,7 @@ def verify_unrecorded(directory: str, *, cancellation: Cancellation | None = Non
             _walk(tree, changes, caller)
     except TooManyChanges:
         pass
-    except NoDirectory:
+    except RootNotADirectory:
         changes.found.append(Change(b"", ChangeKind.TYPE, "it is no directory"))
     return tuple(changes.found)
 

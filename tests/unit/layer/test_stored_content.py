@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestpull_server.layer.changes import Changes
-from guestpull_server.layer.contents import PIECE_BYTES, check_hole, content_of, stored_part
 from guestpull_server.layer.expected import Directory, File
 from guestpull_server.layer.sparse import SparseMap
+from guestpull_server.layer.stored_content import PIECE_BYTES, check_hole, content_of, stored_part
 
 
 def _file(size: int, sparse_map: SparseMap | None = None) -> File:

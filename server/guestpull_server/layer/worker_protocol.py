@@ -40,7 +40,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, tag=True):
     """Find what of `directory` is not as the layer with this diff_id has it; `implied` is verify_layer's."""
 
     directory: str
-    record_path: str
+    tar_split_path: str
     diff_id: str
     implied: str
     limits: Limits

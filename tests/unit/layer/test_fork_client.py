@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from guestpull_server.layer.forks import Forks
+from guestpull_server.layer.fork_client import ForkClient
 
 
 def test_nothing_is_imported_from_the_directory_that_the_daemon_runs_in(
@@ -16,6 +16,6 @@ def test_nothing_is_imported_from_the_directory_that_the_daemon_runs_in(
         (tmp_path / f"{module}.py").write_text("open('imported', 'w').close()\n")
     monkeypatch.chdir(tmp_path)
 
-    Forks().close()
+    ForkClient().close()
 
     assert not (tmp_path / "imported").exists()

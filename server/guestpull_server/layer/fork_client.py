@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from guestpull_server.errors import WorkerFailed, storage_errors
-from guestpull_server.layer.messages import Request
+from guestpull_server.layer.worker_protocol import Request
 
 _PIECE_BYTES: Final = 64 * 1024
 
@@ -75,7 +75,7 @@ class WorkerProcess:
         self._report.settimeout(seconds)
 
 
-class Forks:
+class ForkClient:
     """Has worker processes forked, by a fork server that is started with it, and again should it die.
 
     Thread-safe.

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from isal.isal_zlib import crc32
 
-from guestpull_server.layer.record import RecordError, RecordReader, RecordWriter
+from guestpull_server.layer.tar_split import TarSplitError, TarSplitReader, TarSplitWriter
 
 _CONTENTS = st.lists(st.binary(max_size=2000), max_size=6)
 _BOUND = 1 << 20
@@ -39,7 +39,7 @@ def test_what_was_told_is_read_again(
     tmp_path: Path, literals: list[bytes], contents: list[bytes], lost: list[bytes]
 ) -> None:
     descriptor = os.memfd_create("record")
-    writer = RecordWriter(descriptor)
+    writer = TarSplitWriter(descriptor)
     for literal in literals:
         writer.literal(memoryview(literal))
     for content in contents:
@@ -51,7 +51,7 @@ def test_what_was_told_is_read_again(
         os.close(file)
     writer.finish()
 
-    reader = RecordReader(descriptor)
+    reader = TarSplitReader(descriptor)
     assert _joined(reader.headers(_BOUND)) == b"".join(literals)
     assert list(reader.sums) == [crc32(content) for content in contents]
     assert [_joined(reader.lost(number, _BOUND)) for number in range(reader.lost_count)] == lost
@@ -60,7 +60,7 @@ def test_what_was_told_is_read_again(
 
 def test_a_large_record_is_read_again(record: int, tmp_path: Path) -> None:
     literal, content = os.urandom(3_000_000), os.urandom(2_000_000)
-    writer = RecordWriter(record)
+    writer = TarSplitWriter(record)
     for start in range(0, len(literal), 1000):
         writer.literal(memoryview(literal)[start : start + 1000])
     for number in range(70_000):
@@ -70,24 +70,24 @@ def test_a_large_record_is_read_again(record: int, tmp_path: Path) -> None:
     os.close(file)
     writer.finish()
 
-    reader = RecordReader(record)
+    reader = TarSplitReader(record)
     assert _joined(reader.headers(1 << 30)) == literal
     assert _joined(reader.lost(0, 1 << 30)) == content
     assert list(reader.sums) == [crc32(b"%d" % number) for number in range(70_000)]
 
 
 def test_headers_can_be_read_more_than_once(record: int) -> None:
-    writer = RecordWriter(record)
+    writer = TarSplitWriter(record)
     writer.literal(memoryview(b"headers"))
     writer.finish()
-    reader = RecordReader(record)
+    reader = TarSplitReader(record)
     assert [_joined(reader.headers(_BOUND)) for _ in range(2)] == [b"headers"] * 2
 
 
 def test_a_record_without_its_end_is_refused(record: int) -> None:
-    RecordWriter(record)
-    with pytest.raises(RecordError, match="cut short"):
-        RecordReader(record)
+    TarSplitWriter(record)
+    with pytest.raises(TarSplitError, match="cut short"):
+        TarSplitReader(record)
 
 
 @pytest.mark.parametrize(
@@ -107,29 +107,29 @@ def test_a_record_without_its_end_is_refused(record: int) -> None:
 )
 def test_what_is_no_record_is_refused(record: int, content: bytes) -> None:
     os.write(record, content)
-    with pytest.raises(RecordError):
-        RecordReader(record)
+    with pytest.raises(TarSplitError):
+        TarSplitReader(record)
 
 
 def test_headers_that_are_no_zstd_are_refused(record: int) -> None:
     os.write(record, b"guestpull layer record 1\nH\5\0\0\0helloE\0\0\0\0")
-    with pytest.raises(RecordError, match="decompressed"):
-        _joined(RecordReader(record).headers(_BOUND))
+    with pytest.raises(TarSplitError, match="decompressed"):
+        _joined(TarSplitReader(record).headers(_BOUND))
 
 
 def test_headers_are_bounded(record: int) -> None:
-    writer = RecordWriter(record)
+    writer = TarSplitWriter(record)
     for _ in range(100):
         writer.literal(memoryview(bytes(100_000)))
     writer.finish()
-    with pytest.raises(RecordError, match="larger than"):
-        _joined(RecordReader(record).headers(_BOUND))
+    with pytest.raises(TarSplitError, match="larger than"):
+        _joined(TarSplitReader(record).headers(_BOUND))
 
 
 def test_a_replaced_content_that_is_not_there_is_told(record: int) -> None:
-    RecordWriter(record).finish()
-    with pytest.raises(RecordError, match="replaced file"):
-        RecordReader(record).lost(0, _BOUND)
+    TarSplitWriter(record).finish()
+    with pytest.raises(TarSplitError, match="replaced file"):
+        TarSplitReader(record).lost(0, _BOUND)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -138,11 +138,11 @@ def test_any_bytes_are_a_record_or_refused(content: bytes) -> None:
     descriptor = os.memfd_create("record")
     os.write(descriptor, b"guestpull layer record 1\n" + content)
     try:
-        reader = RecordReader(descriptor)
+        reader = TarSplitReader(descriptor)
         _joined(reader.headers(_BOUND))
         for number in range(reader.lost_count):
             _joined(reader.lost(number, _BOUND))
-    except RecordError:
+    except TarSplitError:
         pass
     finally:
         os.close(descriptor)
