@@ -6,6 +6,7 @@ wrong usage is 2; Ctrl-C cancels the call, and is 130. gRPC and rich are loaded 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -456,15 +457,27 @@ def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 def run_app(application: typer.Typer, name: str) -> NoReturn:
     """Run a command line: an error is one line on standard error and exit status 1; Ctrl-C is 130."""
+    status: str | int | None = 1
     try:
         application()
+    except SystemExit as ended:
+        status = ended.code
     except GuestpullError as error:
         typer.echo(f"{name}: {one_line(error.message)}", err=True)
-        sys.exit(1)
-    except OSError as error:  # what is printed has no room, or no reader
+    except OSError as error:  # standard output has no room
         typer.echo(f"{name}: {one_line(str(error))}", err=True)
-        sys.exit(1)
-    sys.exit(0)
+    sys.exit(status if _flush_output() else status or 1)
+
+
+def _flush_output() -> bool:
+    """Write out what standard output still holds, or discard it: at exit Python would try again, and complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def main() -> NoReturn:

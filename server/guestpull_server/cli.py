@@ -287,16 +287,26 @@ def main() -> NoReturn:
     """Run the command line; errors are one line on standard error, and exit status 1."""
     os.umask(0o022)  # what is made has the modes that this program says, whoever starts it
     _open_standard_streams()
+    status: str | int | None = 1
     try:
         app()
+    except SystemExit as ended:
+        status = ended.code
     except GuestpullError as error:
         typer.echo(f"guestpulld: {_one_line(error.explain())}", err=True)
-        sys.exit(1)
-    except BrokenPipeError:
-        # whoever read our output has enough
+    except OSError as error:  # standard output has no room
+        typer.echo(f"guestpulld: {_one_line(str(error))}", err=True)
+    sys.exit(status if _flush_output() else status or 1)
+
+
+def _flush_output() -> bool:
+    """Write out what standard output still holds, or discard it: at exit Python would try again, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    sys.exit(0)
+        return False
+    return True
 
 
 if __name__ == "__main__":

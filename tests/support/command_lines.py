@@ -1,12 +1,17 @@
-"""Command lines, run within the test's own process, and judged by what a shell sees."""
+"""Command lines, judged by what a shell sees: run within the test's own process, or as processes of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
 import pytest
+
+from support.waiting import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -39,3 +44,33 @@ def command_line(
         return Outcome(ended.value.code, said.out, said.err)
 
     return run
+
+
+def into_full_disk(module: str, arguments: Sequence[str], *, buffered: bool) -> Outcome:
+    """Run a program whose standard output has no room, with or without a buffer of Python's before it."""
+    with open("/dev/full", "wb") as full:
+        return _run(module, arguments, buffered, full.fileno())
+
+
+def into_closed_pipe(module: str, arguments: Sequence[str], *, buffered: bool) -> Outcome:
+    """Run a program whose standard output is a pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        return _run(module, arguments, buffered, writing)
+    finally:
+        os.close(writing)
+
+
+def _run(module: str, arguments: Sequence[str], buffered: bool, stdout: int) -> Outcome:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env=environment if buffered else environment | {"PYTHONUNBUFFERED": "1"},
+        check=False,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+    )
+    return Outcome(done.returncode, "", done.stderr)

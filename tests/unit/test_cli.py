@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
 from guestpull_server.cli import main
-from support.command_lines import CommandLine, command_line
+from support.command_lines import CommandLine, command_line, into_closed_pipe, into_full_disk
 
 
 @pytest.fixture
@@ -80,10 +79,36 @@ def test_credentials_without_a_user_are_refused_before_anything_is_asked(
     assert refused.err.startswith("guestpulld: --auth: it has no user and password.")
 
 
-def test_output_that_has_no_room_is_an_error_in_one_line(work_dir: Path) -> None:
-    command = [sys.executable, "-m", "guestpull_server.cli", "gc", "--dry-run", "--work-dir", str(work_dir)]
-    with open("/dev/full", "wb") as full:
-        collecting = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE)
+BUFFERED = pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+PRINTING = pytest.mark.parametrize(
+    "command",
+    [
+        "gc --dry-run --work-dir {}",
+        "verify --work-dir {}",
+        "verify --json --work-dir {}",
+        "--help",
+        "serve --help",
+        "--version",
+    ],
+)
 
-    told = b"guestpulld: what was done cannot be printed: No space left on device.\n"
-    assert (collecting.returncode, collecting.stderr) == (1, told)
+
+@BUFFERED
+@PRINTING
+def test_output_that_has_no_room_is_an_error_in_one_line(
+    work_dir: Path, command: str, buffered: bool
+) -> None:
+    words = command.format(work_dir).split()
+
+    ended = into_full_disk("guestpull_server.cli", words, buffered=buffered)
+
+    assert ended.status == 1
+    assert re.fullmatch(r"guestpulld: .*No space left on device\.?\n", ended.err)
+
+
+@BUFFERED
+@PRINTING
+def test_a_reader_that_has_enough_is_no_error(work_dir: Path, command: str, buffered: bool) -> None:
+    words = command.format(work_dir).split()
+
+    assert into_closed_pipe("guestpull_server.cli", words, buffered=buffered).err == ""

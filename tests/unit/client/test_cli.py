@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from guestpull_protos import image_service_pb2 as pb
-from support.command_lines import CommandLine
+from support.command_lines import CommandLine, into_closed_pipe, into_full_disk
 from support.scripted_service import ScriptedService, refusal
 from support.waiting import PATIENCE
 
@@ -389,28 +389,42 @@ def test_wrong_usage_is_status_2(guestpull: CommandLine, arguments: tuple[str, .
     assert guestpull(*arguments).status == 2
 
 
-def test_a_reader_that_has_enough_is_no_error(service: ScriptedService) -> None:
-    service.answers["ListImages"] = pb.ListImagesResponse(images=[IMAGE] * 5_000)
-    reading, writing = os.pipe()
-    listing = subprocess.Popen(subprocess_of(["images"], service.address), stdout=writing, stderr=-1)
-    os.close(writing)
-    os.close(reading)
+BUFFERED = pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+PRINTING = pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("guestpull_client.cli", "--address {} images"),
+        ("guestpull_client.cli", "--address {} images --json"),
+        ("guestpull_client.cli", "--help"),
+        ("guestpull_client.cli", "--version"),
+        ("guestpull_client.agent.cli", "run --help"),
+        ("guestpull_client.agent.cli", "--version"),
+    ],
+)
 
-    _, err = listing.communicate(timeout=PATIENCE)
 
-    assert err == b""
-
-
-@pytest.mark.parametrize("command", [["images"], ["images", "--json"]])
-def test_output_that_has_no_room_is_an_error_in_one_line(
-    service: ScriptedService, command: list[str]
+@BUFFERED
+@PRINTING
+def test_a_reader_that_has_enough_is_no_error(
+    service: ScriptedService, module: str, command: str, buffered: bool
 ) -> None:
-    with open("/dev/full", "wb") as full:
-        listing = subprocess.run(
-            subprocess_of(command, service.address), check=False, stdout=full, stderr=subprocess.PIPE
-        )
+    service.answers["ListImages"] = pb.ListImagesResponse(images=[IMAGE] * 5_000)
+    words = command.format(service.address).split()
 
-    assert (listing.returncode, listing.stderr) == (1, b"guestpull: [Errno 28] No space left on device\n")
+    assert into_closed_pipe(module, words, buffered=buffered).err == ""
+
+
+@BUFFERED
+@PRINTING
+def test_output_that_has_no_room_is_an_error_in_one_line(
+    service: ScriptedService, module: str, command: str, buffered: bool
+) -> None:
+    words = command.format(service.address).split()
+
+    ended = into_full_disk(module, words, buffered=buffered)
+
+    program = "guestpull-agent" if "agent" in module else "guestpull"
+    assert (ended.status, ended.err) == (1, f"{program}: [Errno 28] No space left on device\n")
 
 
 @pytest.mark.parametrize("command", ["images", "pull shop -b /b"])
