@@ -688,6 +688,20 @@ class InsecureWorkDir(GuestpullError):
 
 
 @dataclass(eq=False)
+class WorkDirReplaced(GuestpullError):
+    """The work directory was deleted, renamed or mounted over while a request worked with it."""
+
+    status, reason = Status.UNAVAILABLE, "WORK_DIR_REPLACED"
+    work_dir: str
+
+    def explain(self) -> str:
+        return (
+            f"work directory {self.work_dir} was deleted or replaced meanwhile, and what was in it is gone. "
+            "Try again: guestpulld opens it anew."
+        )
+
+
+@dataclass(eq=False)
 class InvalidConfiguration(GuestpullError):
     """A configuration file is invalid; `place` is the path within it."""
 

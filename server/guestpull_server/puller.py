@@ -20,18 +20,15 @@ from guestpull_server.admission import Admission
 from guestpull_server.baker import Baker
 from guestpull_server.bundle import write_runtime_config
 from guestpull_server.cancellation import Cancellation
-from guestpull_server.config import Configuration, LayerNames, VerifyReuse
+from guestpull_server.config import Configuration, LayerNames
 from guestpull_server.errors import ImageNotPresent, InvalidRequest
-from guestpull_server.fetching import LayerFetcher
-from guestpull_server.flights import Flights
 from guestpull_server.layer import LayerWorkers
 from guestpull_server.models import Credentials, PulledImage, PullPolicy, ResolvedImage
 from guestpull_server.platforms import Platform
-from guestpull_server.presence import Presence
 from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
 from guestpull_server.requests import PullObserver, PullRequest, Unobserved, check_pin
-from guestpull_server.reuse import ReuseCheck
-from guestpull_server.snapshot import OverlayMounts, mount_rootfs
+from guestpull_server.sessions import Sessions, StoreSession
+from guestpull_server.snapshot import mount_rootfs
 from guestpull_server.store import Store
 
 
@@ -39,23 +36,32 @@ class Puller:
     """Pulls images into one work directory, which it owns from `open` to `close`. Thread-safe."""
 
     def __init__(
-        self, configuration: Configuration, store: Store, registry: RegistryClient, workers: LayerWorkers
+        self,
+        configuration: Configuration,
+        sessions: Sessions,
+        registry: RegistryClient,
+        workers: LayerWorkers,
     ) -> None:
-        self.store = store
         self._configuration = configuration
         self._limits = configuration.limits
+        self._sessions = sessions
         self._registry = registry
         self._workers = workers
         self.admission = Admission(configuration.limits)
-        self._presence = Presence(store, proves=configuration.verify_reuse is not VerifyReuse.NEVER)
-        self._reuse = ReuseCheck(store, configuration.verify_reuse, workers)
-        self._fetcher = LayerFetcher(
-            store,
-            Flights(store, workers, configuration.limits),
-            configuration.max_concurrent_layer_downloads_per_image,
-        )
-        self.baker = Baker(configuration, store, registry, workers, self._fetcher)
-        """Brings images into the store without a bundle."""
+
+    @property
+    def store(self) -> Store:
+        """The store as it is now: one that was deleted by others is opened anew.
+
+        Raises:
+            GuestpullError: it cannot be; see `open`.
+        """
+        return self._sessions.current().store
+
+    @property
+    def baker(self) -> Baker:
+        """Brings images into the store without a bundle; raises as `store` does."""
+        return self._sessions.current().baker
 
     @classmethod
     def open(
@@ -79,19 +85,21 @@ class Puller:
             InvalidConfiguration: the configuration asks for what cannot be.
         """
         registry = RegistryClient(configuration)
-        store = Store.open(
-            configuration.work_dir,
-            OverlayMounts(),
-            guest_work_dir=guest_work_dir,
-            additional_stores=configuration.additional_stores,
-            bundle_roots=configuration.bundle_roots,
-            layer_names=layer_names,
-        )
+        workers = LayerWorkers(configuration.limits)
         try:
-            return cls(configuration, store, registry, LayerWorkers(configuration.limits))
+            sessions = Sessions(
+                lambda: StoreSession.open(
+                    configuration,
+                    registry,
+                    workers,
+                    guest_work_dir=guest_work_dir,
+                    layer_names=layer_names,
+                )
+            )
         except BaseException:
-            store.close()
+            workers.close()
             raise
+        return cls(configuration, sessions, registry, workers)
 
     def close(self, *, tidy: bool = False) -> None:
         """End the layer workers and give the work directory back. Bundles stay mounted.
@@ -101,7 +109,7 @@ class Puller:
         """
         self._workers.close()
         self._registry.close()
-        self.store.close(tidy=tidy)
+        self._sessions.close(tidy=tidy)
 
     def __enter__(self) -> Self:
         return self
@@ -127,12 +135,13 @@ class Puller:
         caller = cancellation or Cancellation("the pull")
         with (
             self.admission.admitted(request.image, caller) as cancellation,
+            self._sessions.using(cancellation) as session,
             self._source(request.image, request.credentials, cancellation) as source,
-            self.store.reserve_bundle(request.bundle_path) as bundle,
-            self._resolved(reference, source, request, cancellation) as resolved,
+            session.store.reserve_bundle(request.bundle_path) as bundle,
+            self._resolved(session, reference, source, request, cancellation) as resolved,
         ):
             observer.resolved(resolved)
-            layers, pulled = self._fetcher.fetch(resolved, source, cancellation, observer)
+            layers, pulled = session.fetcher.fetch(resolved, source, cancellation, observer)
             with bundle.opened() as directory:
                 mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, directory)
                 observer.mounted(bundle.rootfs)
@@ -140,7 +149,7 @@ class Puller:
                     bundle.bundle_path, bundle.rootfs, resolved.config, directory, bundle.writes_config
                 )
             cancellation.check()
-            bundle.commit(self.store.record_image(resolved, layers))
+            bundle.commit(session.store.record_image(resolved, layers))
         return PulledImage(
             resolved.image_id, resolved.manifest_digest, resolved.reference, bundle.rootfs, pulled
         )
@@ -164,25 +173,26 @@ class Puller:
         self, image: str, credentials: Credentials | None, cancellation: Cancellation
     ) -> Iterator[ImageSource]:
         with open_source(
-            image, self._registry, credentials, self._limits, self.store.work_dir, cancellation
+            image, self._registry, credentials, self._limits, self._configuration.work_dir, cancellation
         ) as source:
             yield source
 
     @contextmanager
     def _resolved(
         self,
+        session: StoreSession,
         reference: Reference | None,
         source: ImageSource,
         request: PullRequest,
         cancellation: Cancellation,
     ) -> Iterator[ResolvedImage]:
         """Resolve the reference, and keep its layers from being deleted, those that may be reused."""
-        resolved = self._resolve(reference, source, request, cancellation)
+        resolved = self._resolve(session, reference, source, request, cancellation)
         while True:
-            checked = self._reuse.discard_changed(resolved, cancellation)
-            with self.store.pin(layer.blob.digest for layer in resolved.layers):
-                vanished = self._presence.has_vanished(resolved)
-                if not vanished and self._reuse.is_checked(resolved, checked):
+            checked = session.reuse.discard_changed(resolved, cancellation)
+            with session.store.pin(layer.blob.digest for layer in resolved.layers):
+                vanished = session.presence.has_vanished(resolved)
+                if not vanished and session.reuse.is_checked(resolved, checked):
                     yield resolved
                     return
             if not vanished:
@@ -195,6 +205,7 @@ class Puller:
 
     def _resolve(
         self,
+        session: StoreSession,
         reference: Reference | None,
         source: ImageSource,
         request: PullRequest,
@@ -203,11 +214,11 @@ class Puller:
         """What was asked for, by the policy: from the store, or from its source."""
         platform = request.platform or Platform.host()
         if reference is not None:
-            present = self._presence.by_policy(reference, platform, request.policy)
+            present = session.presence.by_policy(reference, platform, request.policy)
             if present is not None:
                 return present
         resolved = source.resolve(
-            platform, cancellation, lambda digest: self._presence.known(digest, source.reference)
+            platform, cancellation, lambda digest: session.presence.known(digest, source.reference)
         )
         if reference is None:
             check_pin(request.image, resolved)

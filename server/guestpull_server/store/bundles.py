@@ -210,6 +210,7 @@ class BundleShelf:
             self._changed,
             storage_errors(f"committing bundle {place.path.told}", place.overlay_directory),
         ):
+            self._work_dir.check()
             self._keep_image(image)
             kept = self._maker.finish(place, image)
             self._put(place.path, place.overlay_directory, kept, mounted=True)

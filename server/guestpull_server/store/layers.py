@@ -132,6 +132,7 @@ class LayerShelf:
         with storage_errors(doing, self._work_dir.path):
             self._durability.sync_tree(staged.directory)
             with self._lock:
+                self._work_dir.check()
                 present = self.get(digest)
                 if present is not None and present.uncompressed_digest == unpacked.diff_id:
                     return present
@@ -195,7 +196,9 @@ class LayerShelf:
         Raises:
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
+            WorkDirReplaced: others have replaced the work directory.
         """
+        self._work_dir.check()
         catalog = self._ledger.catalog
         going = [
             catalog.layers[digest]

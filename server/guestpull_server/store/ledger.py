@@ -262,6 +262,7 @@ class Ledger:
         Raises:
             StorageFailed: the operating system refuses.
         """
+        self._work_dir.check()
         with suppress(StorageFull), storage_errors("writing down what is gone", self._work_dir.path):
             self._facts_file.strike_out(digest for digest in digests if digest not in self._facts)
 
@@ -272,6 +273,7 @@ class Ledger:
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
         """
+        self._work_dir.check()
         with storage_errors("writing the facts of layers", self._work_dir.path):
             self._facts_file.rewrite(self._facts)
 
@@ -282,6 +284,7 @@ class Ledger:
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
         """
+        self._work_dir.check()
         with storage_errors("keeping an image index", self._work_dir.path):
             self._copies.write_index(digest, index)
 
@@ -320,6 +323,7 @@ class Ledger:
         """
         if not self._dirty:
             return
+        self._work_dir.check()
         with storage_errors("writing the meta store", self._path):
             content = self.catalog.encode()
             if self.catalog.touched and not os.path.lexists(self._path):

@@ -2,7 +2,7 @@
 
 One process owns a work directory, and one `Store` its state; its lock guards that state and the files that hold
 it. What takes long, syncing a layer and deleting one, is done outside of the lock, on directories that nobody
-else knows.
+else knows. Once others have replaced the work directory, all that would change it raises WorkDirReplaced.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from guestpull_server.errors import (
     ReadOnlyImage,
     StorageFailed,
     StorageFull,
+    WorkDirReplaced,
     storage_errors,
 )
 from guestpull_server.models import Digest, ResolvedImage, StoredImage, StoredLayer, UnpackedLayer
@@ -125,10 +126,19 @@ class Store:
                     self._ledger.rewrite_facts()
                     self._work_dir.tidy()
                 else:
-                    with suppress(StorageFull):
+                    with suppress(StorageFull, WorkDirReplaced):
                         self._ledger.flush()
             finally:
                 self._work_dir.close()
+
+    def abandon(self) -> None:
+        """Release what was opened, and write nothing any more: others have replaced the work directory."""
+        with self._lock:
+            self._work_dir.close()
+
+    def is_in_place(self) -> bool:
+        """Whether the work directory's path still leads to what was opened; some microseconds."""
+        return self._work_dir.is_in_place()
 
     def _take_stock(self) -> None:
         for path in self._work_dir.leftovers():
@@ -188,7 +198,9 @@ class Store:
         Raises:
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
+            WorkDirReplaced: others have replaced the work directory.
         """
+        self._work_dir.check()
         return StagedLayer(self._work_dir, digest)
 
     def commit_layer(self, staged: StagedLayer, digest: Digest, unpacked: UnpackedLayer) -> StoredLayer:
@@ -267,6 +279,7 @@ class Store:
         """
         with storage_errors("deleting what belongs to nothing", path):
             with self._lock:
+                self._work_dir.check()
                 aside = self._work_dir.set_aside(path)
             remove_tree(aside)
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from guestpull_server import config
-from guestpull_server.errors import WorkDirInUse, storage_errors
+from guestpull_server.errors import WorkDirInUse, WorkDirReplaced, storage_errors
 from guestpull_server.models import Digest
 from guestpull_server.store import catalog, facts
 from guestpull_server.store.access import secure_room, secure_work_dir
@@ -79,10 +79,31 @@ class WorkDir:
                     os.makedirs(room, mode=0o700, exist_ok=True)
                     secure_room(room)
                 self.keeps_its_layers = is_read_only(self.layers)
+                # while the lock's file is open, no other file gets its number
+                names = (os.path.join(path, LOCK), *rooms_of(path))
+                self._identities = {name: _identity(name) for name in names}
             except BaseException:
                 os.close(self._lock)
                 raise
         self.reserve = Reserve(path)
+
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to what was opened, and all of it is there; some microseconds."""
+        try:
+            is_same = all(_identity(path) == identity for path, identity in self._identities.items())
+        except OSError:
+            return False
+        # looked at last: once the lock is released, a new file may have the number of ours
+        return is_same and self._lock >= 0
+
+    def check(self) -> None:
+        """Do nothing as long as the work directory is in place.
+
+        Raises:
+            WorkDirReplaced: it is not; or it was closed, and may be another's by now.
+        """
+        if not self.is_in_place():
+            raise WorkDirReplaced(self.path)
 
     def close(self) -> None:
         """Give the work directory back. Harmless to repeat."""
@@ -187,6 +208,11 @@ def _is_still(path: str, descriptor: int) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _said_owner(descriptor: int) -> str:

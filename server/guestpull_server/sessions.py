@@ -1,0 +1,148 @@
+"""The store that is open now, and what is built on it; replaced as a whole when the work directory is.
+
+Others may delete the work directory while we run: kata-agent removes all of /run/kata-containers when it creates a
+sandbox. Each request begins with `Sessions.current`, which compares the work directory's path with what was opened
+there. Where they differ, the old store is abandoned, and the work directory is opened anew, as at a start.
+
+What works with the old store fails by WORK_DIR_REPLACED: an abandoned store refuses to write, because its paths
+lead into the new one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from guestpull_server.baker import Baker
+from guestpull_server.cancellation import Cancellation
+from guestpull_server.config import Configuration, LayerNames, VerifyReuse
+from guestpull_server.errors import GuestpullError, WorkDirReplaced
+from guestpull_server.fetching import LayerFetcher
+from guestpull_server.flights import Flights
+from guestpull_server.layer import LayerWorkers
+from guestpull_server.presence import Presence
+from guestpull_server.registry import RegistryClient
+from guestpull_server.reuse import ReuseCheck
+from guestpull_server.snapshot import OverlayMounts
+from guestpull_server.store import Store
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSession:
+    """One open store, and what works with it and no other."""
+
+    store: Store
+    presence: Presence
+    reuse: ReuseCheck
+    fetcher: LayerFetcher
+    baker: Baker
+
+    @classmethod
+    def open(
+        cls,
+        configuration: Configuration,
+        registry: RegistryClient,
+        workers: LayerWorkers,
+        *,
+        guest_work_dir: str | None = None,
+        layer_names: LayerNames | None = None,
+    ) -> StoreSession:
+        """Take the work directory over.
+
+        Raises:
+            GuestpullError: what `Store.open` raises.
+        """
+        store = Store.open(
+            configuration.work_dir,
+            OverlayMounts(),
+            guest_work_dir=guest_work_dir,
+            additional_stores=configuration.additional_stores,
+            bundle_roots=configuration.bundle_roots,
+            layer_names=layer_names,
+        )
+        fetcher = LayerFetcher(
+            store,
+            Flights(store, workers, configuration.limits),
+            configuration.max_concurrent_layer_downloads_per_image,
+        )
+        return cls(
+            store=store,
+            presence=Presence(store, proves=configuration.verify_reuse is not VerifyReuse.NEVER),
+            reuse=ReuseCheck(store, configuration.verify_reuse, workers),
+            fetcher=fetcher,
+            baker=Baker(configuration, store, registry, workers, fetcher),
+        )
+
+    def close(self, *, tidy: bool = False) -> None:
+        """Release the work directory; see Store.close."""
+        self.store.close(tidy=tidy)
+
+    def abandon(self) -> None:
+        """Release the work directory that was opened, and write nothing: its path leads elsewhere now."""
+        self.store.abandon()
+
+
+class Sessions:
+    """The session of now, from the first one to `close`. Thread-safe.
+
+    Args:
+        open_session: takes the work directory over.
+    """
+
+    def __init__(self, open_session: Callable[[], StoreSession]) -> None:
+        self._open_session = open_session
+        self._lock = threading.Lock()
+        self._closed = False
+        self._session = open_session()
+
+    def current(self) -> StoreSession:
+        """The session of the work directory as it is now; opens it anew if it was replaced.
+
+        Raises:
+            GuestpullError: what `StoreSession.open` raises; the next call tries again.
+        """
+        session = self._session
+        if self._closed or session.store.is_in_place():
+            return session
+        with self._lock:
+            if not (self._closed or self._session.store.is_in_place()):
+                self._session.abandon()
+                self._session = self._open_session()
+                store = self._session.store
+                _log.warning(
+                    "the work directory was replaced, and was opened anew",
+                    extra={"facts": {"work_dir": store.work_dir}},
+                )
+                for warning in store.warnings:
+                    _log.warning("%s", warning)
+            return self._session
+
+    @contextmanager
+    def using(self, cancellation: Cancellation) -> Iterator[StoreSession]:
+        """Work with the current session. If it is replaced meanwhile, that is the reason of any failure.
+
+        Args:
+            cancellation: of the work. Once it is cancelled, failures are its own.
+
+        Raises:
+            WorkDirReplaced: the work failed, and the work directory was replaced meanwhile.
+            GuestpullError: what `StoreSession.open` raises.
+        """
+        session = self.current()
+        try:
+            yield session
+        except (GuestpullError, OSError) as error:
+            if cancellation.cancelled or session.store.is_in_place():
+                raise
+            raise WorkDirReplaced(session.store.work_dir) from error
+
+    def close(self, *, tidy: bool = False) -> None:
+        """Close the current session, and open no other; see Store.close."""
+        with self._lock:
+            self._closed = True
+            self._session.close(tidy=tidy)
