@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from bench.chart import draw
 from bench.context import Bench
 from bench.images import Images
 from bench.place import Machine, Refusal, busy_share, place
@@ -67,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=ROWS, help=f"of: {', '.join(ROWS)}")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each is measured [5; quick: 2]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the cold pulls there, as SVG")
     parser.add_argument(
         "--profile", type=Path, metavar="DIR", help="profile one cold pull into DIR, instead of measuring"
     )
@@ -103,6 +105,8 @@ def _run(arguments: argparse.Namespace) -> None:
     report.verdicts()
     if arguments.json is not None:
         report.write(arguments.json)
+    if arguments.chart is not None:
+        draw(report.figures, machine.cores, f"{machine}, {today}", arguments.chart)
 
 
 def _warn_if_busy(report: Report) -> None:

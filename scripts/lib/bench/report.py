@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-Unit: TypeAlias = Literal["s", "CPU s", "ms", "us", "MiB", "GB/s", "%", "x"]
+Unit: TypeAlias = Literal["s", "CPU s", "ms", "us", "MiB", "GB/s", "/s", "%", "x"]
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
