@@ -6,8 +6,8 @@ The rooms, and the way of the data (imports point one way, downwards; import-lin
   service/    gRPC in and out; error -> status; the server's life
   puller.py   the conductor: the order of the steps of a pull, on one page. Start reading there
               (sessions.py, the store that is open now; requests.py, what it is asked; admission.py, the queue in
-              front of it; presence.py, what the store has already; fetching.py, flights.py and turns.py,
-              downloads that callers share)
+              front of it; presence.py, what the store has already; fetching.py, shared_downloads.py and
+              fair_semaphore.py, downloads that callers share)
   registry/   where bytes come from: references, authentication, the distribution client
   layer/      bytes -> directory: verify, decompress, read tar, extract, whiteouts
   store/      what is on disk: meta_store.json, layers, bundles; locking and recovery

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import DeadlineExceeded, LimitExceeded, TooManyPulls
-from guestpull_server.turns import Turns
+from guestpull_server.fair_semaphore import FairSemaphore
 
 
 class Admission:
@@ -17,7 +17,7 @@ class Admission:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._turns = Turns(limits.max_concurrent_pulls)
+        self._semaphore = FairSemaphore(limits.max_concurrent_pulls)
         self._idle = threading.Condition()
         self._pulls = 0
 
@@ -48,7 +48,7 @@ class Admission:
         try:
             with (
                 caller.nested(f"pull of {image}", self._limits.max_pull_seconds) as cancellation,
-                self._turns.take(cancellation),
+                self._semaphore.acquire(cancellation),
             ):
                 yield cancellation
         except DeadlineExceeded:

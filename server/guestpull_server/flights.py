@@ -31,11 +31,11 @@ from guestpull_server.errors import (
     Status,
     WorkerFailed,
 )
+from guestpull_server.fair_semaphore import FairSemaphore
 from guestpull_server.layer import LayerWorker, LayerWorkers
 from guestpull_server.models import Digest, LayerDescriptor, MiB, StoredLayer
 from guestpull_server.registry import BlobStream, ImageSource
 from guestpull_server.store import Store
-from guestpull_server.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Flights:
     def __init__(self, store: Store, workers: LayerWorkers, limits: Limits) -> None:
         self._store = store
         self._workers = workers
-        self._turns = Turns(limits.max_concurrent_layers)
+        self._semaphore = FairSemaphore(limits.max_concurrent_layers)
         self._lock = threading.Lock()
         self._under_way: dict[tuple[Digest, Digest], _Flight] = {}
 
@@ -173,7 +173,7 @@ class Flights:
 
     def _fly(self, flight: _Flight) -> None:
         try:
-            with self._turns.take(flight.cancellation):
+            with self._semaphore.acquire(flight.cancellation):
                 flight.fetched = self._download_and_retry_once(flight)
         except Exception as error:  # noqa: BLE001 - handed on to whoever waits, whatever it is
             flight.error = error

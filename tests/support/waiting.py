@@ -1,6 +1,6 @@
 """How long a test waits for what must happen: until it has, however slow and busy the machine is.
 
-    until("both stand in the queue", lambda: len(turns.waiting) == 2)
+    until("both stand in the queue", lambda: len(queue) == 2)
 
 A wait with an end, so that what never happens is a failure with a name, and not a suite that hangs.
 """

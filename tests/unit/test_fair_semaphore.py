@@ -1,4 +1,4 @@
-"""The fair queue."""
+"""The semaphore that admits waiters in FIFO order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import Cancelled, DeadlineExceeded
-from guestpull_server.turns import Turns
+from guestpull_server.fair_semaphore import FairSemaphore
 from support.waiting import PATIENCE, end_of
 
 
@@ -27,7 +27,7 @@ class Waiter(Cancellation):
 
 
 def test_no_more_than_the_limit_are_in_at_once() -> None:
-    turns = Turns(3)
+    semaphore = FairSemaphore(3)
     inside = 0
     most = 0
     lock = threading.Lock()
@@ -35,7 +35,7 @@ def test_no_more_than_the_limit_are_in_at_once() -> None:
 
     def visit() -> None:
         nonlocal inside, most
-        with turns.take(Cancellation("test")):
+        with semaphore.acquire(Cancellation("test")):
             with lock:
                 inside += 1
                 most = max(most, inside)
@@ -53,15 +53,15 @@ def test_no_more_than_the_limit_are_in_at_once() -> None:
     assert inside == 0
 
 
-def test_turns_are_given_in_the_order_of_coming() -> None:
-    turns = Turns(1)
+def test_waiters_are_admitted_in_fifo_order() -> None:
+    semaphore = FairSemaphore(1)
     order: list[int] = []
 
     def visit(number: int, caller: Waiter) -> None:
-        with turns.take(caller):
+        with semaphore.acquire(caller):
             order.append(number)
 
-    with turns.take(Cancellation("first")):
+    with semaphore.acquire(Cancellation("first")):
         callers = [Waiter() for _ in range(5)]
         visitors = [threading.Thread(target=visit, args=one) for one in enumerate(callers)]
         for caller, visitor in zip(callers, visitors, strict=True):
@@ -74,18 +74,18 @@ def test_turns_are_given_in_the_order_of_coming() -> None:
 
 
 def test_a_caller_that_leaves_the_queue_takes_no_turn_with_it() -> None:
-    turns = Turns(1)
+    semaphore = FairSemaphore(1)
     leaving = Waiter()
     failures: list[Exception] = []
 
     def visit() -> None:
         try:
-            with turns.take(leaving):
+            with semaphore.acquire(leaving):
                 pass
         except Cancelled as error:
             failures.append(error)
 
-    with turns.take(Cancellation("first")):
+    with semaphore.acquire(Cancellation("first")):
         visitor = threading.Thread(target=visit)
         visitor.start()
         assert leaving.is_waiting.wait(PATIENCE)
@@ -93,18 +93,18 @@ def test_a_caller_that_leaves_the_queue_takes_no_turn_with_it() -> None:
         end_of(visitor)
 
     assert len(failures) == 1
-    with turns.take(Cancellation("next")):
+    with semaphore.acquire(Cancellation("next")):
         pass
 
 
 def test_waiting_ends_at_the_deadline() -> None:
-    turns = Turns(1)
+    semaphore = FairSemaphore(1)
     with (
-        turns.take(Cancellation("first")),
+        semaphore.acquire(Cancellation("first")),
         Cancellation("late").nested(seconds=0.01) as late,
         pytest.raises(DeadlineExceeded),
-        turns.take(late),
+        semaphore.acquire(late),
     ):
         pass
-    with Cancellation("next").nested(seconds=PATIENCE) as following, turns.take(following):
+    with Cancellation("next").nested(seconds=PATIENCE) as following, semaphore.acquire(following):
         pass
