@@ -8,10 +8,10 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import DigestMismatch, WorkerFailed
-from guestpull_server.flights import Flights
 from guestpull_server.models import Digest, LayerDescriptor, PulledLayer, ResolvedImage, StoredLayer
 from guestpull_server.registry import ImageSource
 from guestpull_server.requests import PullObserver
+from guestpull_server.shared_downloads import SharedDownloads
 from guestpull_server.store import Store
 
 
@@ -20,13 +20,13 @@ class LayerFetcher:
 
     Args:
         store: where layers are, and come to.
-        flights: the downloads, shared by all who want the same layer.
+        downloads: shared by all who want the same layer.
         at_once: how many layers of one image are downloaded at the same time.
     """
 
-    def __init__(self, store: Store, flights: Flights, at_once: int) -> None:
+    def __init__(self, store: Store, downloads: SharedDownloads, at_once: int) -> None:
         self._store = store
-        self._flights = flights
+        self._downloads = downloads
         self._at_once = max(1, at_once)
 
     def fetch(
@@ -78,7 +78,7 @@ class LayerFetcher:
                 with lock:
                     observer.layer_progress(layer, done_bytes)
 
-            fetched = self._flights.fetch(layer, source, stop, progress)
+            fetched = self._downloads.fetch(layer, source, stop, progress)
             pulled = PulledLayer(
                 layer.blob.digest,
                 layer.diff_id,

@@ -5,8 +5,8 @@
         baked = puller.baker.bake(BakeRequest("oci-archive:app.tar", reference="registry.example/app:1"))
 
 This is the storage core's front door; a program can use it and never load gRPC. Each step is the work of a
-room: the registry resolves, flights download and unpack, the store remembers, the snapshot mounts, the bundle
-is written. What is there already is not asked for.
+room: the registry resolves, shared downloads fetch and unpack, the store remembers, the snapshot mounts, the
+bundle is written. What is there already is not asked for.
 """
 
 from __future__ import annotations

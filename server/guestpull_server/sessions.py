@@ -21,11 +21,11 @@ from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, LayerNames, VerifyReuse
 from guestpull_server.errors import GuestpullError, WorkDirReplaced
 from guestpull_server.fetching import LayerFetcher
-from guestpull_server.flights import Flights
 from guestpull_server.layer import LayerWorkers
 from guestpull_server.presence import Presence
 from guestpull_server.registry import RegistryClient
 from guestpull_server.reuse import ReuseCheck
+from guestpull_server.shared_downloads import SharedDownloads
 from guestpull_server.snapshot import OverlayMounts
 from guestpull_server.store import Store
 
@@ -67,7 +67,7 @@ class StoreSession:
         )
         fetcher = LayerFetcher(
             store,
-            Flights(store, workers, configuration.limits),
+            SharedDownloads(store, workers, configuration.limits),
             configuration.max_concurrent_layer_downloads_per_image,
         )
         return cls(

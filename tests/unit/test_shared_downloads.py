@@ -1,4 +1,4 @@
-"""Flights: what is shared, and what of a failure is not."""
+"""Shared downloads: what is shared, and what of a failure is not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, Limits, VerifyReuse
 from guestpull_server.errors import BlobNotFound, WorkerFailed
 from guestpull_server.fetching import LayerFetcher
-from guestpull_server.flights import Flights
 from guestpull_server.layer import LayerWorkers
 from guestpull_server.models import Digest, LayerDescriptor
 from guestpull_server.registry import ImageSource, Reference, RegistryClient
 from guestpull_server.requests import Unobserved
 from guestpull_server.reuse import ReuseCheck
+from guestpull_server.shared_downloads import SharedDownloads
 from guestpull_server.store import Store
 from support.faults import Stall
 from support.images import file, image, layer
@@ -50,11 +50,13 @@ def test_a_layer_for_which_no_thread_can_be_had_is_downloaded_the_next_time(
     store: Store, source: ImageSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers = LayerWorkers(Limits())
-    flights = Flights(store, workers, Limits())
+    downloads = SharedDownloads(store, workers, Limits())
     wanted = LayerDescriptor(descriptor_of(LAYER), Digest(LAYER.diff_id))
 
     def fetch() -> None:
-        flights.fetch(wanted, source, Cancellation("pull", time.monotonic() + PATIENCE), lambda _bytes: None)
+        downloads.fetch(
+            wanted, source, Cancellation("pull", time.monotonic() + PATIENCE), lambda _bytes: None
+        )
 
     def no_thread(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -75,7 +77,7 @@ def test_layers_for_which_no_threads_can_be_had_fail_by_name_and_are_downloaded_
 ) -> None:
     pushed = image(*(layer(file(name)) for name in "abc"))
     workers = LayerWorkers(Limits())
-    fetcher = LayerFetcher(store, Flights(store, workers, Limits()), at_once=3)
+    fetcher = LayerFetcher(store, SharedDownloads(store, workers, Limits()), at_once=3)
     start = threading.Thread.start
     left = [started]
 

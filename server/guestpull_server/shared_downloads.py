@@ -1,14 +1,14 @@
-"""One layer, one download: callers that want the same layer at the same time share a flight.
+"""One layer, one download: callers that want the same layer at the same time share it.
 
-A flight is a thread that downloads a layer, has a worker unpack it, and commits it to the store. It belongs
-to nobody: a caller that leaves, or whose pull fails elsewhere, does not hurt the others; when the last one has
-left, the download stops and what it made is deleted.
+A download is a thread that fetches a layer, has a worker unpack it, and commits it to the store. It belongs to no
+caller: one that leaves, or whose pull fails elsewhere, does not affect the others. When the last waiter leaves,
+the download stops and what it wrote is deleted.
 
-    fetch(layer) ---- joins or starts ----> flight: registry -> layer worker -> store
+    fetch(layer) ---- joins or starts ----> download: registry -> layer worker -> store
 
-A flight uses the credentials of the caller that started it. What fails because of them, or because of that
-caller's registry, is no verdict on the others: they start a flight of their own. What fails because of the
-layer itself, or of this machine, fails for all of them.
+A download uses the credentials of the caller that started it. A failure that these credentials or that caller's
+registry caused does not count for the other waiters: they start a download of their own. A failure that the layer
+itself or this machine caused counts for all of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from guestpull_server.store import Store
 _log = logging.getLogger(__name__)
 
 Progress: TypeAlias = Callable[[int], None]
-"""Called with the compressed bytes that a flight has received so far, from the flight's thread."""
+"""Called with the compressed bytes that a download has received so far, from the download's thread."""
 
 _PIECE_BYTES: Final = 1 * MiB
 _SECONDS_BETWEEN_PROGRESS: Final = 0.1
@@ -53,27 +53,27 @@ _OF_THE_CALLER: Final = frozenset(
         Status.UNAUTHENTICATED,
     }
 )
-"""Failures that say something of who started a flight, and nothing of the layer."""
+"""Failures that depend on the caller that started a download, not on the layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedLayer:
-    """A layer that is in the store now. `downloaded_bytes` is 0 for whoever joined another's flight."""
+    """A layer that is in the store now. `downloaded_bytes` is 0 for a caller that joined a download."""
 
     layer: StoredLayer
     downloaded_bytes: int
 
 
-class _Passenger:
-    """A caller that waits for a flight."""
+class _Waiter:
+    """A caller that waits for a download."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.woken = threading.Event()
 
 
-class _Flight:
-    """One download under way. What changes here is guarded by the lock of `Flights`."""
+class _Download:
+    """One download under way. The lock of `SharedDownloads` guards what changes."""
 
     def __init__(self, layer: LayerDescriptor, source: ImageSource, request: str) -> None:
         self.layer = layer
@@ -81,8 +81,8 @@ class _Flight:
         """The id of the request that started it, for the log."""
         self.source = source
         self.cancellation = Cancellation(f"download of layer {layer.blob.digest}")
-        self.passengers: list[_Passenger] = []
-        self.landed = threading.Event()
+        self.waiters: list[_Waiter] = []
+        self.ended = threading.Event()
         self.fetched: FetchedLayer | None = None
         self.error: Exception | None = None
 
@@ -92,7 +92,7 @@ class _Flight:
         return self.layer.blob.digest, self.layer.diff_id
 
 
-class Flights:
+class SharedDownloads:
     """All downloads of layers that are under way. Thread-safe."""
 
     def __init__(self, store: Store, workers: LayerWorkers, limits: Limits) -> None:
@@ -100,12 +100,12 @@ class Flights:
         self._workers = workers
         self._semaphore = FairSemaphore(limits.max_concurrent_layers)
         self._lock = threading.Lock()
-        self._under_way: dict[tuple[Digest, Digest], _Flight] = {}
+        self._under_way: dict[tuple[Digest, Digest], _Download] = {}
 
     def fetch(
         self, layer: LayerDescriptor, source: ImageSource, cancellation: Cancellation, progress: Progress
     ) -> FetchedLayer:
-        """Have a layer downloaded, unpacked, verified and committed; blocks until it is.
+        """Download, unpack, verify and commit a layer; return when it is in the store.
 
         When this raises, nothing of the download is left, unless others still wait for it.
 
@@ -115,84 +115,84 @@ class Flights:
         """
         while True:
             cancellation.check()
-            passenger = _Passenger(progress)
-            flight, started = self._board(layer, source, cancellation.request, passenger)
-            withdraw = cancellation.on_cancel(passenger.woken.set)
-            passenger.woken.wait(cancellation.remaining())
+            waiter = _Waiter(progress)
+            download, started = self._join(layer, source, cancellation.request, waiter)
+            withdraw = cancellation.on_cancel(waiter.woken.set)
+            waiter.woken.wait(cancellation.remaining())
             withdraw()
-            self._leave(flight, passenger)
-            if flight.fetched is not None:
-                return flight.fetched if started else FetchedLayer(flight.fetched.layer, 0)
+            self._leave(download, waiter)
+            if download.fetched is not None:
+                return download.fetched if started else FetchedLayer(download.fetched.layer, 0)
             cancellation.check()
-            assert flight.error is not None
-            if started or _concerns_others(flight.error, flight.source, source):
-                raise flight.error
+            assert download.error is not None
+            if started or _concerns_others(download.error, download.source, source):
+                raise download.error
             stored = self._store.layer(layer.blob.digest)
             if stored is not None:
                 return FetchedLayer(stored, 0)
 
-    # -- boarding and leaving -------------------------------------------------------------------------------
+    # -- joining and leaving --------------------------------------------------------------------------------
 
-    def _board(
-        self, layer: LayerDescriptor, source: ImageSource, request: str, passenger: _Passenger
-    ) -> tuple[_Flight, bool]:
-        """The flight for a layer, and whether this caller started it."""
-        flight = _Flight(layer, source, request)
+    def _join(
+        self, layer: LayerDescriptor, source: ImageSource, request: str, waiter: _Waiter
+    ) -> tuple[_Download, bool]:
+        """The download for a layer, and whether this caller started it."""
+        download = _Download(layer, source, request)
         with self._lock:
-            started = flight.key not in self._under_way
-            flight = self._under_way.setdefault(flight.key, flight)
-            flight.passengers.append(passenger)
+            started = download.key not in self._under_way
+            download = self._under_way.setdefault(download.key, download)
+            download.waiters.append(waiter)
         if started:
-            name = f"flight {layer.blob.digest[:19]}"
+            name = f"download {layer.blob.digest[:19]}"
             try:
-                threading.Thread(target=self._fly, args=(flight,), name=name, daemon=True).start()
+                threading.Thread(target=self._run, args=(download,), name=name, daemon=True).start()
             except (RuntimeError, MemoryError) as error:
-                flight.error = WorkerFailed(layer.blob.digest, f"cannot be started, because {error}")
-                self._land(flight)
-        return flight, started
+                download.error = WorkerFailed(layer.blob.digest, f"cannot be started, because {error}")
+                self._end(download)
+        return download, started
 
-    def _leave(self, flight: _Flight, passenger: _Passenger) -> None:
+    def _leave(self, download: _Download, waiter: _Waiter) -> None:
         with self._lock:
-            flight.passengers.remove(passenger)
-            abandoned = not flight.passengers and not flight.landed.is_set()
+            download.waiters.remove(waiter)
+            abandoned = not download.waiters and not download.ended.is_set()
             if abandoned:
-                del self._under_way[flight.key]
+                del self._under_way[download.key]
         if abandoned:
-            flight.cancellation.cancel()
-            flight.landed.wait()
+            download.cancellation.cancel()
+            download.ended.wait()
 
-    def _land(self, flight: _Flight) -> None:
+    def _end(self, download: _Download) -> None:
         with self._lock:
-            if self._under_way.get(flight.key) is flight:
-                del self._under_way[flight.key]
-            flight.landed.set()
-            for passenger in flight.passengers:
-                passenger.woken.set()
+            if self._under_way.get(download.key) is download:
+                del self._under_way[download.key]
+            download.ended.set()
+            for waiter in download.waiters:
+                waiter.woken.set()
 
-    # -- the flight itself ----------------------------------------------------------------------------------
+    # -- the download itself --------------------------------------------------------------------------------
 
-    def _fly(self, flight: _Flight) -> None:
+    def _run(self, download: _Download) -> None:
         try:
-            with self._semaphore.acquire(flight.cancellation):
-                flight.fetched = self._download_and_retry_once(flight)
+            with self._semaphore.acquire(download.cancellation):
+                download.fetched = self._download_and_retry_once(download)
         except Exception as error:  # noqa: BLE001 - handed on to whoever waits, whatever it is
-            flight.error = error
+            download.error = error
         finally:
-            self._land(flight)
+            self._end(download)
 
-    def _download_and_retry_once(self, flight: _Flight) -> FetchedLayer:
+    def _download_and_retry_once(self, download: _Download) -> FetchedLayer:
         try:
-            return self._download(flight)
+            return self._download(download)
         except (DigestMismatch, SizeMismatch):
             # a proxy or a disk may have altered it once; twice is the registry's last word
-            return self._download(flight)
+            return self._download(download)
 
-    def _download(self, flight: _Flight) -> FetchedLayer:
-        blob, diff_id = flight.layer.blob, flight.layer.diff_id
+    def _download(self, download: _Download) -> FetchedLayer:
+        blob, diff_id = download.layer.blob, download.layer.diff_id
         started = time.monotonic()
         with (
             self._store.stage(blob.digest) as staged,
-            flight.source.open_blob(blob, flight.cancellation) as stream,
+            download.source.open_blob(blob, download.cancellation) as stream,
             self._workers.unpack(
                 staged.directory,
                 diff_id.algorithm,
@@ -201,27 +201,27 @@ class Flights:
                 tar_split_path=staged.record_path,
             ) as worker,
         ):
-            withdraw = flight.cancellation.on_cancel(worker.kill)
+            withdraw = download.cancellation.on_cancel(worker.kill)
             try:
-                self._feed(flight, stream, worker)
+                self._feed(download, stream, worker)
                 unpacked = worker.finish()
             except (CorruptLayer, LimitExceeded):
                 # altered bytes rarely unpack: what the registry sent decides which error is the true one
                 _drain(stream)
                 raise
             except WorkerFailed:
-                flight.cancellation.check()
+                download.cancellation.check()
                 raise
             finally:
                 withdraw()
             if unpacked.diff_id != diff_id:
                 raise DigestMismatch("diff_id of layer", diff_id, unpacked.diff_id, f"blob {blob.digest}")
-            flight.cancellation.check()
+            download.cancellation.check()
             stored = self._store.commit_layer(staged, blob.digest, unpacked)
             told = {
-                "request": flight.request,
+                "request": download.request,
                 "layer": blob.digest,
-                "image": flight.source.reference,
+                "image": download.source.reference,
                 "bytes": stream.received_bytes,
                 "unpacked_bytes": unpacked.size_bytes,
                 "entries": unpacked.entries,
@@ -231,15 +231,15 @@ class Flights:
             return FetchedLayer(stored, stream.received_bytes)
 
     @staticmethod
-    def _feed(flight: _Flight, stream: BlobStream, worker: LayerWorker) -> None:
+    def _feed(download: _Download, stream: BlobStream, worker: LayerWorker) -> None:
         next_report = 0.0
         while piece := stream.read(_PIECE_BYTES):
             worker.write(memoryview(piece))
             now = time.monotonic()
             if now >= next_report:
                 next_report = now + _SECONDS_BETWEEN_PROGRESS
-                for passenger in tuple(flight.passengers):
-                    passenger.progress(stream.received_bytes)
+                for waiter in tuple(download.waiters):
+                    waiter.progress(stream.received_bytes)
 
 
 def _drain(stream: BlobStream) -> None:
@@ -248,7 +248,7 @@ def _drain(stream: BlobStream) -> None:
 
 
 def _concerns_others(error: Exception, theirs: ImageSource, ours: ImageSource) -> bool:
-    """Whether a flight that another caller started failed for a reason that holds for us as well."""
+    """Whether the failure of a download that another caller started counts for this caller too."""
     if not isinstance(error, GuestpullError):
         return True
     if error.status in _OF_THE_CALLER:
