@@ -623,13 +623,18 @@ class BundleNotFound(GuestpullError):
 
 @dataclass(eq=False)
 class BundleBusy(GuestpullError):
-    """The bundle's rootfs is in use and cannot be unmounted."""
+    """Somebody on the machine uses the bundle's rootfs. `users` says who and how, a phrase each."""
 
     status, reason = Status.FAILED_PRECONDITION, "BUNDLE_BUSY"
     bundle_path: str
+    users: tuple[str, ...]
 
     def explain(self) -> str:
-        return f"{self.bundle_path}/rootfs is in use. Stop the container that uses it, then release it again."
+        return (
+            f"{self.bundle_path}/rootfs is in use: {'; '.join(self.users)}. "
+            "Stop the container that runs in it, undo the mounts that others made of it or on it, "
+            "then release it again; nothing was deleted."
+        )
 
 
 @dataclass(eq=False)

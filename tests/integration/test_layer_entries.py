@@ -498,7 +498,7 @@ def test_what_is_gone_is_not_even_listed_where_no_other_layer_has_the_directory(
     try:
         assert os.listdir(rootfs / "d") == ["there"]
     finally:
-        OverlayMounts().unmount(str(rootfs))
+        OverlayMounts().unmount(str(rootfs), str(overlay))
 
 
 def test_a_root_may_be_opaque(unpacker: Unpacker) -> None:

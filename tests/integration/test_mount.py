@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import struct
 import subprocess
@@ -16,9 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guestpull_server.bundle import write_runtime_config
-from guestpull_server.errors import BundleBusy, MountFailed, StorageFailed
+from guestpull_server.errors import MountFailed, StorageFailed
 from guestpull_server.models import Decoder, Digest, StoredLayer
-from guestpull_server.snapshot import OverlayMounts, mount_rootfs, overlay
+from guestpull_server.snapshot import OverlayMounts, mount_rootfs, mounts
 from guestpull_server.snapshot.overlay import mount_by_one_page
 from guestpull_server.snapshot.syscalls import unmount
 from support.bundles import mount_layers
@@ -32,8 +33,8 @@ class Stage:
         self.directory = directory
         self.rootfs = directory / "rootfs"
         self.rootfs.mkdir()
-        self.overlay = directory / "overlay"
-        self.overlay.mkdir()
+        self.overlay = directory / "overlay" / secrets.token_hex(8)
+        self.overlay.mkdir(parents=True)
         self._layers = 0
 
     def layer(self, *paths: str, implied: tuple[bytes, ...] = (), name: str = "") -> StoredLayer:
@@ -55,11 +56,16 @@ class Stage:
         mount_layers(layers, self.overlay, self.rootfs)
         return self.rootfs
 
+    def unmount(self, rootfs: Path | None = None) -> tuple[str, ...]:
+        """Unmount what is mounted; returns who uses it."""
+        return OverlayMounts().unmount(str(rootfs or self.rootfs), str(self.overlay))
+
 
 @pytest.fixture
 def stage(disk: Path) -> Iterator[Stage]:
-    yield Stage(disk)
-    OverlayMounts().unmount(str(disk / "rootfs"))
+    made = Stage(disk)
+    yield made
+    assert made.unmount() == ()
 
 
 def test_the_topmost_layer_wins_and_the_mount_is_writable(stage: Stage) -> None:
@@ -121,7 +127,7 @@ def test_any_path_of_a_work_directory_and_a_bundle_will_do(disk: Path, name: str
     (rootfs / "written").write_text("x")
     assert (stage.overlay / "upper/written").exists()
     assert str(rootfs) in OverlayMounts().mounted()
-    OverlayMounts().unmount(str(rootfs))
+    assert stage.unmount() == ()
     assert str(rootfs) not in OverlayMounts().mounted()
 
 
@@ -133,7 +139,7 @@ def test_paths_may_be_long(disk: Path) -> None:
     rootfs = stage.mount(*(stage.layer(f"file{number}") for number in range(130)))
 
     assert len(os.listdir(rootfs)) == 130
-    OverlayMounts().unmount(str(rootfs))
+    assert stage.unmount() == ()
 
 
 @pytest.mark.parametrize("count", [1, 130, 500])
@@ -295,7 +301,7 @@ def test_a_list_of_implied_directories_that_lies_leads_nowhere(stage: Stage, pat
     rootfs = stage.mount(below, above)
 
     assert attributes(rootfs / "dir")[0] == 0o755
-    OverlayMounts().unmount(str(rootfs))
+    assert stage.unmount() == ()
     changed = {line.split(b"/")[0] for line in tree(stage.directory).keys() ^ outside.keys()}
     assert changed <= {b"overlay"}
 
@@ -375,7 +381,7 @@ def test_any_layers_look_as_if_unpacked_one_over_the_other(made: list[dict[str, 
             }
             assert found == unpacked_one_over_the_other(made)
         finally:
-            OverlayMounts().unmount(str(rootfs))
+            assert stage.unmount() == ()
 
 
 def test_a_layer_that_is_gone_is_a_named_error_and_leaves_no_mount(stage: Stage) -> None:
@@ -416,23 +422,23 @@ def test_a_bundle_s_directory_that_was_opened_is_the_one_that_counts(stage: Stag
     assert (stage.directory / "moved/config.json").exists()
     assert os.listdir(elsewhere) == ["rootfs"]
     assert not os.path.ismount(elsewhere / "rootfs")
-    OverlayMounts().unmount(str(stage.directory / "moved/rootfs"))
+    assert stage.unmount(stage.directory / "moved/rootfs") == ()
 
 
 def test_unmounting_waits_for_what_lets_go_in_a_moment(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     rootfs = stage.mount(stage.layer("a"))
     held = [os.open(rootfs, os.O_RDONLY)]
 
-    def refused_once(path: str, *, detach: bool) -> None:
+    def refused_once(path: str) -> None:
         try:
-            unmount(path, detach=detach)
+            unmount(path)
         except OSError:
             os.close(held.pop())
             raise
 
-    monkeypatch.setattr(overlay, "unmount", refused_once)
+    monkeypatch.setattr(mounts, "unmount", refused_once)
 
-    OverlayMounts().unmount(str(rootfs))
+    assert stage.unmount() == ()
 
     assert held == []
     assert not os.path.ismount(rootfs)
@@ -440,13 +446,11 @@ def test_unmounting_waits_for_what_lets_go_in_a_moment(stage: Stage, monkeypatch
 
 def test_unmounting_refuses_while_in_use_and_is_harmless_twice(stage: Stage) -> None:
     rootfs = stage.mount(stage.layer("a"))
-    mounts = OverlayMounts()
     with subprocess.Popen([sys.executable, "-c", "input()"], cwd=rootfs, stdin=subprocess.PIPE) as user:
-        with pytest.raises(BundleBusy):
-            mounts.unmount(str(rootfs))
+        (told,) = stage.unmount()
         user.communicate(b"\n")
 
-    mounts.unmount(str(rootfs))
-    mounts.unmount(str(rootfs))
-
-    assert str(rootfs) not in mounts.mounted()
+    assert str(rootfs) in told
+    assert stage.unmount() == ()
+    assert stage.unmount() == ()
+    assert str(rootfs) not in OverlayMounts().mounted()

@@ -76,7 +76,8 @@ class Bundles:
     def unmount(self) -> None:
         """Unmount all."""
         for number in range(1, self._count + 1):
-            OverlayMounts().unmount(str(self._disk / f"bundle{number}/rootfs"))
+            overlay = self._disk / f"overlay{number}"
+            assert OverlayMounts().unmount(str(self._disk / f"bundle{number}/rootfs"), str(overlay)) == ()
 
     def _layer(self, name: str) -> Path:
         path = self._disk / "layers" / name

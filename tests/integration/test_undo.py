@@ -65,7 +65,7 @@ def test_an_undo_that_fails_is_logged_and_done_at_the_next_start(
     def fail_after_the_mount(kernel: pytest.MonkeyPatch) -> None:
         with store.reserve_bundle(str(disk / "bundle")) as bundle:
             mount_layers(stored.layers, bundle.overlay_directory, bundle.rootfs)
-            kernel.setattr("guestpull_server.snapshot.overlay.unmount", refused)
+            kernel.setattr("guestpull_server.snapshot.mounts.unmount", refused)
             raise InvalidRequest("image_url", "the first error", "")
 
     store = Store.open(str(disk / "work"), OverlayMounts())

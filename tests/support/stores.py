@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from guestpull_server.config import LayerNames
-from guestpull_server.errors import BundleBusy, StorageFailed, storage_errors
+from guestpull_server.errors import StorageFailed, storage_errors
 from guestpull_server.models import (
     Decoder,
     Descriptor,
@@ -26,6 +26,7 @@ from guestpull_server.models import (
 )
 from guestpull_server.platforms import Platform
 from guestpull_server.store import BundleReservation, Store
+from guestpull_server.store.bundle_files import READY, read_bundle_file
 from support import bundles
 from support.images import Image, Layer
 
@@ -44,14 +45,22 @@ class MountsInMemory:
         """Where something is mounted."""
         return frozenset(self.places)
 
-    def unmount(self, rootfs: str) -> None:
+    def is_used(self, overlay_directory: str) -> bool:
+        """Whether the bundle that an overlay directory belongs to is mounted or busy."""
+        found = read_bundle_file(overlay_directory, READY)
+        return found is not None and f"{found.real_path}/rootfs" in self.places | self.busy
+
+    def unmount(self, rootfs: str | None, _overlay_directory: str) -> tuple[str, ...]:
         """Unmount, unless it is busy."""
+        if rootfs is None:
+            return ()
         rootfs = os.path.realpath(rootfs)
         if rootfs in self.busy:
-            raise BundleBusy(os.path.dirname(rootfs))
+            return ("somebody",)
         self.places.discard(rootfs)
+        return ()
 
-    def detach(self, rootfs: str) -> None:
+    def detach(self, rootfs: str, _overlay_directory: str) -> None:
         """Unmount, busy or not, unless it is stuck."""
         rootfs = os.path.realpath(rootfs)
         if rootfs in self.stuck:

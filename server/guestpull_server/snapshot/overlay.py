@@ -13,22 +13,17 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
 
-from guestpull_server.errors import BundleBusy, MountFailed, storage_errors
+from guestpull_server.errors import MountFailed, storage_errors
 from guestpull_server.models import StoredLayer
 from guestpull_server.snapshot.attributes import prepare_upper, visible
-from guestpull_server.snapshot.syscalls import FilesystemContext, mount_from_directory, unmount
+from guestpull_server.snapshot.syscalls import FilesystemContext, mount_from_directory
 
 _SAFE_OPTIONS: Final = {"redirect_dir": "nofollow", "metacopy": "off", "index": "off"}
 _SOURCE: Final = "guestpull"
 _MAX_LAYERS: Final = 500  # the kernel's OVL_MAX_STACK
-_TRIES: Final = 20
-_SECONDS_BETWEEN_TRIES: Final = 0.025
-_MOUNTINFO: Final = "/proc/self/mountinfo"
 _LETTERS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -132,7 +127,14 @@ def mount_by_one_page(lower: Sequence[str], overlay_directory: str, target: int)
     names = [_short_name(number) for number in range(len(lower))]
     for name, path in zip(names, lower, strict=True):
         os.symlink(path, os.path.join(links, name))
-    options = {"lowerdir": ":".join(names), "upperdir": "../upper", "workdir": "../work", **_SAFE_OPTIONS}
+    # its name is in the path: the bundle's mounts are recognised by it
+    own = f"../../{os.path.basename(overlay_directory)}"
+    options = {
+        "lowerdir": ":".join(names),
+        "upperdir": f"{own}/upper",
+        "workdir": f"{own}/work",
+        **_SAFE_OPTIONS,
+    }
     text = ",".join(f"{key}={value}" for key, value in options.items())
     mount_from_directory(links, _SOURCE, f"/proc/self/fd/{target}", "overlay", text)
 
@@ -169,73 +171,3 @@ def _refused(rootfs: str, error: OSError, layers: int) -> MountFailed:
         case _:
             remedy = "The kernel's log may say more."
     return MountFailed(rootfs, problem, remedy)
-
-
-class OverlayMounts:
-    """What the store must know of mounts (its `Mounts`)."""
-
-    def mounted(self) -> frozenset[str]:
-        """Where overlay file systems are mounted, absolute paths.
-
-        Raises:
-            StorageFailed: /proc cannot be read.
-        """
-        with storage_errors("reading the list of mounts", _MOUNTINFO), open(_MOUNTINFO, "rb") as file:
-            lines = file.read().splitlines()
-        found: list[str] = []
-        for line in lines:
-            fields, _, filesystem = line.partition(b" - ")
-            if filesystem.startswith(b"overlay "):
-                found.append(os.fsdecode(_unescaped(fields.split(b" ")[4])))
-        return frozenset(found)
-
-    def unmount(self, rootfs: str) -> None:
-        """Unmount a rootfs; harmless where nothing is mounted.
-
-        As containerd does, this tries for a while: a process that was forked elsewhere on the machine holds what
-        was open there until it becomes another program.
-
-        Raises:
-            BundleBusy: something uses it.
-            StorageFailed: the kernel refuses for another reason.
-        """
-        with storage_errors("unmounting", rootfs):
-            for _ in range(_TRIES):
-                if self._is_unmounted(rootfs):
-                    return
-                time.sleep(_SECONDS_BETWEEN_TRIES)
-            raise BundleBusy(os.path.dirname(rootfs))
-
-    def detach(self, rootfs: str) -> None:
-        """Unmount a rootfs whoever uses it; harmless where nothing is mounted.
-
-        Raises:
-            StorageFailed: the kernel refuses.
-        """
-        with storage_errors("unmounting", rootfs):
-            self._is_unmounted(rootfs, detach=True)
-
-    def _is_unmounted(self, rootfs: str, *, detach: bool = False) -> bool:
-        """Unmount, if anything is mounted; False if something uses it."""
-        try:
-            unmount(rootfs, detach=detach)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                return False
-            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return True
-            # without CAP_SYS_ADMIN the kernel says EPERM before it looks whether anything is mounted
-            if error.errno != errno.EPERM or os.path.realpath(rootfs) in self.mounted():
-                raise
-        return True
-
-
-def _unescaped(field: bytes) -> bytes:
-    r"""A path of mountinfo, which writes space, tab, newline and backslash as `\ooo` (proc(5))."""
-    head, *rest = field.split(b"\\")
-    parts = [head]
-    for part in rest:
-        with suppress(ValueError):
-            parts.append(bytes([int(part[:3], 8)]))
-        parts.append(part[3:])
-    return b"".join(parts)

@@ -31,18 +31,27 @@ class Mounts(Protocol):
     """What the store must know of mounts, and leaves to others to do."""
 
     def mounted(self) -> frozenset[str]:
-        """Where overlay file systems are mounted, absolute paths."""
+        """Where overlay file systems are mounted in this process's mount namespace, absolute paths."""
 
-    def unmount(self, rootfs: str) -> None:
-        """Unmount a rootfs; harmless where nothing is mounted.
+    def is_used(self, overlay_directory: str) -> bool:
+        """Whether anybody on the machine has a bundle's overlay mounted, or holds it otherwise.
 
         Raises:
-            BundleBusy: something uses it.
-            GuestpullError: the kernel refuses for another reason.
+            GuestpullError: that cannot be found out.
         """
 
-    def detach(self, rootfs: str) -> None:
-        """Unmount a rootfs whoever uses it; harmless where nothing is mounted.
+    def unmount(self, rootfs: str | None, overlay_directory: str) -> tuple[str, ...]:
+        """Unmount a bundle's rootfs if nobody else uses its overlay; returns who does, a phrase each.
+
+        If it returns nothing, nobody on the machine has the overlay mounted. Harmless where nothing is mounted.
+        `rootfs` is None if the bundle's directory is gone.
+
+        Raises:
+            GuestpullError: the kernel refuses for another reason than its use.
+        """
+
+    def detach(self, rootfs: str, overlay_directory: str) -> None:
+        """Unmount a bundle's rootfs whoever uses it; harmless where it is not mounted.
 
         Raises:
             GuestpullError: the kernel refuses.
@@ -171,7 +180,7 @@ class BundleMaker:
         """Take a bundle away: unmount it, and remove what we made. Harmless to repeat.
 
         Raises:
-            BundleBusy: it was ready, and something uses its rootfs; all is as it was.
+            BundleBusy: it was ready, and somebody on the machine uses its overlay; nothing is deleted.
             StorageFailed: the operating system refuses.
         """
         self._unmount(place)
@@ -192,19 +201,16 @@ class BundleMaker:
 
     def _unmount(self, place: BundlePlace) -> None:
         """Unmount a bundle's rootfs, and nothing that a link leads to in its place."""
-        with (
-            storage_errors("unmounting the bundle", place.path.rootfs),
-            suppress(FileNotFoundError, InvalidBundlePath),  # it is gone, or something else has its name
-            self._paths.opened(place.path) as directory,
-        ):
-            rootfs = f"/proc/self/fd/{directory}/{ROOTFS}"
+        with storage_errors("unmounting the bundle", place.path.rootfs), ExitStack() as stack:
+            rootfs = None
+            with suppress(FileNotFoundError, InvalidBundlePath):  # it is gone, or something else has its name
+                directory = stack.enter_context(self._paths.opened(place.path))
+                rootfs = f"/proc/self/fd/{directory}/{ROOTFS}"
             if not place.ready:  # nobody was given it: who uses it has no say
-                self._mounts.detach(rootfs)
-                return
-            try:
-                self._mounts.unmount(rootfs)
-            except BundleBusy:
-                raise BundleBusy(place.path.told) from None
+                if rootfs is not None:
+                    self._mounts.detach(rootfs, place.overlay_directory)
+            elif users := self._mounts.unmount(rootfs, place.overlay_directory):
+                raise BundleBusy(place.path.told, users)
 
     def _prepare(self, place: BundlePlace) -> None:
         content = BundleFile(

@@ -230,7 +230,7 @@ class BundleShelf:
 
         Raises:
             BundleNotFound: it is no bundle of ours.
-            BundleBusy: something uses its rootfs; it stays a bundle.
+            BundleBusy: somebody on the machine uses its overlay; nothing is deleted, and it stays a bundle.
             StorageFailed: the operating system refuses.
         """
         if not bundle_path.startswith("/") or not can_be(bundle_path):

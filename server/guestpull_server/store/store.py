@@ -229,11 +229,10 @@ class Store:
             StorageFailed: the operating system refuses.
         """
         with self._lock:
-            mounted = self._mounts.mounted()
             users = [
                 bundle.bundle_path
                 for bundle in self._bundles.ready.values()
-                if digest in bundle.layers and bundle.path.real_rootfs in mounted
+                if digest in bundle.layers and self._mounts.is_used(bundle.overlay_directory)
             ]
             if users or digest in self._layers.pinned:
                 raise LayerInUse(digest, tuple(sorted(users)))
@@ -410,7 +409,7 @@ class Store:
 
         Raises:
             BundleNotFound: it is no bundle of ours.
-            BundleBusy: something uses its rootfs; it stays a bundle.
+            BundleBusy: somebody on the machine uses its overlay; nothing is deleted, and it stays a bundle.
             StorageFailed: the operating system refuses.
         """
         bundle = self._bundles.release(bundle_path)

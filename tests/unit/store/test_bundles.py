@@ -478,10 +478,10 @@ def test_of_two_releases_at_once_one_finds_no_bundle(work_dir: Path, tmp_path: P
             self.unmounting = threading.Event()
             self.go_on = threading.Event()
 
-        def unmount(self, rootfs: str) -> None:
+        def unmount(self, rootfs: str | None, _overlay_directory: str) -> tuple[str, ...]:
             self.unmounting.set()
             self.go_on.wait()
-            super().unmount(rootfs)
+            return super().unmount(rootfs, _overlay_directory)
 
     mounts = SlowMounts()
     store = open_store(work_dir, mounts)
