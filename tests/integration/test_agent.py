@@ -379,13 +379,14 @@ class Terminal:
             stderr=other,
         )
         os.close(other)
+        self._shown = select.poll()
+        self._shown.register(self._descriptor, select.POLLIN)
         self._seen = b""
 
     def shows(self, text: bytes) -> None:
         """Wait until a text is there that was not there before."""
         while text not in self._seen:
-            ready, _, _ = select.select([self._descriptor], [], [], PATIENCE)
-            assert ready, f"{text!r} is not shown, but {self._seen!r}"
+            assert self._shown.poll(PATIENCE * 1000), f"{text!r} is not shown, but {self._seen!r}"
             self._seen += os.read(self._descriptor, 4096)
         self._seen = self._seen.partition(text)[2]
 

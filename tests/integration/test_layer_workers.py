@@ -23,6 +23,7 @@ from guestpull_server.errors import CorruptLayer, LimitExceeded, StorageFailed, 
 from guestpull_server.layer import LayerWorker, LayerWorkers
 from guestpull_server.models import KiB, MiB
 from support.daemon import Tmpfs
+from support.descriptors import many_descriptors_open
 from support.images import Entry, Layer, directory, file, files, layer, layer_of_tar, symlink, tar_of
 from support.unpacking import Unpacker, feed
 from support.waiting import PATIENCE, until
@@ -40,6 +41,11 @@ def make_workers() -> Iterator[MakeWorkers]:
             return workers
 
         yield make
+
+
+def test_layers_are_unpacked_beside_many_open_descriptors(unpacker: Unpacker) -> None:
+    with many_descriptors_open():
+        assert unpacker.unpack(file("kept", b"whole")).read("kept") == b"whole"
 
 
 # -- limits -------------------------------------------------------------------------------------------------

@@ -66,10 +66,12 @@ class Signals:
         if (status := process.poll()) is not None:
             return status
         ended = os.pidfd_open(process.pid)
+        waiting = select.poll()  # select() knows no descriptors above 1023
+        waiting.register(ended, select.POLLIN)
+        waiting.register(self._wakeups, select.POLLIN)
         try:
             while True:
-                ready, _, _ = select.select([ended, self._wakeups.fileno()], [], [])
-                if ended in ready:
+                if any(ready == ended for ready, _ in waiting.poll()):
                     return process.wait()
                 self._wakeups.recv(_WAKEUPS)
         finally:

@@ -48,7 +48,9 @@ class WorkerProcess:
         self._report.close()
         with self._lock:
             if self._pidfd >= 0:
-                select.select([self._pidfd], [], [])
+                gone = select.poll()  # select() knows no descriptors above 1023
+                gone.register(self._pidfd, select.POLLIN)
+                gone.poll()
                 os.close(self._pidfd)
                 self._pidfd = -1
 
