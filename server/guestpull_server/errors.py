@@ -710,7 +710,7 @@ class WorkDirReplaced(GuestpullError):
 class InvalidConfiguration(GuestpullError):
     """A configuration file is invalid; `place` is the path within it."""
 
-    status, reason = Status.INVALID_ARGUMENT, "INVALID_CONFIGURATION"
+    status, reason = Status.FAILED_PRECONDITION, "INVALID_CONFIGURATION"
     path: str
     place: str
     problem: str
