@@ -11,7 +11,7 @@ streams of blobs whose bytes are verified before their end is told.
   session.py         one exchange with all that it may take: authentication, redirects, retries
   failures.py        why one failed, in words
   authentication.py  Basic and Bearer tokens; challenges.py reads what a registry asks for
-  transport.py       HTTP below that: pools (connections.py), TLS, proxies.py, and an end (patience.py, alarms.py)
+  transport.py       HTTP: connection pools (connections.py), TLS, proxies.py, and deadlines.py
   urls.py            what may be said of an URL that a server names
   endpoints.py       containers-registries.conf: mirrors, locations, blocked and insecure registries
   credentials.py     containers-auth.json

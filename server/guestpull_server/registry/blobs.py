@@ -25,8 +25,8 @@ from guestpull_server.errors import (
     SizeMismatch,
 )
 from guestpull_server.models import Descriptor, KiB
+from guestpull_server.registry.deadlines import Body, TransportError
 from guestpull_server.registry.failures import plain
-from guestpull_server.registry.patience import Body, TransportError
 from guestpull_server.registry.session import Session
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")

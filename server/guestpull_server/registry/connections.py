@@ -1,22 +1,28 @@
-"""Connections that a Watch can end at any point of their lives: urllib3's, with an own way to connect."""
+"""Connections of urllib3 whose blocking calls are bounded by the Deadline of the current thread.
+
+What urllib3 has for the purpose is used: `pool_classes_by_scheme`, `ConnectionCls`, and `_new_conn`, which
+urllib3.contrib.socks overrides as well. The ssl module has `SSLContext.sslsocket_class`.
+"""
 
 from __future__ import annotations
 
+import functools
 import queue
 import socket
+import ssl
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from guestpull_server.registry.patience import Watch
+from guestpull_server.registry.deadlines import Deadline
 
 if TYPE_CHECKING:
-    from urllib3._base_connection import BaseHTTPConnection
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 _Address: TypeAlias = tuple[
     socket.AddressFamily,
@@ -25,18 +31,67 @@ _Address: TypeAlias = tuple[
     str,
     tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
 ]
-"""As socket.getaddrinfo gives it."""
+"""As returned by socket.getaddrinfo."""
 
 
-class _Watched(HTTPConnection):
+class _Socket(socket.socket):
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        # not SSLSocket.shutdown, which takes the TLS state away from the thread that reads
+        wake = functools.partial(_shutdown, self)
+        with Deadline.current().waiting(wake) as seconds:
+            self.settimeout(seconds)
+            yield
+
+    def recv(self, limit: int = 1024, flags: int = 0) -> bytes:
+        with self._bounded():
+            return super().recv(limit, flags)
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
+        with self._bounded():
+            return super().recv_into(buffer, nbytes or 0, flags)
+
+    def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
+        with self._bounded():
+            super().sendall(data, flags)
+
+    def connect_within(self, timeout: float, address: object) -> None:
+        with self._bounded():
+            self.settimeout(min(timeout, self.gettimeout() or timeout))
+            self.connect(address)  # type: ignore[arg-type]
+
+
+class TlsSocket(_Socket, ssl.SSLSocket):
+    """A TLS connection."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """See ssl.SSLSocket."""
+        with self._bounded():
+            super().do_handshake(block)
+
+
+def _shutdown(connected: socket.socket) -> None:
+    with suppress(OSError):
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+
+class _Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
-        watch = Watch.current()
-        assert watch is not None, "all exchanges are watched"
-        timeout = self.timeout if isinstance(self.timeout, int | float) else None
+        assert isinstance(self.timeout, int | float), "Transport sets it"
         try:
-            return _connect(
-                _addresses(self._dns_host, self.port, watch), timeout, self.socket_options or (), watch
-            )
+            failure = OSError("its name has no address")
+            for family, kind, protocol, _, address in _resolve(self.host.strip("[]"), self.port):
+                made = _Socket(family, kind, protocol)
+                try:
+                    for option in self.socket_options or ():
+                        made.setsockopt(*option)
+                    made.connect_within(self.timeout, address)
+                except OSError as error:
+                    made.close()
+                    failure = error
+                else:
+                    return made
+            raise failure
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
         except TimeoutError as error:
@@ -44,81 +99,43 @@ class _Watched(HTTPConnection):
         except OSError as error:
             raise NewConnectionError(self, error.strerror or str(error)) from error
 
-    def putrequest(
-        self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False
-    ) -> None:
-        watch = Watch.current()
-        if watch is not None and self.sock is not None:  # a connection that is used again
-            watch.attach(self.sock)
-        super().putrequest(method, url, skip_host, skip_accept_encoding)
 
-
-class _WatchedTls(_Watched, HTTPSConnection):
+class _TlsConnection(_Connection, HTTPSConnection):
     pass
 
 
-class WatchedPool(HTTPConnectionPool):
+class Pool(HTTPConnectionPool):
     """A pool of plain connections."""
 
-    ConnectionCls = _Watched
+    ConnectionCls = _Connection
 
 
-class WatchedTlsPool(HTTPSConnectionPool):
-    """A pool of TLS connections."""
+class TlsPool(HTTPSConnectionPool):
+    """A pool of TLS connections; their SSLContext must make TlsSockets."""
 
-    ConnectionCls = _WatchedTls
-
-    def _validate_conn(self, conn: BaseHTTPConnection) -> None:
-        # without the base's warning about certificates that are not verified: the configuration says `insecure`
-        if conn.is_closed:
-            conn.connect()
+    ConnectionCls = _TlsConnection
 
 
-def _addresses(host: str, port: int, watch: Watch) -> Sequence[_Address]:
-    """Resolve a name. No resolver can be interrupted, so it is left behind when the watch ends."""
-    host = host.strip("[]")
+def _resolve(host: str, port: int) -> Sequence[_Address]:
+    """Resolve a name. getaddrinfo cannot be interrupted, so its thread is abandoned if the time is up."""
     with suppress(socket.gaierror, UnicodeError):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     outcome: queue.SimpleQueue[Sequence[_Address] | OSError] = queue.SimpleQueue()
-    finished = threading.Event()
 
     def resolve() -> None:
         try:
             outcome.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as error:
             outcome.put(error)
-        except UnicodeError as error:  # a label that is longer than a name may have
+        except UnicodeError as error:  # a label is longer than DNS allows
             outcome.put(socket.gaierror(socket.EAI_NONAME, str(error)))
-        finished.set()
 
     threading.Thread(target=resolve, name=f"resolve {host}", daemon=True).start()
-    if not watch.wait_for(finished):
-        raise TimeoutError
-    addresses = outcome.get()
+    try:
+        with Deadline.current().waiting(lambda: outcome.put(TimeoutError())) as seconds:
+            addresses = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
     if isinstance(addresses, OSError):
         raise addresses
     return addresses
-
-
-def _connect(
-    addresses: Sequence[_Address],
-    timeout: float | None,
-    options: Iterable[tuple[int, int, int | bytes]],
-    watch: Watch,
-) -> socket.socket:
-    """A connection to the first of these addresses that takes it."""
-    failure: OSError = OSError("its name has no address")
-    for family, kind, protocol, _, address in addresses:
-        made = socket.socket(family, kind, protocol)
-        try:
-            for option in options:
-                made.setsockopt(*option)
-            made.settimeout(timeout)
-            watch.attach(made)
-            made.connect(address)
-        except OSError as error:
-            made.close()
-            failure = error
-        else:
-            return made
-    raise failure

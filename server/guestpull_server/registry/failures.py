@@ -6,7 +6,7 @@ import ssl
 
 import urllib3
 
-from guestpull_server.registry.patience import TooSlow
+from guestpull_server.registry.deadlines import TooSlow
 
 
 def is_final(error: Exception) -> bool:

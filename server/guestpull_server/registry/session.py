@@ -29,9 +29,9 @@ from guestpull_server.errors import (
 )
 from guestpull_server.models import KiB, without_password
 from guestpull_server.registry.authentication import Authorization
+from guestpull_server.registry.deadlines import Body, TransportError
 from guestpull_server.registry.endpoints import Endpoint
 from guestpull_server.registry.failures import is_final, plain
-from guestpull_server.registry.patience import Body, TransportError
 from guestpull_server.registry.transport import Transport
 from guestpull_server.registry.urls import is_loopback, is_usable, origin
 

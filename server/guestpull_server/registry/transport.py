@@ -20,9 +20,9 @@ import urllib3
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration
 from guestpull_server.errors import InvalidConfiguration
-from guestpull_server.registry.connections import WatchedPool, WatchedTlsPool
+from guestpull_server.registry.connections import Pool, TlsPool, TlsSocket
+from guestpull_server.registry.deadlines import Deadline, TransportError
 from guestpull_server.registry.endpoints import Endpoint
-from guestpull_server.registry.patience import TransportError, Watch
 from guestpull_server.registry.proxies import Proxies
 from guestpull_server.version import __version__
 
@@ -101,9 +101,10 @@ class Transport:
         """
         cancellation.check()
         manager = self._manager(urlsplit(url).scheme, insecure, self._proxies.for_url(url))
-        watch = Watch(cancellation, seconds or self._limits.connect_timeout + self._limits.read_timeout)
+        patience = self._limits.connect_timeout + self._limits.read_timeout
+        deadline = Deadline(cancellation, seconds or patience)
         try:
-            with watch:
+            with deadline:
                 return manager.request(
                     "GET",
                     url,
@@ -116,7 +117,7 @@ class Transport:
                 )
         except TransportError:
             cancellation.check()
-            if watch.ended:
+            if deadline.passed:
                 raise TimeoutError from None
             raise
 
@@ -142,13 +143,14 @@ class Transport:
                 proxy_ssl_context=self._verifying_context() if proxy.startswith("https:") else None,
                 ssl_context=context,
             )
-        manager.pool_classes_by_scheme = {"http": WatchedPool, "https": WatchedTlsPool}
+        manager.pool_classes_by_scheme = {"http": Pool, "https": TlsPool}
         return manager
 
     def _verifying_context(self) -> ssl.SSLContext:
         """The system's certificates and the extra ones; made when first needed, as reading them takes 30 ms."""
         context = ssl.create_default_context()
         _add(self._extra_certificates, context)
+        context.sslsocket_class = TlsSocket
         return context
 
     # -- http or https --------------------------------------------------------------------------------------
@@ -194,9 +196,11 @@ def _speaks_no(scheme: str, error: Exception) -> bool:
 
 
 def _unverifying_context() -> ssl.SSLContext:
+    urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the configuration says `insecure`
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    context.sslsocket_class = TlsSocket
     return context
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 import time
@@ -36,7 +37,7 @@ from support.faults import (
     Status,
 )
 from support.images import files, image, layer
-from support.pulling import PATIENT, ClientOf, Pull
+from support.pulling import IMPATIENT, PATIENT, ClientOf, Pull
 from support.simulator import Fault, RegistrySimulator, certificate_authority
 from support.waiting import PATIENCE, end_of, until
 
@@ -370,6 +371,63 @@ def test_a_host_that_takes_no_connection_is_given_up(deaf: str, client_of: Clien
     once = msgspec.structs.replace(PATIENT, connect_timeout=0.1, max_attempts=1)
     with pytest.raises(RegistryUnavailable, match="no connection in time"):
         Pull(client_of(limits=once)).resolve(f"{deaf}/shop:1.0")
+
+
+class Trickle:
+    """A server that sends a beginning and then single bytes, each soon enough, for ever; a context manager."""
+
+    def __init__(self, beginning: bytes) -> None:
+        self._beginning = beginning
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                accepted, _ = self._listening.accept()
+                threading.Thread(target=self._send, args=(accepted,), daemon=True).start()
+
+    def _send(self, accepted: socket.socket) -> None:
+        with contextlib.suppress(OSError), accepted:
+            accepted.sendall(self._beginning)
+            while not select.select([accepted], [], [], 0.01)[0] or accepted.recv(65536):
+                accepted.sendall(b"y")
+
+
+TLS_RECORD = b"\x16\x03\x03\x40\x00"  # of a handshake, 16 KiB long
+
+
+def test_a_tls_handshake_that_trickles_is_given_up(
+    impatient_pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_name = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda _host, port, **settings: resolve_name("127.0.0.1", port, **settings)
+    )
+    with Trickle(TLS_RECORD) as server, pytest.raises(RegistryUnavailable, match="in time; 4 attempts"):
+        impatient_pull.resolve(f"trickle.example:{server.port}/shop:1.0")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "beginning"),
+    [("http", b"HTTP/1.1 200 Connected\r\nX-Slow: "), ("https", TLS_RECORD)],
+)
+def test_a_proxy_that_trickles_is_given_up(client_of: ClientOf, scheme: str, beginning: bytes) -> None:
+    with Trickle(beginning) as proxy:
+        proxied = ProxyConfig(https_proxy=f"{scheme}://127.0.0.1:{proxy.port}")
+        client = client_of(limits=IMPATIENT, image_pull_proxy=proxied)
+        with pytest.raises(RegistryUnavailable, match="in time, through the proxy"):
+            Pull(client, Cancellation("pull", time.monotonic() + PATIENCE)).resolve("shop.example/shop:1.0")
 
 
 def cancelled_while_it_resolves(
