@@ -23,8 +23,7 @@ from fuzz.mutation import Mutate
 from guestpull_server.config import Limits
 from guestpull_server.errors import GuestpullError, WorkerFailed
 from guestpull_server.layer import LayerWorkers, verify_layer
-from guestpull_server.layer.tar_fields import TarError
-from guestpull_server.layer.worker_protocol import LayerLimitExceeded
+from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
 from guestpull_server.models import Digest, KiB, MiB
 from guestpull_server.registry import Reference
 from guestpull_server.registry.challenges import parse_challenges

@@ -11,6 +11,7 @@ from guestpull_server.layer.changes import ChangeKind, Changes
 from guestpull_server.layer.expected import Directory, File, Node, Xattrs
 from guestpull_server.layer.stored_content import check_hole
 from guestpull_server.layer.tar_fields import NANOSECONDS
+from guestpull_server.layer.tar_paths import joined
 from guestpull_server.layer.unpacked_tree import OPEN_FILE, UnpackedTree, list_xattrs, names_in
 
 _IGNORED_XATTRS: Final = frozenset({b"security.selinux"})  # the machine's own labels
@@ -161,11 +162,6 @@ class Comparison:
 
     def _differs(self, path: bytes, kind: ChangeKind, found: object, expected: object) -> None:
         self._changes.add(path, kind, f"it is {found}, not {expected}")
-
-
-def joined(directory: bytes, name: bytes) -> bytes:
-    """The path of what has a name in a directory."""
-    return directory + b"/" + name if directory else name
 
 
 def _octal(mode: int) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Final, TypeAlias
 
 from guestpull_server.layer import whiteout
+from guestpull_server.layer.refusals import TarError
 from guestpull_server.layer.sparse import SparseMap
-from guestpull_server.layer.tar_fields import TarError
 
 Xattrs: TypeAlias = dict[bytes, bytes]
 
@@ -69,12 +69,9 @@ class Node:
 
 
 class Directory(Node):
-    """A directory, and what is in it.
+    """A directory, and what is in it."""
 
-    `implied` says that the tar has it only because something is in it: its attributes are none of the image's.
-    """
-
-    __slots__ = ("children", "implied", "name", "opaque", "parent")
+    __slots__ = ("children", "name", "opaque", "parent")
 
     def __init__(
         self, parent: Directory | None, name: bytes, permissions: int, uid: int, gid: int, mtime_ns: int
@@ -83,7 +80,6 @@ class Directory(Node):
         self.parent = parent
         self.name = name
         self.opaque = False
-        self.implied = False
         self.children: dict[bytes, File | Directory] = {}
 
     @property
@@ -111,7 +107,7 @@ class File(Node):
 
     Extra: TypeAlias = bytes | tuple[int, int] | SparseMap | None
 
-    __slots__ = ("directory", "extra", "is_stored", "lost_as", "name", "other_names", "size")
+    __slots__ = ("directory", "extra", "is_stored", "name", "other_names", "replaced_as", "size")
 
     def __init__(
         self,
@@ -131,7 +127,9 @@ class File(Node):
         self.extra = extra
         self.other_names: list[tuple[Directory, bytes]] | None = None
         self.is_stored = False
-        self.lost_as = -1  # where its content is in the record, once its last name went away
+        self.replaced_as = (
+            -1
+        )  # the number of its content among the replaced ones, once its last name is removed
 
     @property
     def is_whiteout(self) -> bool:
@@ -164,13 +162,11 @@ class File(Node):
         return False
 
 
-def kept_xattrs(xattrs: Iterable[tuple[bytes, bytes]], mode: int) -> list[tuple[bytes, bytes]]:
-    """Those xattrs that an extraction sets and a kernel accepts on what has this type."""
+def supported_xattrs(xattrs: Iterable[tuple[bytes, bytes]], mode: int) -> list[tuple[bytes, bytes]]:
+    """Those of the xattrs that the kernel accepts on a file of this type."""
     kind = stat.S_IFMT(mode)
     kept = []
     for name, value in xattrs:
-        if name.startswith(whiteout.OVERLAY_XATTRS):
-            continue
         if name.startswith(b"user.") and kind not in (stat.S_IFREG, stat.S_IFDIR):
             continue
         if name.startswith(_NAMESPACES) or (name in (ACCESS_ACL, DEFAULT_ACL) and kind != stat.S_IFLNK):

@@ -23,9 +23,8 @@ from isal import igzip_lib
 from isal.isal_zlib import _GzipReader
 
 from guestpull_server.config import Limits
+from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
 from guestpull_server.layer.tar_bytes import NextChunk
-from guestpull_server.layer.tar_fields import TarError
-from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 from guestpull_server.models import Decoder, KiB, MiB
 
 # of 1.4 GB on 2 cores: buffers of 256 KiB cost 3 % more CPU time, by twice the switches; 1 MiB costs no less

@@ -27,16 +27,16 @@ from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import storage_errors
 from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
-from guestpull_server.layer.comparison import Comparison, joined
+from guestpull_server.layer.comparison import Comparison
 from guestpull_server.layer.expected import Directory, File
 from guestpull_server.layer.implied import implied_fingerprint
 from guestpull_server.layer.inflate import max_tar_bytes
+from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
 from guestpull_server.layer.replay import Replay
 from guestpull_server.layer.stored_content import PIECE_BYTES, content_of, stored_part
-from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.tar_paths import joined
 from guestpull_server.layer.tar_split import TarSplitError, TarSplitReader
 from guestpull_server.layer.unpacked_tree import RootNotADirectory, UnpackedTree
-from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 from guestpull_server.models import Digest
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def verify_layer(
     except (TarSplitError, TarError) as error:
         changes.found.append(Change(b"", ChangeKind.TAR_SPLIT, f"it cannot be used: {error}"))
     except LayerLimitExceeded as error:
-        problem = f"it exceeds limits.{error.report.limit} ({error.report.allowed})"
+        problem = f"it exceeds limits.{error.limit} ({error.allowed})"
         changes.found.append(Change(b"", ChangeKind.TAR_SPLIT, problem))
     finally:
         os.close(record_file)
@@ -137,10 +137,10 @@ class _Proof:
     def run(self, diff_id: Digest, implied: str) -> None:
         headers = self._record.headers(self._max_headers)
         replay = Replay(lambda: next(headers, None), self._limits)
-        replay.run()
-        if len(self._record.sums) != len(replay.contents) or self._record.lost_count != replay.lost_count:
+        replay.apply_all()
+        if len(self._record.sums) != len(replay.contents) or self._record.lost_count != replay.replaced:
             raise TarSplitError("its parts do not belong together")
-        if implied and implied_fingerprint(replay.implied_directories()) != implied:
+        if implied and implied_fingerprint(replay.implied_directories) != implied:
             self._changes.add(b"", ChangeKind.IMPLIED, "they are others than those that are listed")
         self._compare_names(replay.root)
         digest = self._digest(replay, diff_id.hasher())
@@ -178,7 +178,7 @@ class _Proof:
             if number % _FILES_BETWEEN_CHECKS == 0:
                 self._cancellation.check()
             headers.feed(start)
-            if file.lost_as >= 0:
+            if file.replaced_as >= 0:
                 self._hash_lost(file, expected_sum, hasher)
             else:
                 self._hash_file(file, expected_sum, hasher)
@@ -211,7 +211,7 @@ class _Proof:
 
     def _hash_lost(self, file: File, expected_sum: int, hasher: _Hash) -> None:
         found_sum = 0
-        for piece in stored_part(self._record.lost(file.lost_as, file.size), file):
+        for piece in stored_part(self._record.lost(file.replaced_as, file.size), file):
             hasher.update(piece)
             found_sum = crc32(piece, found_sum)
         if found_sum != expected_sum:

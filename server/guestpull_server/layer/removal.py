@@ -1,7 +1,6 @@
-"""Making room for an entry: what an earlier one put in its place goes away.
+"""Removes what an earlier entry made, so that a later entry can take its place.
 
-In an order that is always the same: a record keeps the contents that are lost so, and whoever reads it must
-know which is which.
+The order is always the same: a tar-split keeps the contents of replaced files in this order.
 """
 
 from __future__ import annotations
@@ -11,32 +10,32 @@ import stat
 from collections.abc import Callable
 from typing import TypeAlias
 
-Lost: TypeAlias = Callable[[int], None]
-"""Is given the descriptor of a file with content whose last name goes away."""
+Keep: TypeAlias = Callable[[int], None]
+"""Called with the descriptor of a file with content before its last name is removed."""
 
 
-def remove_file(name: bytes, status: os.stat_result, lost: Lost | None) -> int:
-    """Remove what is no directory; returns the bytes of content that go away with it."""
+def remove_file(name: bytes, status: os.stat_result, keep: Keep | None) -> int:
+    """Remove anything but a directory; returns how many bytes of content go with it."""
     gone = status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
-    if gone and lost is not None:
+    if gone and keep is not None:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            lost(file)
+            keep(file)
         finally:
             os.close(file)
     os.unlink(name)
     return gone
 
 
-def remove_directory(name: bytes, lost: Lost | None, removed: Callable[[bytes], None]) -> int:
-    """Remove a directory with all that is in it: what is no directory first, by name; then each directory.
+def remove_directory(name: bytes, keep: Keep | None, removed: Callable[[bytes], None]) -> int:
+    """Remove a directory with everything in it: in each directory files by name, then directories by name.
 
     Args:
         name: the directory.
-        lost: see Lost.
-        removed: is given the path, beginning with `name`, of each directory that is gone.
+        keep: see Keep.
+        removed: called with the path of each directory that is gone; the path begins with `name`.
 
-    Returns the bytes of content that go away.
+    Returns how many bytes of content go with it.
     """
     gone = 0
     left = [name]
@@ -48,7 +47,7 @@ def remove_directory(name: bytes, lost: Lost | None, removed: Callable[[bytes], 
             if one.is_dir(follow_symlinks=False):
                 directories.append(one.path)
             else:
-                gone += remove_file(one.path, os.lstat(one.path), lost)
+                gone += remove_file(one.path, os.lstat(one.path), keep)
         if directories:
             left += reversed(directories)
         else:

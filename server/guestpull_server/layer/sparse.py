@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from guestpull_server.layer.tar_fields import TarError, decimal, number
-from guestpull_server.layer.worker_protocol import LayerLimitExceeded
+from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
+from guestpull_server.layer.tar_fields import decimal, number
 
 _BLOCK: Final = 512
 _SEGMENT_BYTES: Final = 24  # of the map in an old GNU header

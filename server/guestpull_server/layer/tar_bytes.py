@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from guestpull_server.layer.tar_fields import TarError
+from guestpull_server.layer.refusals import TarError
 
 BLOCK: Final = 512
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from guestpull_server.layer.refusals import TarError
+
 NANOSECONDS: Final = 1_000_000_000
 _INT64: Final = 1 << 63
 _OCTAL: Final = b"01234567"
 _LONG_SECONDS: Final = 18  # digits
-
-
-class TarError(Exception):
-    """The tar is not as its format says; the message is the problem, for CorruptLayer."""
 
 
 def number(field: bytes) -> int:

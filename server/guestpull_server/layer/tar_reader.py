@@ -19,6 +19,7 @@ from typing import Final
 from isal.isal_zlib import adler32
 
 from guestpull_server.layer import sparse
+from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
 from guestpull_server.layer.sparse import SparseMap
 from guestpull_server.layer.tar_bytes import BLOCK, NextChunk, Splitter, TarBytes
 from guestpull_server.layer.tar_entry import (
@@ -31,8 +32,7 @@ from guestpull_server.layer.tar_entry import (
     entry_of,
 )
 from guestpull_server.layer.tar_extensions import Extensions
-from guestpull_server.layer.tar_fields import NANOSECONDS, TarError, decimal, nanoseconds, number
-from guestpull_server.layer.worker_protocol import LayerLimitExceeded
+from guestpull_server.layer.tar_fields import NANOSECONDS, decimal, nanoseconds, number
 
 # name, mode+uid+gid, size, mtime, checksum, type, link target, magic, prefix, its end
 _HEADER: Final = Struct("100s24s12s12s8sc100s8s80x155s12s")

@@ -79,7 +79,7 @@ class TarSplitWriter:
             if len(self._sums) >= _SUMS_A_PIECE:
                 self._put_sums()
 
-    def lost(self, file: int) -> None:
+    def replaced(self, file: int) -> None:
         """Keep the content of an open file that goes away."""
         compressor = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
         kind = _LOST

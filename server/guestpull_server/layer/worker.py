@@ -19,17 +19,17 @@ import msgspec
 from guestpull_server.layer.confinement import confine
 from guestpull_server.layer.extract import Extractor
 from guestpull_server.layer.inflate import Inflater
+from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
 from guestpull_server.layer.ring import RingReader
 from guestpull_server.layer.tar_bytes import NextChunk
-from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.tar_reader import TarReader
 from guestpull_server.layer.tar_split import TarSplitWriter
 from guestpull_server.layer.worker_protocol import (
     Corrupt,
     Defect,
-    LayerLimitExceeded,
     Refused,
     Report,
+    TooMuch,
     Unpacked,
     UnpackRequest,
 )
@@ -99,11 +99,11 @@ def unpack(request: UnpackRequest, next_span: NextChunk, record: int | None = No
         writer = None if record is None else TarSplitWriter(record)
         reader = TarReader(inflater.next_chunk, request.limits.max_header_bytes, writer)
         extractor = Extractor(reader, request.limits, writer)
-        extractor.extract_all()
+        extractor.apply_all()
         if writer is not None:
             writer.finish()
     except LayerLimitExceeded as error:
-        return error.report, b""
+        return TooMuch(error.what, error.limit, error.allowed), b""
     except TarError as error:
         return Corrupt(str(error)), b""
     except MemoryError:

@@ -99,11 +99,3 @@ class Verified(msgspec.Struct, frozen=True, tag=True):
 
 Report = Unpacked | Corrupt | TooMuch | Refused | Defect
 Verdict = Verified | Refused
-
-
-class LayerLimitExceeded(Exception):
-    """Raised within a worker where a layer exceeds one of the limits; becomes `TooMuch`."""
-
-    def __init__(self, what: str, limit: str, allowed: int) -> None:
-        super().__init__(what, limit, allowed)
-        self.report = TooMuch(what, limit, allowed)

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from guestpull_server.config import Limits
 from guestpull_server.layer.inflate import decoder_of
-from guestpull_server.layer.tar_fields import TarError
-from guestpull_server.layer.worker_protocol import LayerLimitExceeded
+from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
 from guestpull_server.models import Decoder, KiB, MiB
 from support.images import Compression, compress, file, tar_of
 from support.reading import inflate, inflating
@@ -220,4 +219,4 @@ def test_what_expands_too_much_is_refused_by_the_limit_that_it_exceeds(
 ) -> None:
     with pytest.raises(LayerLimitExceeded) as raised:
         inflate(make(), limits)
-    assert raised.value.report.limit == limit
+    assert raised.value.limit == limit

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestpull_server.layer.tar_fields import TarError, decimal, nanoseconds, number, pax_records
+from guestpull_server.layer.refusals import TarError
+from guestpull_server.layer.tar_fields import decimal, nanoseconds, number, pax_records
 
 
 @given(st.integers(0, 8**7 - 1))

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
 from guestpull_server.layer.tar_entry import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
-from guestpull_server.layer.tar_fields import TarError
 from guestpull_server.layer.tar_reader import TarReader
-from guestpull_server.layer.worker_protocol import LayerLimitExceeded
 from support import images
 from support.images import RawTar, TarFormat, tar_of
 from support.reading import Member, each_member, logical, members, pieces
@@ -404,7 +403,7 @@ def test_content_that_nobody_takes_is_skipped() -> None:
 def test_an_extension_header_is_bounded(kind: bytes) -> None:
     with pytest.raises(LayerLimitExceeded) as raised:
         members(tar_of([_raw(b"big", kind, b"x" * 2000)]), max_header_bytes=1999)
-    assert raised.value.report.limit == "max_header_bytes"
+    assert raised.value.limit == "max_header_bytes"
 
 
 def test_an_extension_header_that_only_claims_to_be_large_costs_nothing() -> None:
@@ -419,7 +418,7 @@ def test_the_map_of_a_sparse_file_is_bounded(tmp_path: Path) -> None:
     for options in _SPARSE_FORMS.values():
         with pytest.raises(LayerLimitExceeded) as raised:
             members(_gnu_tar(top, "--sparse", *options), max_header_bytes=2000)
-        assert raised.value.report.limit == "max_header_bytes"
+        assert raised.value.limit == "max_header_bytes"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_what_was_told_is_read_again(
         writer.content(memoryview(content[7:]), True)
     for content in lost:
         file = _open(tmp_path / "lost", content)
-        writer.lost(file)
+        writer.replaced(file)
         os.close(file)
     writer.finish()
 
@@ -66,7 +66,7 @@ def test_a_large_record_is_read_again(record: int, tmp_path: Path) -> None:
     for number in range(70_000):
         writer.content(memoryview(b"%d" % number), True)
     file = _open(tmp_path / "lost", content)
-    writer.lost(file)
+    writer.replaced(file)
     os.close(file)
     writer.finish()
 
