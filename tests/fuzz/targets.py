@@ -68,12 +68,7 @@ def _tars() -> Sequence[bytes]:
         images.file("x" * 150, b"long"),
         images.symlink("l", "y" * 150),
         images.file("big", b"b" * 5000, uid=3_000_000_000),
-        images.file("sparse", b"0123456789", pax={"GNU.sparse.map": "0,5,10,5", "GNU.sparse.size": "20"}),
-        images.file(
-            "sparse1",
-            b"1\n0\n5\n".ljust(512, b"\0") + b"abcde",
-            pax={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"},
-        ),
+        images.sparse_file("sparse", {0: b"01234", 10: b"56789"}, 20),
     ]
     return (images.tar_of(entries), images.tar_of(entries, tar_format=1), images.tar_of(entries[:4]))
 

@@ -226,8 +226,8 @@ def test_files_of_all_sizes_have_every_byte(unpacker: Unpacker) -> None:
     assert all(unpacked.read(f"f{size}") == source.randbytes(size) for size in sizes)
 
 
-@pytest.mark.parametrize("form", ["gnu", "pax 0.0", "pax 0.1", "pax 1.0"])
-def test_sparse_files_are_sparse_on_disk(unpacker: Unpacker, disk: Path, form: str) -> None:
+@pytest.mark.parametrize("tar_format", ["gnu", "pax"])
+def test_sparse_files_are_sparse_on_disk(unpacker: Unpacker, disk: Path, tar_format: str) -> None:
     source = disk / "staging-source"
     source.mkdir()
     with (source / "disk.img").open("wb") as image:
@@ -235,9 +235,7 @@ def test_sparse_files_are_sparse_on_disk(unpacker: Unpacker, disk: Path, form: s
             image.seek(start)
             image.write(os.urandom(8192))
         image.truncate(100_000_000)
-    tar_format, _, version = form.partition(" ")
-    options = ["--sparse", f"--format={tar_format}", *([f"--sparse-version={version}"] if version else [])]
-    tar = _gnu_tar("-C", str(source), *options, "-c", ".")
+    tar = _gnu_tar("-C", str(source), "--sparse", f"--format={tar_format}", "-c", ".")
     unpacked = unpacker.unpack_layer(layer_of_tar(tar))
     assert unpacked.read("disk.img") == (source / "disk.img").read_bytes()
     assert (unpacked.root / "disk.img").stat().st_blocks * 512 < 1_000_000

@@ -47,6 +47,7 @@ from support.images import (
     layer,
     layer_of_tar,
     opaque,
+    sparse_file,
     symlink,
     tar_of,
     whiteout,
@@ -127,20 +128,10 @@ _RICH: list[Entry | RawTar] = [
     file("flat"),
     whiteout("flat/inner"),
     file(".wh..wh.plnk/1.2", b"aufs"),
-    RawTar(
-        tar_of(
-            [
-                file(
-                    "sparse",
-                    b"12345" + b"67890",
-                    pax={"GNU.sparse.map": "100000,5,300000,5", "GNU.sparse.size": "500000"},
-                ),
-                file("hole", b"", pax={"GNU.sparse.map": "0,0", "GNU.sparse.size": "70000"}),
-                file("lost-sparse", b"abc", pax={"GNU.sparse.map": "50000,3", "GNU.sparse.size": "90000"}),
-                file("lost-sparse", b"plain"),
-            ]
-        )[:-1024].rstrip(b"\0").ljust(512 * 14, b"\0")
-    ),
+    sparse_file("sparse", {100_000: b"12345", 300_000: b"67890"}, 500_000),
+    sparse_file("hole", {}, 70_000),
+    sparse_file("lost-sparse", {50_000: b"abc"}, 90_000),
+    file("lost-sparse", b"plain"),
 ]  # fmt: skip
 
 
@@ -580,8 +571,7 @@ def _verification_that_halts(
 ) -> tuple[Future[tuple[Change, ...]], list[int]]:
     """A verification whose worker is stopped in the middle, and that worker."""
     sizes = range(100)
-    hole = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 20)}
-    unpacked = unpacker.unpack(*(file(f"f{size}", b"", pax=hole) for size in sizes), record=True)
+    unpacked = unpacker.unpack(*(sparse_file(f"f{size}", {}, 1 << 20) for size in sizes), record=True)
     for size in sizes:
         (unpacked.root / f"f{size}").write_bytes(bytes(1 << 20))
     verified = str(unpacked.root), str(unpacked.record), Digest(unpacked.layer.diff_id)

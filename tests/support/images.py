@@ -105,6 +105,15 @@ def file(
     return entry(path, tarfile.REGTYPE, content=content, mode=mode, uid=uid, gid=gid, mtime=mtime, pax=pax)
 
 
+def sparse_file(path: str, segments: Mapping[int, bytes], size: int) -> Entry:
+    """A sparse file as GNU tar writes it in pax archives (format 1.0): contents by their offset."""
+    lines = [len(segments), *(number for at, content in segments.items() for number in (at, len(content)))]
+    listed = "".join(f"{line}\n" for line in lines).encode()
+    records = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(size)}
+    stored = listed + bytes(-len(listed) % tarfile.BLOCKSIZE) + b"".join(segments.values())
+    return file(path, stored, pax=records)
+
+
 def directory(
     path: str,
     *,

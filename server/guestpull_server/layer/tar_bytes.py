@@ -1,6 +1,7 @@
-"""Where a tar reader stands in its stream: buffers that come one by one, of which most bytes are only looked at.
+"""The byte stream of a tar: a position in buffers that come one by one.
 
-What is not taken as content is literal: a splitter is told both, so that a record of the layer can be kept.
+Bytes that are not taken as content are literal: headers, padding, skipped content. A splitter is told both, in
+order, so that the tar can be kept without the contents of its files (`tar_split.py`).
 """
 
 from __future__ import annotations
@@ -13,40 +14,42 @@ from guestpull_server.layer.refusals import TarError
 BLOCK: Final = 512
 
 NextChunk = Callable[[], "memoryview | None"]
-"""Gives the next bytes of the tar, or None at the end. What it gave before is overwritten then."""
+"""Returns the next bytes, or None at the end. The previous bytes are overwritten."""
 
 
 class Splitter(Protocol):
-    """Is told all bytes of the tar, in order; they are overwritten afterwards."""
+    """Receives all bytes of the tar, in order. They are overwritten after the call."""
 
     def literal(self, piece: memoryview, /) -> None:
-        """Bytes that nobody takes: headers, padding, content that is skipped, what follows the end."""
+        """Receive bytes that are not content of a file."""
 
     def content(self, piece: memoryview, last: bool, /) -> None:
-        """Bytes that were taken as content; `last` if they are the entry's last ones."""
+        """Receive bytes of a file's content; `last` if the content ends with them."""
 
 
 class TarBytes:
-    """The stream of one tar, and what is left of the current entry in it.
+    """The stream of one tar and the current entry's place in it.
 
     Args:
-        next_chunk: where the bytes come from.
-        splitter: is told everything, if there is one.
+        next_chunk: returns the bytes of the tar.
+        splitter: receives all bytes, if there is one.
     """
 
     def __init__(self, next_chunk: NextChunk, splitter: Splitter | None) -> None:
         self._next_chunk = next_chunk
-        self._recorder = splitter
-        self._literal_from = 0  # where in the chunk the literal bytes begin that it has not been told yet
+        self._splitter = splitter
+        self._literal_from = (
+            0  # where in the chunk the literal bytes begin that the splitter has not received
+        )
         self._chunk = memoryview(b"")
         self._position = 0
         self._passed = 0  # bytes of the chunks before this one
         self._ended = False
-        self._unread = 0  # content bytes of the current entry that nobody took yet
-        self._padding = 0  # and the zeros that fill its last block
+        self._unread = 0  # content of the current entry that was not taken yet
+        self._padding = 0  # zeros that fill its last block
 
     def content(self) -> Iterator[memoryview]:
-        """The current entry's stored bytes, piece by piece; each is valid until the next is asked for.
+        """The current entry's stored bytes, piece by piece. Each piece is valid until the next one.
 
         Raises:
             TarError: the tar is cut short.
@@ -61,18 +64,18 @@ class TarBytes:
             yield self._take_content(self._position + length)
 
     def whole_content(self) -> memoryview | None:
-        """All of the current entry's bytes, where they lie in one buffer; None where they do not.
+        """All stored bytes of the current entry if they lie in one buffer, or None.
 
-        The fast way for the small files that most files are.
+        This is the fast path for small files, which most files are.
         """
-        position, chunk, splitter = self._position, self._chunk, self._recorder
+        position, chunk, splitter = self._position, self._chunk, self._splitter
         end = position + self._unread
         if end > len(chunk):
             return None
         self._unread = 0
         self._position = end
         piece = chunk[position:end]
-        # `_take_content`, written out: a quarter of what a record costs
+        # `_take_content` inlined: a quarter of the cost of a tar-split
         if splitter is not None and piece:
             splitter.literal(chunk[self._literal_from : position])
             splitter.content(piece, True)
@@ -80,10 +83,10 @@ class TarBytes:
         return piece
 
     def omit_content(self) -> int:
-        """Go on as if the current entry's bytes had been taken: they are not in this stream.
+        """Continue as if the current entry's bytes had been taken; for a tar without the contents of its files.
 
         Returns:
-            how many bytes of the stream stand before their place; -1 if the entry has none.
+            how many bytes of this stream precede them, or -1 if the entry has no content.
         """
         if not self._unread:
             return -1
@@ -99,7 +102,7 @@ class TarBytes:
         self._padding = -content_length % BLOCK
 
     def _take(self, length: int, *, at_boundary: bool = False) -> bytes | None:
-        """Exactly so many bytes; None at the end of the stream where an entry may end (`at_boundary`)."""
+        """Take exactly so many bytes; None if the stream ends here and may (`at_boundary`)."""
         end = self._position + length
         if end <= len(self._chunk):
             whole = bytes(self._chunk[self._position : end])
@@ -118,15 +121,15 @@ class TarBytes:
 
     def _take_content(self, end: int) -> memoryview:
         piece = self._chunk[self._position : end]
-        if self._recorder is not None and end > self._position:
-            self._tell_literal(self._recorder, self._position)
-            self._recorder.content(piece, self._unread == 0)
+        if self._splitter is not None and end > self._position:
+            self._pass_literal(self._splitter, self._position)
+            self._splitter.content(piece, self._unread == 0)
             self._literal_from = end
         self._position = end
         return piece
 
     def _skip_rest(self) -> None:
-        """Skip what is left of the current entry. Its padding may be missing where the tar ends."""
+        """Skip the rest of the current entry. At the end of the tar its padding may be missing."""
         end = self._position + self._unread + self._padding
         if end <= len(self._chunk):
             self._position = end
@@ -152,11 +155,11 @@ class TarBytes:
             raise TarError("the tar is cut short")
 
     def _next(self) -> bool:
-        """Go on to the next chunk; False at the end of the stream. What is left of this one is passed over."""
+        """Continue with the next chunk, skipping the rest of this one; False at the end of the stream."""
         if self._ended:
             return False
-        if self._recorder is not None:
-            self._tell_literal(self._recorder, len(self._chunk))
+        if self._splitter is not None:
+            self._pass_literal(self._splitter, len(self._chunk))
             self._literal_from = 0
         self._passed += len(self._chunk)
         chunk = self._next_chunk()
@@ -164,7 +167,7 @@ class TarBytes:
         self._chunk, self._position = chunk or memoryview(b""), 0
         return not self._ended
 
-    def _tell_literal(self, splitter: Splitter, end: int) -> None:
+    def _pass_literal(self, splitter: Splitter, end: int) -> None:
         if end > self._literal_from:
             splitter.literal(self._chunk[self._literal_from : end])
             self._literal_from = end

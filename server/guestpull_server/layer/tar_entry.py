@@ -1,4 +1,4 @@
-"""One member of a tar."""
+"""One entry of a tar."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BLOCK_DEVICE: Final = b"4"
 DIRECTORY: Final = b"5"
 FIFO: Final = b"6"
 HEADER_ONLY: Final = frozenset((HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO))
-"""Types that have no content, whatever their headers say."""
+"""Types without content, whatever size their headers give."""
 
 
 class Entry(NamedTuple):
-    """One member of a tar, its pax and GNU headers applied. Paths are bytes, as the tar has them."""
+    """One entry of a tar, with its pax and GNU headers applied. Paths are bytes, as in the tar."""
 
     path: bytes
     type: bytes
@@ -37,4 +37,4 @@ class Entry(NamedTuple):
 
 
 entry_of = cast("Callable[[tuple[object, ...]], Entry]", partial(tuple.__new__, Entry))
-"""Makes an entry of its fields in less than half of the time that its constructor takes."""
+"""Makes an entry from its fields in less than half the time of its constructor."""

@@ -1,7 +1,6 @@
 """The fields of tar headers: octal and base-256 numbers, pax records, times.
 
-Follows POSIX.1-2017 (pax), and GNU tar's documentation for base-256 numbers. Where writers are sloppy we
-are as lenient as Go's archive/tar, through which every other tool of this field reads its layers.
+Follows POSIX.1-2017 (pax) and, for base-256 numbers, GNU tar's documentation.
 """
 
 from __future__ import annotations
@@ -17,34 +16,32 @@ _LONG_SECONDS: Final = 18  # digits
 
 
 def number(field: bytes) -> int:
-    """Read a numeric header field: octal digits, or base-256 where its first bit is set.
+    """Parse a numeric header field: octal digits, or base-256 if its first bit is set.
 
     Raises:
-        TarError: it is neither, or does not fit 64 bits.
+        TarError: the field is neither, or exceeds 64 bits.
     """
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = 8 * len(field)
-        # the marker bit is no part of the number; the next one is its sign
+        # the marker bit is not part of the number; the next bit is its sign
         value = value - (1 << bits) if field[0] & 0x40 else value - (1 << (bits - 1))
         if not -_INT64 <= value < _INT64:
-            raise TarError("a number in a header does not fit 64 bits")
+            raise TarError("a number in a header exceeds 64 bits")
         return value
     digits = field.strip(b" \0")
     if not digits:
         return 0
     if digits.translate(None, _OCTAL):
-        digits = digits.partition(b"\0")[0]  # some writers leave behind it what was there before
-        if digits.translate(None, _OCTAL):
-            raise TarError(f"a header holds {field!r} where an octal number belongs")
+        raise TarError(f"a header has {field!r} in place of an octal number")
     return int(digits, 8)
 
 
 def pax_records(content: bytes) -> list[tuple[bytes, bytes]]:
-    r"""Read the records of one pax extended header, `<length> <key>=<value>\n`, in their order.
+    r"""Parse the records of one pax extended header, `<length> <key>=<value>\n`, in order.
 
     Raises:
-        TarError: the records are malformed.
+        TarError: a record is malformed.
     """
     records: list[tuple[bytes, bytes]] = []
     position = 0
@@ -65,30 +62,30 @@ def pax_records(content: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def decimal(value: bytes, key: str) -> int:
-    """Read a pax record's decimal integer.
+    """Parse the decimal integer of a pax record.
 
     Raises:
-        TarError: it is none, or does not fit 64 bits.
+        TarError: the value is not an integer, or exceeds 64 bits.
     """
     digits = value[1:] if value[:1] == b"-" else value
-    if not digits.isdigit() or len(digits) > 19 or not -_INT64 <= (read := int(value)) < _INT64:
-        raise TarError(f"pax record {key} is {value[:40]!r} where a number belongs")
-    return read
+    if not digits.isdigit() or len(digits) > 19 or not -_INT64 <= (parsed := int(value)) < _INT64:
+        raise TarError(f"pax record {key} is {value[:40]!r}, not a number")
+    return parsed
 
 
 def nanoseconds(value: bytes, key: str) -> int:
-    """Read a pax record's time, decimal seconds with any number of decimals, as nanoseconds.
+    """Parse the time of a pax record, decimal seconds with any number of decimals, as nanoseconds.
 
-    Digits below a nanosecond are cut off, as Go does.
+    Digits below a nanosecond are dropped, as in Go.
 
     Raises:
-        TarError: it is no time, or its seconds do not fit 64 bits.
+        TarError: the value is not a time, or its seconds exceed 64 bits.
     """
     seconds, _, fraction = value.partition(b".")
     if fraction.isdigit() and seconds.isdigit() and len(seconds) < _LONG_SECONDS:
         return int(seconds + (fraction + b"00000000")[:9])  # half the cost of what follows
     if fraction and not fraction.isdigit():
-        raise TarError(f"pax record {key} is {value[:40]!r} where a time belongs")
+        raise TarError(f"pax record {key} is {value[:40]!r}, not a time")
     whole = decimal(seconds, key) * NANOSECONDS
     part = int(fraction[:9].ljust(9, b"0")) if fraction else 0
     time = whole - part if seconds.startswith(b"-") else whole + part

@@ -209,9 +209,7 @@ def test_ustar_and_v7_of_gnu_tar_are_read(tmp_path: Path) -> None:
 _SPARSE_FORMS: dict[str, list[str]] = {
     "gnu": ["--format=gnu"],
     "oldgnu": ["--format=oldgnu"],
-    "pax 0.0": ["--format=pax", "--sparse-version=0.0"],
-    "pax 0.1": ["--format=pax", "--sparse-version=0.1"],
-    "pax 1.0": ["--format=pax", "--sparse-version=1.0"],
+    "pax": ["--format=pax"],
 }
 
 
@@ -235,6 +233,24 @@ def test_sparse_files_of_gnu_tar_have_their_holes(tmp_path: Path, options: list[
     assert found[b"./disk"].entry.size == 12_345_678
     whole = hashlib.sha256(logical(found[b"./disk"])).hexdigest()
     assert whole == hashlib.sha256((top / "disk").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("version", ["0.0", "0.1"])
+def test_sparse_formats_that_gnu_tar_gave_up_in_2006_are_refused_by_name(
+    tmp_path: Path, version: str
+) -> None:
+    top = tmp_path / "sparse"
+    top.mkdir()
+    _write_sparse(top / "disk", 5, 1_000_000)
+    with pytest.raises(TarError, match="a pax format other than GNU tar's"):
+        members(_gnu_tar(top, "--sparse", "--format=pax", f"--sparse-version={version}"))
+
+
+def test_what_is_only_named_like_a_sparse_file_is_a_plain_one() -> None:
+    found = members(
+        tar_of([images.file("GNU.sparse.map" * 10, b"content", pax={"comment": "GNU.sparse.major"})])
+    )
+    assert found[0].stored == b"content"
 
 
 # -- as Go's archive/tar is ---------------------------------------------------------------------------------
@@ -344,26 +360,23 @@ def test_the_prefix_of_gnu_headers_is_no_part_of_the_path() -> None:
     assert _paths(_raw(b"f", b"0", magic=b"ustar  \0", prefix=b"00000000000\0")) == [b"f"]
 
 
-def test_a_contiguous_file_is_a_regular_file() -> None:
-    assert members(tar_of([_raw(b"f", b"7", b"x")]))[0].entry.type == REGULAR
-
-
-@pytest.mark.parametrize("kind", [b"V", b"M", b"N", b"D", b"A", b"Z"])
+@pytest.mark.parametrize("kind", [b"7", b"V", b"M", b"N", b"D", b"A", b"Z"])
 def test_types_that_images_have_no_use_for_are_refused_by_name(kind: bytes) -> None:
     with pytest.raises(TarError, match=f"'odd' is of type '{kind.decode()}'"):
         members(tar_of([_raw(b"odd", kind)]))
 
 
-def test_checksums_of_signed_bytes_are_accepted() -> None:
-    name = b"\xff\xfe"
-    header = _raw(name, b"0").content[:512]
-    signed = sum(header) - sum(header[148:156]) + 8 * 32 - 256 * 2
-    assert _paths(_raw(name, b"0", checksum=b"%06o\0 " % signed)) == [name]
-
-
 def test_a_wrong_checksum_is_refused() -> None:
     with pytest.raises(TarError, match="checksum"):
         members(tar_of([_raw(b"f", b"0", checksum=b"0000001\0")]))
+
+
+def test_a_checksum_of_signed_bytes_is_wrong() -> None:
+    name = b"\xff\xfe"
+    header = _raw(name, b"0").content[:512]
+    signed = sum(header) - sum(header[148:156]) + 8 * 32 - 256 * 2
+    with pytest.raises(TarError, match="checksum"):
+        members(tar_of([_raw(name, b"0", checksum=b"%06o\0 " % signed)]))
 
 
 def test_nothing_is_an_empty_tar() -> None:
@@ -421,32 +434,44 @@ def test_the_map_of_a_sparse_file_is_bounded(tmp_path: Path) -> None:
         assert raised.value.limit == "max_header_bytes"
 
 
+_SPARSE_1_0 = {"GNU__sparse__major": "1", "GNU__sparse__minor": "0"}
+
+
 @pytest.mark.parametrize(
     "records",
     [
-        {"GNU__sparse__major": "1", "GNU__sparse__minor": "0"},
-        {"GNU__sparse__major": "1", "GNU__sparse__minor": "0", "GNU__sparse__realsize": "-1"},
-        {"GNU__sparse__map": "0,1"},
-        {"GNU__sparse__map": "0", "GNU__sparse__size": "5"},
-        {"GNU__sparse__map": "5,5,0,5", "GNU__sparse__size": "20"},
-        {"GNU__sparse__map": "0,5,3,5", "GNU__sparse__size": "20"},
-        {"GNU__sparse__map": "0,-5", "GNU__sparse__size": "20"},
-        {"GNU__sparse__map": "0,30", "GNU__sparse__size": "20"},
-        {"GNU__sparse__map": "0,10", "GNU__sparse__size": "20"},
-        {"GNU__sparse__map": "0,x", "GNU__sparse__size": "20"},
-        {"GNU__sparse__map": "0,20", "GNU__sparse__size": str(1 << 63)},
+        _SPARSE_1_0,
+        _SPARSE_1_0 | {"GNU__sparse__realsize": "-1"},
+        _SPARSE_1_0 | {"GNU__sparse__realsize": "8"},
+        _SPARSE_1_0 | {"GNU__sparse__realsize": str(1 << 63)},
+        _SPARSE_1_0 | {"GNU__sparse__major": "2", "GNU__sparse__realsize": "9"},
+        {"GNU__sparse__realsize": "9"},
+        {"GNU__sparse__map": "0,9", "GNU__sparse__size": "9"},
     ],
 )
-def test_maps_that_cannot_be_are_refused(records: dict[str, str]) -> None:
+def test_sparse_files_that_are_described_wrongly_are_refused(records: dict[str, str]) -> None:
     with pytest.raises(TarError):
-        members(tar_of([_pax(**records), _raw(b"f", b"0", b"\n" * 20)]))
+        members(tar_of([_pax(**records), _raw(b"f", b"0", b"1\n0\n9\n".ljust(512, b"\0") + b"x" * 9)]))
 
 
 @pytest.mark.parametrize(
-    "content", [b"-1\n", b"1\n", b"2\n0\n5\n", b"1\n0\n5\n", b"x" * 512, b"9" * 512, b"1\n5\n5\n", b"\n"]
+    "content",
+    [
+        b"-1\n",
+        b"1\n",
+        b"2\n0\n5\n",
+        b"1\n0\n5\n",
+        b"x" * 512,
+        b"9" * 512,
+        b"1\n5\n5\n",
+        b"\n",
+        b"2\n5\n5\n0\n4\n",
+        b"2\n0\n5\n3\n4\n",
+        b"1\n0\n-9\n",
+    ],
 )
 def test_maps_in_the_content_that_cannot_be_are_refused(content: bytes) -> None:
-    head = _pax(GNU__sparse__major="1", GNU__sparse__minor="0", GNU__sparse__realsize="9")
+    head = _pax(**_SPARSE_1_0, GNU__sparse__realsize="9")
     with pytest.raises(TarError):
         members(tar_of([head, _raw(b"f", b"0", content.ljust(512, b"\0") + b"x" * 9)]))
 
@@ -462,8 +487,7 @@ def _valid() -> bytes:
         images.hardlink("h", "d/f"),
         _raw(b"L", b"L", b"n" * 200 + b"\0"),
         _raw(b"n", b"0", b"long"),
-        _pax(GNU__sparse__map="0,5,10,5", GNU__sparse__size="20"),
-        _raw(b"sparse", b"0", b"0123456789"),
+        images.sparse_file("sparse", {0: b"01234", 10: b"56789"}, 20),
     ]
     return tar_of(entries)
 
