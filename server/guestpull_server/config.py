@@ -66,6 +66,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_xattr_bytes: _Count = 64 * KiB  # one value: XATTR_SIZE_MAX
     max_zstd_window_bytes: _Count = 128 * MiB  # the zstd command's own default for decoding
 
+    # -- what making one bundle may cost
+    max_config_strings: _Count = (
+        100_000  # by their quotation marks; shell commands of long histories have many
+    )
+    max_volumes: _Count = 256  # each may be a mount in the container; real images have a handful
+    volume_bytes: _Count = 1 * GiB  # size of a volume's tmpfs; it is memory, and unbounded it is half of all
+    max_lookup_steps: _Count = 100_000  # path components; 256 volumes 100 directories deep take 25,600
+    max_read_bytes: _Count = 4 * MiB  # of /etc/passwd, and of /etc/group; some 50,000 accounts
+    max_groups: _Count = 65_536  # of the process; NGROUPS_MAX
+
     # -- patience with a registry
     connect_timeout: _Seconds = 10.0
     read_timeout: _Seconds = 30.0  # without a single byte

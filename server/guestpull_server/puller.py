@@ -143,10 +143,16 @@ class Puller:
             observer.resolved(resolved)
             layers, pulled = session.fetcher.fetch(resolved, source, cancellation, observer)
             with bundle.opened() as directory:
-                mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, directory)
+                mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, directory, cancellation)
                 observer.mounted(bundle.rootfs)
                 write_runtime_config(
-                    bundle.bundle_path, bundle.rootfs, resolved.config, directory, bundle.writes_config
+                    bundle.bundle_path,
+                    bundle.rootfs,
+                    resolved.config,
+                    directory,
+                    bundle.writes_config,
+                    self._limits,
+                    cancellation,
                 )
             cancellation.check()
             bundle.commit(session.store.record_image(resolved, layers))

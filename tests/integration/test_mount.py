@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 import struct
 import subprocess
@@ -17,12 +18,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guestpull_server.bundle import write_runtime_config
-from guestpull_server.errors import MountFailed, StorageFailed
+from guestpull_server.cancellation import Cancellation
+from guestpull_server.config import Limits
+from guestpull_server.errors import Cancelled, MountFailed, StorageFailed
 from guestpull_server.models import Decoder, Digest, StoredLayer
 from guestpull_server.snapshot import OverlayMounts, mount_rootfs, mounts
 from guestpull_server.snapshot.overlay import mount_by_one_page
 from guestpull_server.snapshot.syscalls import unmount
-from support.bundles import mount_layers
+from support.bundles import CancelledAtCheck, mount_layers, write_config
 from support.trees import tree
 
 
@@ -414,8 +417,10 @@ def test_a_bundle_s_directory_that_was_opened_is_the_one_that_counts(stage: Stag
     bundle.rename(stage.directory / "moved")
     bundle.symlink_to(elsewhere)
 
-    mount_rootfs([stage.layer("a")], str(stage.overlay), f"{bundle}/rootfs", directory)
-    write_runtime_config(str(bundle), f"{bundle}/rootfs", b"{}", directory, lambda _status: None)
+    caller = Cancellation("pull")
+    rootfs = f"{bundle}/rootfs"
+    mount_rootfs([stage.layer("a")], str(stage.overlay), rootfs, directory, caller)
+    write_runtime_config(str(bundle), rootfs, b"{}", directory, lambda _status: None, Limits(), caller)
 
     os.close(directory)
     assert os.listdir(stage.directory / "moved/rootfs") == ["a"]
@@ -423,6 +428,44 @@ def test_a_bundle_s_directory_that_was_opened_is_the_one_that_counts(stage: Stag
     assert os.listdir(elsewhere) == ["rootfs"]
     assert not os.path.ismount(elsewhere / "rootfs")
     assert stage.unmount(stage.directory / "moved/rootfs") == ()
+
+
+def implied_in_many_layers(stage: Stage) -> list[StoredLayer]:
+    """Layers whose directories have no entries of their own, so that the upper directory must have them all."""
+    names = [f"dir{number}" for number in range(20)]
+    below = stage.layer(*(f"{name}/below" for name in names))
+    above = [
+        stage.layer(*(f"{name}/file{number}" for name in names), implied=tuple(map(os.fsencode, names)))
+        for number in range(5)
+    ]
+    return [below, *above]
+
+
+def test_the_making_of_a_bundle_asks_at_each_step_whether_the_caller_still_waits(disk: Path) -> None:
+    """At whichever check a caller leaves, nothing is written, and what is mounted can be undone."""
+    stage = Stage(disk)
+    layers = implied_in_many_layers(stage)
+    config = b'{"config": {"User": "a", "Volumes": {"/dir1/new": {}, "/dir2": {}}}}'
+    (Path(layers[0].store_path) / "etc").mkdir()
+    (Path(layers[0].store_path) / "etc/passwd").write_bytes(b"a:x:1:2\n")
+    checks = 0
+    while True:
+        checks += 1
+        caller = CancelledAtCheck(checks)
+        try:
+            mount_layers(layers, stage.overlay, stage.rootfs, caller)
+            write_config(disk, config, cancellation=caller)
+        except Cancelled:
+            assert not (disk / "config.json").exists()
+            assert stage.unmount() == ()
+            shutil.rmtree(stage.overlay)
+            stage.overlay.mkdir()
+        else:
+            break
+
+    assert stage.unmount() == ()
+    # a layer, a directory to look for and one to make, a component of a path to follow
+    assert checks > len(layers) + 20 + 20 + 8
 
 
 def test_unmounting_waits_for_what_lets_go_in_a_moment(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from guestpull_server.config import Limits
 from guestpull_server.models import Decoder, Digest, StoredLayer
 from guestpull_server.snapshot import OverlayMounts
 from support.bundles import mount_layers, write_config
@@ -21,6 +22,7 @@ from support.samples import BUSYBOX
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nshop:x:1234:1235:shop:/srv:/bin/sh\n7:x:0:0::/:/bin/sh\n"
 GROUP = b"root:x:0:root\nwheel:x:10:root,shop\naudit:x:2000:shop\n8:x:0:\n"
+APPLETS = ("sh", "cat", "id", "stat", "grep", "env", "pwd", "touch", "ls", "mknod", "rm", "df", "mount")
 RUNTIMES = pytest.mark.parametrize("runtime", ["runc", "crun"])
 
 
@@ -34,7 +36,7 @@ class Bundles:
         (base / "bin").mkdir()
         (base / "bin/busybox").write_bytes(BUSYBOX.read_bytes())
         (base / "bin/busybox").chmod(0o755)
-        for applet in ("sh", "cat", "id", "stat", "grep", "env", "pwd", "touch", "ls", "mknod", "rm"):
+        for applet in APPLETS:
             (base / "bin" / applet).symlink_to("busybox")
         (base / "gone").touch()
         top = self._layer("top")
@@ -140,17 +142,62 @@ def test_a_container_runs_as_its_user(bundles: Bundles, runtime: str, user: str,
 
 
 @RUNTIMES
-def test_a_volume_begins_with_what_the_image_has_and_keeps_the_rootfs_clean(
+def test_a_volume_the_image_has_no_content_for_is_memory_of_a_bounded_size(
     bundles: Bundles, disk: Path, runtime: str
 ) -> None:
-    script = "stat -c '%a %u %g' /srv /new; /srv/shelf/tool; touch /srv/written /new/written; ls /srv /new"
+    empty = disk / "layers/top/empty"
+    empty.mkdir()
+    os.chown(empty, 1234, 1235)
+    empty.chmod(0o3751)
+    (disk / "layers/top/link").symlink_to("/empty")
+    script = "stat -c '%a %u %g' /empty /new; touch /link/written /new/written; df -k /empty /new; mount"
 
-    lines = bundles.run(runtime, script, Volumes={"/srv": {}, "/new/": {}, "/proc": {}, "/": {}})
+    lines = bundles.run(runtime, script, Volumes={"/link": {}, "/new/": {}, "/proc": {}, "/": {}})
 
-    assert lines[:3] == ["2750 1234 1235", "755 0 0", "from the image"]
-    assert lines[3:] == ["/new:", "written", "", "/srv:", "proc", "shelf", "written"]
-    assert not (disk / "overlay1/upper/srv/written").exists()
-    assert not (disk / "overlay1/upper/new/written").exists()
+    assert lines[:2] == ["3751 1234 1235", "755 0 0"]
+    assert [line.split()[1] for line in lines[3:5]] == ["1048576", "1048576"]
+    for place in ("/empty", "/new"):
+        (options,) = (line.split()[5] for line in lines if line.split()[2:3] == [place])
+        assert {"rw", "nosuid", "nodev"} <= set(options.strip("()").split(","))
+        assert not (disk / f"overlay1/upper{place}/written").exists()
+
+
+@RUNTIMES
+def test_a_volume_in_which_the_image_has_content_is_written_in_the_upper_directory(
+    bundles: Bundles, disk: Path, runtime: str
+) -> None:
+    script = "stat -c '%a %u %g' /srv; /srv/shelf/tool; touch /srv/written; ls /srv"
+
+    lines = bundles.run(runtime, script, Volumes={"/srv": {}})
+
+    assert lines == ["2750 1234 1235", "from the image", "proc", "shelf", "written"]
+    assert (disk / "overlay1/upper/srv/written").exists()
+
+
+@RUNTIMES
+def test_volumes_may_be_nested(bundles: Bundles, disk: Path, runtime: str) -> None:
+    (disk / "layers/top/srv/inner").mkdir()
+    script = "touch /a/1 /a/b/2 /srv/3 /srv/inner/4; ls -R /a /srv/inner; mount"
+
+    lines = bundles.run(
+        runtime, script, Volumes={"/a/b": {}, "/a": {}, "/srv": {}, "/srv/inner": {}, "/srv/shelf/tool/x": {}}
+    )
+
+    places = {line.split()[2] for line in lines if " type tmpfs " in line}
+    assert {"/a", "/a/b", "/srv/inner"} <= places
+    assert not {"/srv", "/srv/shelf/tool/x"} & places
+    upper = disk / "overlay1/upper"
+    assert (upper / "srv/3").exists()
+    assert [str(one.relative_to(upper)) for one in upper.rglob("[124]")] == []
+
+
+@RUNTIMES
+def test_as_many_volumes_as_may_be_start(bundles: Bundles, runtime: str) -> None:
+    volumes: dict[str, Any] = {f"/volumes/{number}": {} for number in range(Limits().max_volumes)}
+
+    lines = bundles.run(runtime, "mount", Volumes=volumes)
+
+    assert {line.split()[2] for line in lines} >= volumes.keys()
 
 
 @RUNTIMES

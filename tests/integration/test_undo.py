@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from guestpull_client.errors import ResourceExhausted
 from guestpull_server.errors import InvalidRequest
 from guestpull_server.snapshot import OverlayMounts
 from guestpull_server.store import Store
 from support.bundles import mount_layers
+from support.daemon import Daemon
 from support.faults import Corrupt
-from support.images import file, image, layer
+from support.images import Json, directory, file, image, layer, symlink
 from support.peers import run
 from support.simulator import RegistrySimulator
 from support.stores import pulled
@@ -54,6 +56,22 @@ def test_without_cap_sys_admin_each_failure_keeps_its_own_reason(
     assert done.stdout.split() == ["DIGEST_MISMATCH", "REGISTRY_UNAVAILABLE", "MOUNT_FAILED"]
     assert sorted(os.listdir(disk)) == ["work"]
     assert os.listdir(disk / "work/overlay") == []
+
+
+def test_an_image_that_makes_its_bundle_too_costly_is_refused_and_leaves_none(
+    daemon: Daemon, registry: RegistrySimulator
+) -> None:
+    """8 kB of layer and 20 kB of config kept a core busy for hours, past every deadline and SIGTERM."""
+    deep = "d/" * 248
+    hostile = layer(directory(deep.rstrip("/")), symlink(f"{deep}top", "/"), symlink("bottom", deep))
+    through: dict[str, Json] = {f"{'bottom/top/' * 20}{number}": {} for number in range(90)}
+    reference = registry.push("hostile:1", image(hostile, process={"Volumes": through}))
+
+    with pytest.raises(ResourceExhausted, match="max_lookup_steps"):
+        daemon.client.pull(reference, str(daemon.bundle("one")))
+
+    assert not daemon.bundle("one").exists()
+    assert os.listdir(daemon.work_dir / "overlay") == []
 
 
 def test_an_undo_that_fails_is_logged_and_done_at_the_next_start(

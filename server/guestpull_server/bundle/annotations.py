@@ -37,6 +37,7 @@ _STEERING: Final = (
     "org.systemd.property.",
     "run.oci.",
 )
+_STEERING_PREFIXES: Final = tuple(name for name in _STEERING if name.endswith((".", "/")))
 _MOST_TOLD: Final = 10
 
 
@@ -67,4 +68,4 @@ def annotations_of(config: ImageConfig, bundle_path: str) -> dict[str, str]:
 
 
 def _steers(label: str) -> bool:
-    return any(label.startswith(one) if one.endswith((".", "/")) else label == one for one in _STEERING)
+    return label in _STEERING or label.startswith(_STEERING_PREFIXES)

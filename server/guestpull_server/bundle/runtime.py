@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from guestpull_server.bundle.annotations import annotations_of
+from guestpull_server.bundle.image_files import ImageFiles
 from guestpull_server.bundle.spec import (
     Capabilities,
     DeviceRule,
@@ -34,7 +35,9 @@ from guestpull_server.bundle.spec import (
 )
 from guestpull_server.bundle.users import user_of
 from guestpull_server.bundle.volumes import mounts_of
-from guestpull_server.errors import BundleExists, InvalidManifest, storage_errors
+from guestpull_server.cancellation import Cancellation
+from guestpull_server.config import Limits
+from guestpull_server.errors import BundleExists, InvalidManifest, LimitExceeded, storage_errors
 from guestpull_server.models import RUNTIME_CONFIG, ImageConfig
 
 _NUL: Final = rb"\u0000"  # as JSON has it
@@ -94,6 +97,8 @@ def write_runtime_config(
     image_config: bytes,
     bundle_directory: int,
     written: Callable[[os.stat_result], None],
+    limits: Limits,
+    cancellation: Cancellation,
 ) -> None:
     """Write a bundle's config.json: all of it or none, and never over another one.
 
@@ -103,21 +108,30 @@ def write_runtime_config(
         image_config: the image config as the registry has it.
         bundle_directory: the bundle's directory, open: whatever has its path by now is of no matter.
         written: told which file it is, before that has the name config.json.
+        limits: bound what the image can make this cost.
+        cancellation: observed throughout.
 
     Raises:
         BundleExists: there is a config.json.
         NoSuchUser: the image's User is not in the image.
         InvalidManifest: the image config cannot be read, or has a NUL byte where no runtime takes one.
+        LimitExceeded: the image config, or what is in the image, costs more than it may.
         StorageFull: the file system has no room.
         StorageFailed: the operating system refuses.
+        Cancelled: the caller left.
+        DeadlineExceeded: the caller's time is up.
     """
+    cancellation.check()
+    _refuse_excess(image_config, limits)
     try:
         config = msgspec.json.decode(image_config, type=ImageConfig)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidManifest(bundle_path, "the image config", str(error)) from None
     with storage_errors("writing the runtime config", os.path.join(bundle_path, RUNTIME_CONFIG)):
         there = f"/proc/self/fd/{bundle_directory}/{os.path.basename(rootfs)}"
-        converted = _runtime_config(config, there, bundle_path)
+        files = ImageFiles(there, limits, cancellation)
+        converted = _runtime_config(config, files, limits, bundle_path)
+        cancellation.check()
         document = msgspec.json.format(msgspec.json.encode(converted), indent=2) + b"\n"
         if _NUL in document:  # or a text that says so; to look at all of it costs a tenth of a warm pull
             _refuse_nul(msgspec.to_builtins(converted), bundle_path)
@@ -170,20 +184,38 @@ def _write_in_place(directory: int, content: bytes, written: Callable[[os.stat_r
     return True
 
 
-def _runtime_config(config: ImageConfig, rootfs: str, bundle_path: str) -> RuntimeConfig:
+def _refuse_excess(image_config: bytes, limits: Limits) -> None:
+    """Bound the strings of an image config before it is decoded: the shortest take twenty times their bytes then.
+
+    Quotation marks within strings count as well; images with long shell commands in their history have many.
+
+    Raises:
+        LimitExceeded: there are too many.
+    """
+    if image_config.count(b'"') > 2 * limits.max_config_strings:
+        raise LimitExceeded(
+            "the number of strings in the image config", "max_config_strings", limits.max_config_strings
+        )
+
+
+def _runtime_config(
+    config: ImageConfig, files: ImageFiles, limits: Limits, bundle_path: str
+) -> RuntimeConfig:
     """Convert an image config.
 
     Args:
         config: of the image.
-        rootfs: the mounted root filesystem.
+        files: the image's files.
+        limits: bound what the image can make this cost.
         bundle_path: the bundle's directory, for the log.
 
     Raises:
         NoSuchUser: its User is not in the image.
+        LimitExceeded: it has too many volumes, or they are too hard to find.
         StorageFailed: the operating system refuses to look at the image's files.
     """
     process = config.process
-    user = user_of(process.user or "", rootfs)
+    user = user_of(process.user or "", files, limits)
     # runc starts nothing that has a variable without a name or a value; crun and podman leave it out
     environment = [variable for variable in process.env or () if variable.find("=") > 0]
     if not any(variable.startswith("PATH=") for variable in environment):
@@ -203,7 +235,7 @@ def _runtime_config(config: ImageConfig, rootfs: str, bundle_path: str) -> Runti
         ),
         root=Root("rootfs"),
         hostname="guestpull",
-        mounts=[*_MOUNTS, *mounts_of(process.volumes or (), rootfs)],
+        mounts=[*_MOUNTS, *mounts_of(process.volumes or (), files, limits)],
         annotations=annotations_of(config, bundle_path),
         linux=Linux(
             resources=Resources(devices=[DeviceRule(allow=False, access="rwm")]),

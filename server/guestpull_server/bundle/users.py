@@ -8,24 +8,21 @@ that list the user are supplementary; with a group there are none of these. No U
 The user's group is always among the supplementary ones as well. Without it a process could shed its group, and
 with it the permissions that are denied to that group (CVE-2022-36109, CVE-2022-2989, CVE-2023-25173).
 
-The files are the image's, and hostile: they are read from inside of it and up to a bound, and lines that are
-malformed are as good as absent. A file that is there but cannot be read is an error, not an absent one: the
-process would get another group than it should.
+The files are the image's, and hostile: they are looked up inside the image, and lines that are malformed count as
+absent. A file that is too large or cannot be read is an error: the process would get other groups than it should.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from guestpull_server.bundle import image_files
-from guestpull_server.errors import NoSuchUser, storage_errors
-from guestpull_server.models import MiB
+from guestpull_server.bundle.image_files import ImageFiles
+from guestpull_server.config import Limits
+from guestpull_server.errors import LimitExceeded, NoSuchUser, storage_errors
 
-_MAX_FILE_BYTES: Final = 4 * MiB
 _MAX_ID: Final = (1 << 32) - 2  # the last one means "leave it" to the kernel
 
 
@@ -49,42 +46,56 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A line of group(5)."""
+    """A line of group(5); `members` is a list with commas, as it is there: a line may be a million of them."""
 
     name: str
     gid: int
-    members: tuple[str, ...]
+    members: str
+
+    def lists(self, user: str) -> bool:
+        """Whether a user is one of its members."""
+        return f",{user}," in f",{self.members},"
 
 
-def user_of(user: str, rootfs: str) -> ProcessUser:
-    """Look a User up.
+def user_of(user: str, files: ImageFiles, limits: Limits) -> ProcessUser:
+    """Look up a User.
 
     Args:
         user: as the image config has it.
-        rootfs: the mounted root filesystem.
+        files: the image's files.
+        limits: bound the number of groups.
 
     Raises:
         NoSuchUser: it names a user or a group that is not there, or a number that cannot be.
+        LimitExceeded: a file is too large, or lists the user in too many groups.
         StorageFailed: the operating system refuses to read the image's files.
+        Cancelled: the caller left.
+        DeadlineExceeded: the caller's time is up.
     """
-    accounts = read_accounts(_lines(rootfs, "etc/passwd"))
-    groups = read_groups(_lines(rootfs, "etc/group"))
-    return resolve(user, accounts, groups)
+    accounts = read_accounts(_lines(files, "etc/passwd"))
+    groups = read_groups(_lines(files, "etc/group"))
+    return resolve(user, accounts, groups, limits.max_groups)
 
 
-def resolve(user: str, accounts: Iterable[Account], groups: Iterable[Group]) -> ProcessUser:
-    """Find a User among accounts and groups, of which no more are looked at than it takes.
+def resolve(user: str, accounts: Iterable[Account], groups: Iterable[Group], max_groups: int) -> ProcessUser:
+    """Find a User among accounts and groups; looks at no more of them than needed.
 
     Raises:
         NoSuchUser: see `user_of`.
+        LimitExceeded: the user is in more than `max_groups`.
     """
     name, _, group_name = user.partition(":")
     account = _account(user, name or "0", accounts)
     if group_name:
         gid = _gid(user, group_name, groups)
         return ProcessUser(account.uid, gid, (gid,))
-    listing = (group.gid for group in groups if account.name and account.name in group.members)
-    return ProcessUser(account.uid, account.gid, tuple(dict.fromkeys((account.gid, *listing))))
+    gids = {account.gid: None}
+    for group in groups:
+        if account.name and group.lists(account.name):
+            gids[group.gid] = None
+            if len(gids) > max_groups:
+                raise LimitExceeded("the number of the image user's groups", "max_groups", max_groups)
+    return ProcessUser(account.uid, account.gid, tuple(gids))
 
 
 def _account(user: str, name: str, accounts: Iterable[Account]) -> Account:
@@ -129,11 +140,8 @@ def read_groups(lines: Iterable[str]) -> Iterator[Group]:
     for line in lines:
         fields = line.split(":")
         if len(fields) >= 3 and fields[0]:
-            members = fields[3].split(",") if len(fields) > 3 else []
             with suppress(ValueError):
-                yield Group(
-                    fields[0], _id(fields[2]), tuple(name.strip() for name in members if name.strip())
-                )
+                yield Group(fields[0], _id(fields[2]), fields[3] if len(fields) > 3 else "")
 
 
 def _id(text: str) -> int:
@@ -142,11 +150,8 @@ def _id(text: str) -> int:
     return int(text)
 
 
-def _lines(rootfs: str, path: str) -> list[str]:
+def _lines(files: ImageFiles, path: str) -> Iterator[str]:
     """The lines of a file of the image; none where it has no such file."""
-    with storage_errors("looking up the image's User", os.path.join(rootfs, path)):
-        content = image_files.read(rootfs, path, _MAX_FILE_BYTES) or b""
-    if len(content) == _MAX_FILE_BYTES:
-        # half a line is none: `shop:x:1000:10` may have been the user of group 1000
-        content = content[: content.rfind(b"\n") + 1]
-    return [line.strip() for line in content.decode("utf-8", "surrogateescape").split("\n")]
+    with storage_errors("looking up the image's User", path):
+        lines = files.lines(path)
+    return (line.decode("utf-8", "surrogateescape").strip() for line in lines)

@@ -23,8 +23,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Final
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.models import StoredLayer
 
 _OPAQUE: Final = "trusted.overlay.opaque"
@@ -44,19 +46,25 @@ class _Kind(Enum):
     OTHER = "anything else, a whiteout included"
 
 
-def visible(paths: Sequence[str]) -> Sequence[str]:
+def visible(paths: Sequence[str], cancellation: Cancellation) -> Sequence[str]:
     """The layers down to the first whose root is opaque; overlayfs would not look at that.
 
     Args:
         paths: of layers, topmost first.
+        cancellation: checked at each layer.
+
+    Raises:
+        Cancelled: the caller left.
+        DeadlineExceeded: the caller's time is up.
     """
     for number, path in enumerate(paths):
+        cancellation.check()
         if _is_opaque(os.fsencode(path)):
             return paths[: number + 1]
     return paths
 
 
-def prepare_upper(layers: Sequence[StoredLayer], shown: int, upper: str) -> None:
+def prepare_upper(layers: Sequence[StoredLayer], shown: int, upper: str, cancellation: Cancellation) -> None:
     """Give the upper directory what the merged view must not take from implied directories.
 
     Args:
@@ -64,14 +72,17 @@ def prepare_upper(layers: Sequence[StoredLayer], shown: int, upper: str) -> None
         shown: how many of them are mounted. An opaque root hides what the others have in theirs, but is itself
             as theirs is if it is implied.
         upper: the new upper directory, empty.
+        cancellation: checked at each directory.
 
     Raises:
         OSError: the operating system refuses.
+        Cancelled: the caller left.
+        DeadlineExceeded: the caller's time is up.
     """
     if not layers:
         return
     upper_bytes = os.fsencode(upper)
-    merged = _Merged(layers, shown)
+    merged = _Merged(layers, shown, cancellation)
     made: list[tuple[bytes, bytes]] = []
     for directory in merged.directories_to_correct(upper_bytes):
         path = _joined(upper_bytes, directory.path)
@@ -79,6 +90,7 @@ def prepare_upper(layers: Sequence[StoredLayer], shown: int, upper: str) -> None
         made.append((directory.source, path))
     # children first: making them has changed their parents' times
     for source, path in reversed(made):
+        cancellation.check()
         _copy_attributes(source, path)
     with suppress(FileNotFoundError):  # that a layer is gone is for the mount to tell
         _copy_attributes(merged.root.source, upper_bytes)
@@ -106,9 +118,13 @@ class _Directory:
 class _Merged:
     """What overlayfs will show of some layers, as far as directories are concerned."""
 
-    def __init__(self, layers: Sequence[StoredLayer], shown: int) -> None:
+    def __init__(self, layers: Sequence[StoredLayer], shown: int, cancellation: Cancellation) -> None:
+        self._cancellation = cancellation
         self._paths = [os.fsencode(layer.store_path) for layer in layers]
-        self._implied = [frozenset(layer.implied_directories) for layer in layers]
+        self._implied: list[frozenset[bytes]] = []
+        for layer in layers:
+            cancellation.check()
+            self._implied.append(frozenset(layer.implied_directories))
         source = self._paths[self._source_of(range(len(layers)), _ROOT)]
         self.root = _Directory(_ROOT, list(range(shown)), source, is_wrong=False, is_listed=True)
         self._shown = shown
@@ -122,11 +138,9 @@ class _Merged:
         """
         longest = _PATH_MAX - max(len(directory) for directory in (*self._paths, upper)) - len("/\0")
         # what is implied in the bottom-most layer has nothing below it
-        implied = {
-            path for paths in self._implied[: self._shown - 1] for path in paths if len(path) <= longest
-        }
-        for path in sorted(implied):
-            if not _stays_within(path):
+        for path in chain.from_iterable(self._implied[: self._shown - 1]):
+            self._cancellation.check()
+            if len(path) > longest or not _stays_within(path):
                 continue
             directory = self._directory(path)
             if directory is not None and directory.is_wrong:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import MountFailed, storage_errors
 from guestpull_server.models import StoredLayer
 from guestpull_server.snapshot.attributes import prepare_upper, visible
@@ -28,7 +29,11 @@ _LETTERS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def mount_rootfs(
-    layers: Sequence[StoredLayer], overlay_directory: str, rootfs: str, bundle_directory: int
+    layers: Sequence[StoredLayer],
+    overlay_directory: str,
+    rootfs: str,
+    bundle_directory: int,
+    cancellation: Cancellation,
 ) -> None:
     """Mount layers, writable, at `rootfs`; when this raises, nothing is mounted.
 
@@ -37,14 +42,17 @@ def mount_rootfs(
         overlay_directory: where upper and work directories are made; empty.
         rootfs: an empty directory. It is not followed, should it have become a link.
         bundle_directory: the directory that the rootfs is in, open: whatever has its path by now is of no matter.
+        cancellation: observed until the mount.
 
     Raises:
         MountFailed: the kernel refuses; the error says why, and what to do.
         StorageFull: there is no room for the upper directory.
         StorageFailed: the operating system refuses a step before the mount.
+        Cancelled: the caller left.
+        DeadlineExceeded: the caller's time is up.
     """
     with storage_errors("preparing the mount", overlay_directory):
-        lower = _prepare(layers, overlay_directory)
+        lower = _prepare(layers, overlay_directory, cancellation)
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         target = os.open(os.path.basename(rootfs), flags, dir_fd=bundle_directory)
     try:
@@ -72,15 +80,17 @@ def _mount(lower: Sequence[str], overlay_directory: str, target: int) -> None:
             raise error from None
 
 
-def _prepare(layers: Sequence[StoredLayer], overlay_directory: str) -> Sequence[str]:
+def _prepare(
+    layers: Sequence[StoredLayer], overlay_directory: str, cancellation: Cancellation
+) -> Sequence[str]:
     """Make upper and work directories; returns the lower ones, topmost first."""
     by_path = {layer.store_path: layer for layer in reversed(layers)}
     topmost_first = list(by_path)
-    lower = visible(topmost_first)
+    lower = visible(topmost_first, cancellation)
     upper = os.path.join(overlay_directory, "upper")
     os.mkdir(upper, 0o755)
     os.mkdir(os.path.join(overlay_directory, "work"), 0o755)
-    prepare_upper([by_path[path] for path in topmost_first], len(lower), upper)
+    prepare_upper([by_path[path] for path in topmost_first], len(lower), upper, cancellation)
     if lower:
         return lower
     empty = os.path.join(overlay_directory, "empty")  # overlayfs wants a lower directory

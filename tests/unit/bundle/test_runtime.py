@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from guestpull_server.errors import BundleExists, InvalidManifest
+from guestpull_server.errors import BundleExists, InvalidManifest, LimitExceeded
 from support.bundles import write_config
 
 
@@ -191,6 +191,41 @@ def test_volumes_are_mounts_after_those_that_every_container_has(tmp_path: Path)
     destinations = [mount["destination"] for mount in spec["mounts"]]
     assert destinations[0] == "/proc"
     assert destinations[-2:] == ["/srv/a", "/srv/b"]
+
+
+STRINGS = [f"A{number}=" for number in range(60_000)]
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"Env": STRINGS, "Cmd": STRINGS},
+        {"Entrypoint": STRINGS, "Cmd": STRINGS},
+        {"Labels": dict.fromkeys(STRINGS, "")},
+        {"ExposedPorts": {string: {} for string in STRINGS}, "Env": STRINGS},
+        {"Volumes": {string: {} for string in STRINGS}, "Env": STRINGS},
+    ],
+)
+def test_an_image_config_of_too_many_strings_is_refused_by_its_limit(
+    tmp_path: Path, process: dict[str, Any]
+) -> None:
+    with pytest.raises(LimitExceeded) as caught:
+        converted(tmp_path, process)
+
+    assert caught.value.limit == "max_config_strings"
+    assert os.listdir(tmp_path) == ["rootfs"]
+
+
+@pytest.mark.parametrize("strings", ["Env", "Cmd", "Labels", "ExposedPorts"])
+def test_a_config_of_as_many_strings_as_may_be_is_not_much_larger_than_the_image_s(
+    tmp_path: Path, strings: str
+) -> None:
+    many = STRINGS[:49_000]
+    process = {strings: many if strings in ("Env", "Cmd") else dict.fromkeys(many, "")}
+
+    converted(tmp_path, process)
+
+    assert (tmp_path / "config.json").stat().st_size < 2 * len(json.dumps(process))
 
 
 @pytest.fixture(params=[True, False], ids=["O_TMPFILE", "no O_TMPFILE"])

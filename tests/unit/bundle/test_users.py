@@ -5,31 +5,43 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestpull_server.bundle import users
+from guestpull_server.bundle.image_files import ImageFiles
 from guestpull_server.bundle.users import (
     Account,
     Group,
     ProcessUser,
     read_accounts,
     read_groups,
-    resolve,
-    user_of,
 )
-from guestpull_server.errors import NoSuchUser, StorageFailed
+from guestpull_server.cancellation import Cancellation
+from guestpull_server.config import Limits
+from guestpull_server.errors import Cancelled, LimitExceeded, NoSuchUser, StorageFailed
 from guestpull_server.models import MiB
+from support.bundles import CancelledAtCheck
 
 ACCOUNTS = (Account("root", 0, 0), Account("shop", 1000, 1001))
 GROUPS = (
-    Group("root", 0, ()),
-    Group("shop", 1001, ()),
-    Group("audit", 2000, ("shop", "root")),
-    Group("wheel", 10, ("shop",)),
+    Group("root", 0, ""),
+    Group("shop", 1001, ""),
+    Group("audit", 2000, "shop,root"),
+    Group("wheel", 10, "shop"),
 )
+
+
+def resolve(user: str, accounts: Iterable[Account], groups: Iterable[Group]) -> ProcessUser:
+    return users.resolve(user, accounts, groups, Limits().max_groups)
+
+
+def user_of(user: str, rootfs: str) -> ProcessUser:
+    return users.user_of(user, ImageFiles(rootfs, Limits(), Cancellation("pull")), Limits())
 
 
 @pytest.mark.parametrize(
@@ -56,7 +68,7 @@ def test_no_user_is_root_with_root_s_groups(user: str) -> None:
 
 def test_a_number_is_never_taken_for_a_name() -> None:
     accounts = (Account("1234", 0, 0), *ACCOUNTS)
-    groups = (Group("1235", 0, ()), *GROUPS)
+    groups = (Group("1235", 0, ""), *GROUPS)
 
     assert resolve("1234", accounts, groups) == ProcessUser(1234, 0, (0,))
     assert resolve("shop:1235", accounts, groups) == ProcessUser(1000, 1235, (1235,))
@@ -101,13 +113,34 @@ def test_lines_that_are_malformed_are_as_good_as_absent(tmp_path: Path) -> None:
     assert user_of("shop", rootfs) == ProcessUser(5, 6, (6, 9))
 
 
-def test_a_line_that_the_bound_cuts_is_as_good_as_absent(tmp_path: Path) -> None:
-    line = b"shop:x:5:10"
-    filler = b"#" * (4 * MiB - len(line) - 1) + b"\n"
-    rootfs = rootfs_of(tmp_path, filler + line + b"01::/:/bin/sh\n")
+@pytest.mark.parametrize("file", ["passwd", "group"])
+def test_a_file_beyond_its_limit_is_refused_and_not_cut(tmp_path: Path, file: str) -> None:
+    rootfs = rootfs_of(tmp_path, b"shop:x:5:6::/:/bin/sh\n")
+    with open(f"{rootfs}/etc/{file}", "ab") as grown:
+        grown.truncate(4 * MiB + 1)
 
-    with pytest.raises(NoSuchUser):
+    with pytest.raises(LimitExceeded) as caught:
         user_of("shop", rootfs)
+
+    assert caught.value.limit == "max_read_bytes"
+
+
+def test_more_groups_than_the_kernel_takes_are_refused(tmp_path: Path) -> None:
+    group = b"".join(b"g:x:%d:shop\n" % number for number in range(100_000, 100_000 + 65_536))
+    rootfs = rootfs_of(tmp_path, b"shop:x:5:6::/:/bin/sh\n", group)
+
+    with pytest.raises(LimitExceeded) as caught:
+        user_of("shop", rootfs)
+
+    assert caught.value.limit == "max_groups"
+
+
+def test_a_caller_that_leaves_ends_the_search_for_a_user(tmp_path: Path) -> None:
+    rootfs = rootfs_of(tmp_path, b"\n" * 100_000 + b"shop:x:5:6::/:/bin/sh\n")
+    files = ImageFiles(rootfs, Limits(), CancelledAtCheck(20))
+
+    with pytest.raises(Cancelled):
+        users.user_of("shop", files, Limits())
 
 
 def test_an_image_without_files_has_numbers_only(tmp_path: Path) -> None:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestpull_server.bundle.volumes import mounts_of
+from guestpull_server.bundle import volumes as bundle_volumes
+from guestpull_server.bundle.image_files import ImageFiles
+from guestpull_server.bundle.spec import Mount
+from guestpull_server.cancellation import Cancellation
+from guestpull_server.config import Limits
+from guestpull_server.errors import LimitExceeded
+from guestpull_server.models import GiB, MiB
+
+
+def mounts_of(volumes: list[str], rootfs: str, limits: Limits | None = None) -> list[Mount]:
+    limits = limits or Limits()
+    return bundle_volumes.mounts_of(volumes, ImageFiles(rootfs, limits, Cancellation("pull")), limits)
 
 
 def test_a_volume_that_the_image_does_not_have_is_a_tmpfs(tmp_path: Path) -> None:
     (mount,) = mounts_of(["/data"], str(tmp_path))
 
     assert (mount.destination, mount.type, mount.source) == ("/data", "tmpfs", "tmpfs")
-    assert mount.options == ["rw", "nosuid", "nodev", "relatime", "mode=0755"]
+    assert mount.options == ["rw", "nosuid", "nodev", "relatime", f"size={GiB}", "mode=0755"]
 
 
 def test_a_volume_has_the_owner_and_the_mode_of_the_image_s_directory(tmp_path: Path) -> None:
@@ -28,24 +40,44 @@ def test_a_volume_has_the_owner_and_the_mode_of_the_image_s_directory(tmp_path: 
     assert mount.options[-3:] == ["mode=1770", f"uid={os.geteuid()}", f"gid={os.getegid()}"]
 
 
-def test_a_volume_begins_with_what_the_image_has_there(tmp_path: Path) -> None:
-    (tmp_path / "data/full").mkdir(parents=True)
+def test_a_volume_has_the_size_that_is_configured(tmp_path: Path) -> None:
+    (mount,) = mounts_of(["/data"], str(tmp_path), Limits(volume_bytes=5 * MiB))
 
-    outer, inner = mounts_of(["/data/full", "/data"], str(tmp_path))
-
-    assert (outer.destination, "tmpcopyup" in outer.options) == ("/data", True)
-    assert (inner.destination, "tmpcopyup" in inner.options) == ("/data/full", False)
+    assert f"size={5 * MiB}" in mount.options
 
 
-def test_a_volume_with_what_runc_cannot_copy_stays_in_the_rootfs(tmp_path: Path) -> None:
-    (tmp_path / "spool/public").mkdir(parents=True)
-    (tmp_path / "spool/file").write_bytes(b"copied")
-    (tmp_path / "spool/link").symlink_to("public")
-    copied = mounts_of(["/spool"], str(tmp_path))
-    os.mkfifo(tmp_path / "spool/public/pickup")
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_a_volume_in_which_the_image_has_content_stays_in_the_rootfs(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data/content")
 
-    assert [("tmpcopyup" in mount.options) for mount in copied] == [True]
-    assert mounts_of(["/spool"], str(tmp_path)) == []
+    assert mounts_of(["/data"], str(tmp_path)) == []
+
+
+def test_of_nested_volumes_the_inner_empty_one_is_a_tmpfs(tmp_path: Path) -> None:
+    (tmp_path / "data/empty").mkdir(parents=True)
+
+    assert [mount.destination for mount in mounts_of(["/data/empty", "/data"], str(tmp_path))] == [
+        "/data/empty"
+    ]
+
+
+def test_nested_volumes_that_are_missing_are_mounted_outer_one_first(tmp_path: Path) -> None:
+    mounts = mounts_of(["/data/inner", "/data"], str(tmp_path))
+
+    assert [mount.destination for mount in mounts] == ["/data", "/data/inner"]
+
+
+def test_too_many_volumes_are_refused_by_their_limit(tmp_path: Path) -> None:
+    volumes = [f"/volume{number}" for number in range(257)]
+
+    assert len(mounts_of(volumes[:256], str(tmp_path))) == 256
+    with pytest.raises(LimitExceeded) as caught:
+        mounts_of(volumes, str(tmp_path))
+
+    assert caught.value.limit == "max_volumes"
 
 
 def test_a_path_is_the_container_s_whatever_it_looks_like(tmp_path: Path) -> None:
@@ -64,7 +96,7 @@ def test_what_the_runtime_mounts_itself_is_left_to_it(tmp_path: Path, path: str)
 def test_what_is_no_directory_is_not_mounted_over(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"a file")
 
-    assert mounts_of(["/data"], str(tmp_path)) == []
+    assert mounts_of(["/data", "/data/below"], str(tmp_path)) == []
 
 
 def test_a_link_is_looked_at_within_the_image(tmp_path: Path) -> None:
