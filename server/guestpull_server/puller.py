@@ -70,6 +70,7 @@ class Puller:
         *,
         guest_work_dir: str | None = None,
         layer_names: LayerNames | None = None,
+        watch_bundles: bool = False,
     ) -> Puller:
         """Start the layer workers' fork server and take the work directory over.
 
@@ -77,6 +78,7 @@ class Puller:
             configuration: names the work directory, and all else.
             guest_work_dir: where the guest will see the work directory, if that is elsewhere.
             layer_names: how new layers' directories are named; None: as those that are there, or by digest.
+            watch_bundles: release bundles that others have taken away, as long as this is open.
 
         Raises:
             WorkDirInUse: another process has it.
@@ -94,6 +96,7 @@ class Puller:
                     workers,
                     guest_work_dir=guest_work_dir,
                     layer_names=layer_names,
+                    watch_bundles=watch_bundles,
                 )
             )
         except BaseException:

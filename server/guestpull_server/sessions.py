@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from guestpull_server.baker import Baker
+from guestpull_server.bundle_watch import BundleWatch
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, LayerNames, VerifyReuse
 from guestpull_server.errors import GuestpullError, WorkDirReplaced
@@ -41,6 +42,7 @@ class StoreSession:
     reuse: ReuseCheck
     fetcher: LayerFetcher
     baker: Baker
+    watch: BundleWatch | None
 
     @classmethod
     def open(
@@ -51,6 +53,7 @@ class StoreSession:
         *,
         guest_work_dir: str | None = None,
         layer_names: LayerNames | None = None,
+        watch_bundles: bool = False,
     ) -> StoreSession:
         """Take the work directory over.
 
@@ -76,14 +79,19 @@ class StoreSession:
             reuse=ReuseCheck(store, configuration.verify_reuse, workers),
             fetcher=fetcher,
             baker=Baker(configuration, store, registry, workers, fetcher),
+            watch=BundleWatch(store) if watch_bundles else None,
         )
 
     def close(self, *, tidy: bool = False) -> None:
         """Release the work directory; see Store.close."""
+        if self.watch is not None:
+            self.watch.close()
         self.store.close(tidy=tidy)
 
     def abandon(self) -> None:
         """Release the work directory that was opened, and write nothing: its path leads elsewhere now."""
+        if self.watch is not None:
+            self.watch.close()
         self.store.abandon()
 
 

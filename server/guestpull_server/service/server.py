@@ -79,7 +79,7 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
     # where the kernel gives the signal to another thread while this one sleeps
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     started = time.monotonic()
-    with Puller.open(configuration) as puller, ExitStack() as stack:
+    with Puller.open(configuration, watch_bundles=True) as puller, ExitStack() as stack:
         for warning in (*warnings, *puller.store.warnings):
             LIFE.warning("%s", warning)
         status = _health(puller)

@@ -8,6 +8,7 @@ rootfs, are the caller's (bundle_paths.py). How both are made and undone is bund
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -250,6 +251,39 @@ class BundleShelf:
             raise
         return bundle
 
+    def abandoned(self) -> tuple[StoredBundle, ...]:
+        """The bundles whose rootfs is not a directory any more; somebody may have them mounted elsewhere."""
+        with self._changed:
+            bundles = tuple(self.ready.values())
+        return tuple(bundle for bundle in bundles if _is_gone(bundle.path.real_rootfs))
+
+    def release_abandoned(self, bundle: StoredBundle) -> bool:
+        """Delete what was written in a bundle that is abandoned; then it still holds on to its layers.
+
+        The caller's directories are left alone: they were taken away, and what is there now is not ours. Returns
+        False, and does nothing, if the bundle is used, is there again, or is being released by somebody else.
+
+        Raises:
+            WorkDirReplaced: others have replaced the work directory.
+            StorageFailed: the operating system refuses.
+        """
+        with self._changed:
+            if self.ready.get(bundle.path.real) is not bundle or bundle.path.real in self._leaving:
+                return False
+            self._leaving.add(bundle.path.real)
+        released = False
+        try:
+            if _is_gone(bundle.path.real_rootfs) and not self._mounts.is_used(bundle.overlay_directory):
+                self._work_dir.check()
+                with storage_errors(f"releasing bundle {bundle.bundle_path}", bundle.overlay_directory):
+                    if os.path.lexists(bundle.overlay_directory):
+                        self._maker.discard(bundle.overlay_directory)
+                released = True
+        finally:
+            if not released:
+                self.released(bundle, ready=True)
+        return released
+
     def released(self, bundle: StoredBundle, *, ready: bool = False) -> None:
         """End a release: the bundle lets go of its layers, unless it is still `ready`."""
         with self._changed:
@@ -277,6 +311,16 @@ class BundleShelf:
             overlay_directory,
             kept.made_directory,
         )
+
+
+def _is_gone(rootfs: str) -> bool:
+    """Whether there is no such directory; False where that cannot be told."""
+    try:
+        return not stat.S_ISDIR(os.lstat(rootfs).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
 
 
 def _path_of(file: BundleFile) -> BundlePath:

@@ -412,7 +412,26 @@ class Store:
             BundleBusy: somebody on the machine uses its overlay; nothing is deleted, and it stays a bundle.
             StorageFailed: the operating system refuses.
         """
-        bundle = self._bundles.release(bundle_path)
+        return self._forget(self._bundles.release(bundle_path))
+
+    def abandoned_bundles(self) -> tuple[StoredBundle, ...]:
+        """The bundles that others may have taken away: their rootfs is not a directory any more."""
+        return self._bundles.abandoned()
+
+    def release_abandoned_bundle(self, bundle: StoredBundle) -> Deleted | None:
+        """Release a bundle whose rootfs is neither mounted anywhere on the machine nor a directory any more.
+
+        The layers of images that were removed before are deleted. The directories outside of the work directory
+        are left alone. Returns None, and does nothing, if the bundle is not abandoned.
+
+        Raises:
+            WorkDirReplaced: others have replaced the work directory.
+            StorageFailed: the operating system refuses.
+        """
+        return self._forget(bundle) if self._bundles.release_abandoned(bundle) else None
+
+    def _forget(self, bundle: StoredBundle) -> Deleted:
+        """Forget a bundle that was released, and delete its layers that nobody uses any more."""
         with self._lock:
             self._bundles.released(bundle)
             deletion = self._layers.drop(self._unused(bundle.layers))
