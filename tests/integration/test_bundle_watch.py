@@ -129,7 +129,7 @@ def test_a_container_keeps_its_bundle_until_it_ends(daemon: Daemon, registry: Re
     other = daemon.bundle("other")
     daemon.client.pull(reference, str(other))
 
-    with MountNamespace(f"mount --bind {bundle}/rootfs /mnt") as container:
+    with MountNamespace(daemon.disk, f"mount --bind {bundle}/rootfs /mnt") as container:
         take_away(bundle)
         take_away(other)
         # both have been looked at once the other one is released

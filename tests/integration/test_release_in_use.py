@@ -128,7 +128,7 @@ def test_a_bundle_whose_container_runs_is_not_released(daemon: Daemon, registry:
 
 
 def test_the_process_whose_namespace_has_the_rootfs_mounted_is_named(place: Place) -> None:
-    with MountNamespace() as elsewhere:
+    with MountNamespace(place.directory) as elsewhere:
         assert f"process {elsewhere.pid} (sh) has it mounted at {place.rootfs}" in place.refused()
         assert os.path.ismount(place.rootfs)
         assert elsewhere.run("cat", f"{place.rootfs}/written") == "by the container"
@@ -136,7 +136,7 @@ def test_the_process_whose_namespace_has_the_rootfs_mounted_is_named(place: Plac
 
 
 def test_a_container_that_the_host_has_unmounted_keeps_its_bundle(place: Place) -> None:
-    with MountNamespace() as elsewhere:
+    with MountNamespace(place.directory) as elsewhere:
         run("umount", str(place.rootfs))
         assert f"process {elsewhere.pid}" in place.refused()
         assert elsewhere.run("cat", f"{place.rootfs}/written") == "by the container"
@@ -144,7 +144,7 @@ def test_a_container_that_the_host_has_unmounted_keeps_its_bundle(place: Place) 
 
 
 def test_a_container_whose_bundle_s_directory_is_gone_keeps_its_bundle(place: Place) -> None:
-    with MountNamespace(f"mount --bind {place.rootfs} /mnt") as elsewhere:
+    with MountNamespace(place.directory, f"mount --bind {place.rootfs} /mnt") as elsewhere:
         run("umount", str(place.rootfs))
         place.rootfs.rmdir()
         place.bundle.rmdir()
@@ -157,7 +157,8 @@ def test_a_namespace_is_looked_into_from_each_root_directory_of_its_processes(pl
     root.mkdir()
     shutil.copy(BUSYBOX, root)
     # what is mounted outside of a process's root directory is not in its list
-    with MountNamespace(f"exec chroot {root} /busybox sh -c 'echo ready && read end'") as elsewhere:
+    script = f"exec chroot {root} /busybox sh -c 'echo ready && read end'"
+    with MountNamespace(place.directory, script) as elsewhere:
         enter = ["nsenter", f"--mount=/proc/{elsewhere.pid}/ns/mnt", "sh", "-c", "echo ready && read end"]
         with subprocess.Popen(enter, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
             assert other.stdout is not None
@@ -217,7 +218,7 @@ def test_a_file_that_is_open_in_a_detached_mount_keeps_the_bundle(place_on_each:
 
 
 def test_a_namespace_without_a_process_keeps_the_bundle(place_on_each: Place) -> None:
-    with MountNamespace() as elsewhere:
+    with MountNamespace(place_on_each.directory) as elsewhere:
         namespace = os.open(f"/proc/{elsewhere.pid}/ns/mnt", os.O_RDONLY)
     place_on_each.refused()
     os.close(namespace)
@@ -228,7 +229,7 @@ def test_a_store_s_files_are_as_they_were_after_a_refusal(place_on_each: Place) 
     (overlay,) = (place_on_each.directory / "work/overlay").iterdir()
     upper = overlay / "upper"
     before = os.listxattr(upper), sorted(os.listdir(upper))
-    with MountNamespace():
+    with MountNamespace(place_on_each.directory):
         place_on_each.refused()
     assert (os.listxattr(upper), sorted(os.listdir(upper))) == before
     place_on_each.release()
@@ -239,7 +240,7 @@ def test_a_copy_that_propagation_made_goes_with_the_rootfs(tmp_path: Path, propa
     with Tmpfs(tmp_path / "disk") as disk:
         run("mount", "--make-shared", str(disk))
         (disk / "peer").mkdir()
-        with MountNamespace(propagation=propagation) as elsewhere:
+        with MountNamespace(disk, propagation=propagation) as elsewhere:
             place = Place(disk)
             assert elsewhere.run("cat", f"{place.rootfs}/written") == "by the container"
             place.release()
@@ -250,7 +251,7 @@ def test_a_copy_that_propagation_made_goes_with_the_rootfs(tmp_path: Path, propa
 def test_a_copy_that_propagation_made_and_somebody_mounted_on_is_in_use(tmp_path: Path) -> None:
     with Tmpfs(tmp_path / "disk") as disk:
         run("mount", "--make-shared", str(disk))
-        with MountNamespace(propagation="slave") as elsewhere:
+        with MountNamespace(disk, propagation="slave") as elsewhere:
             place = Place(disk)
             elsewhere.run("mount", "-t", "tmpfs", "theirs", str(place.rootfs))
             assert (
@@ -265,7 +266,7 @@ def test_a_copy_that_propagation_made_and_somebody_mounted_on_is_in_use(tmp_path
 def test_a_container_that_starts_while_its_bundle_is_unmounted_keeps_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    container = MountNamespace()
+    container = MountNamespace(place.directory)
     started: list[int] = []
 
     def unmount_late(path: str) -> None:
@@ -283,7 +284,7 @@ def test_a_container_that_starts_while_its_bundle_is_unmounted_keeps_it(
 
 
 def test_a_layer_of_a_container_that_the_host_has_unmounted_is_not_replaced(place: Place) -> None:
-    with MountNamespace():
+    with MountNamespace(place.directory):
         run("umount", str(place.rootfs))
         with pytest.raises(LayerInUse):
             place.store.discard_layer(Digest(BASE.digest))

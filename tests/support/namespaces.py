@@ -1,12 +1,13 @@
 """Mount namespaces besides the host's, as container runtimes make them.
 
-with MountNamespace() as elsewhere:  # it has a copy of every mount of the host
-    elsewhere.run("cat", f"{rootfs}/etc/passwd")
+with MountNamespace(disk) as container:
+    container.run("cat", f"{rootfs}/etc/passwd")
 """
 
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,22 +18,33 @@ from support.waiting import PATIENCE
 class MountNamespace:
     """A process in a mount namespace of its own, which lives until this context manager is left.
 
+    It has a copy of each mount of the host, but for overlays elsewhere: those are bundles of others, who could not
+    release them.
+
     Args:
+        directory: below it, overlays stay mounted.
         script: what it does first, in a shell.
         propagation: how its mounts relate to the host's: `private`, `slave` or `shared`.
     """
 
-    def __init__(self, script: str = ":", *, propagation: str = "private") -> None:
+    def __init__(self, directory: Path, script: str = ":", *, propagation: str = "private") -> None:
+        self._directory = directory
         self._script = script
         self._propagation = propagation
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        script = f"{self._script} && echo ready && read end"
+        script = f"echo ready && read go && {self._script} && echo ready && read end"
         command = ["unshare", "--mount", "--propagation", self._propagation, "sh", "-c", script]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n"
+        self._await_ready()
+        others = self._overlays_of_others()
+        if others and self._propagation != "shared":  # there it would unmount the host's
+            self.run("umount", "--lazy", *others)
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        self._await_ready()
         return self
 
     def __exit__(
@@ -55,3 +67,14 @@ class MountNamespace:
         assert self._process is not None
         if self._process.returncode is None:
             self._process.communicate(b"\n", timeout=PATIENCE)
+
+    def _await_ready(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def _overlays_of_others(self) -> list[str]:
+        lines = Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
+        points = [line.split(" ")[4] for line in lines if " - overlay " in line]
+        decoded = [point.encode().decode("unicode_escape") for point in points]
+        return [point for point in decoded if point != "/" and not point.startswith(f"{self._directory}/")]
