@@ -84,6 +84,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_retry_delay: _Delay = 30.0  # also the longest Retry-After that is honoured
     max_redirects: _Amount = 5
 
+    # -- what is kept for a while
+    # layers of a pull that failed, for the next try; kubelet waits at most 5 minutes between two
+    unused_layer_seconds: _WholeSeconds = 900
+
     # -- what callers may ask at once
     max_concurrent_pulls: _Count = 64
     max_queued_pulls: _Count = 256  # under way or waiting; beyond it RESOURCE_EXHAUSTED

@@ -488,7 +488,7 @@ class StorageFull(GuestpullError):
     def explain(self) -> str:
         return (
             f"{self.doing}: no space left on the file system of {self.path}. "
-            "Free some space (guestpull rmi, guestpull gc), then pull again."
+            "Free some space (guestpull rmi, guestpull gc), then pull again; completed layers are reused."
         )
 
 

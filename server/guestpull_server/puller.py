@@ -11,7 +11,7 @@ bundle is written. What is there already is not asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -23,13 +23,13 @@ from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, LayerNames
 from guestpull_server.errors import ImageNotPresent, InvalidRequest
 from guestpull_server.layer import LayerWorkers
-from guestpull_server.models import Credentials, PulledImage, PullPolicy, ResolvedImage
+from guestpull_server.models import Credentials, PulledImage, PullPolicy, ResolvedImage, StoredLayer
 from guestpull_server.platforms import Platform
 from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
 from guestpull_server.requests import PullObserver, PullRequest, Unobserved, check_pin
 from guestpull_server.sessions import Sessions, StoreSession
 from guestpull_server.snapshot import mount_rootfs
-from guestpull_server.store import Store
+from guestpull_server.store import BundleReservation, Store
 
 
 class Puller:
@@ -146,7 +146,7 @@ class Puller:
             observer.resolved(resolved)
             layers, pulled = session.fetcher.fetch(resolved, source, cancellation, observer)
             with bundle.opened() as directory:
-                mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, directory, cancellation)
+                session.store.with_room(lambda: _mount(layers, bundle, directory, cancellation))
                 observer.mounted(bundle.rootfs)
                 write_runtime_config(
                     bundle.bundle_path,
@@ -158,7 +158,8 @@ class Puller:
                     cancellation,
                 )
             cancellation.check()
-            bundle.commit(session.store.record_image(resolved, layers))
+            image = session.store.record_image(resolved, layers)
+            session.store.with_room(lambda: bundle.commit(image))
         return PulledImage(
             resolved.image_id, resolved.manifest_digest, resolved.reference, bundle.rootfs, pulled
         )
@@ -232,3 +233,11 @@ class Puller:
         if reference is None:
             check_pin(request.image, resolved)
         return resolved
+
+
+def _mount(
+    layers: Sequence[StoredLayer], bundle: BundleReservation, directory: int, cancellation: Cancellation
+) -> None:
+    """Mount the rootfs; may be repeated on a disk that was full."""
+    bundle.clear_overlay()
+    mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, directory, cancellation)

@@ -21,6 +21,7 @@ from guestpull_server.bundle_watch import BundleWatch
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, LayerNames, VerifyReuse
 from guestpull_server.errors import GuestpullError, WorkDirReplaced
+from guestpull_server.expiry import Expiry
 from guestpull_server.fetching import LayerFetcher
 from guestpull_server.layer import LayerWorkers
 from guestpull_server.presence import Presence
@@ -42,6 +43,7 @@ class StoreSession:
     reuse: ReuseCheck
     fetcher: LayerFetcher
     baker: Baker
+    expiry: Expiry
     watch: BundleWatch | None
 
     @classmethod
@@ -79,17 +81,20 @@ class StoreSession:
             reuse=ReuseCheck(store, configuration.verify_reuse, workers),
             fetcher=fetcher,
             baker=Baker(configuration, store, registry, workers, fetcher),
+            expiry=Expiry(store, configuration.limits.unused_layer_seconds),
             watch=BundleWatch(store) if watch_bundles else None,
         )
 
     def close(self, *, tidy: bool = False) -> None:
         """Release the work directory; see Store.close."""
+        self.expiry.close()
         if self.watch is not None:
             self.watch.close()
         self.store.close(tidy=tidy)
 
     def abandon(self) -> None:
         """Release the work directory that was opened, and write nothing: its path leads elsewhere now."""
+        self.expiry.close()
         if self.watch is not None:
             self.watch.close()
         self.store.abandon()

@@ -181,11 +181,14 @@ class SharedDownloads:
             self._end(download)
 
     def _download_and_retry_once(self, download: _Download) -> FetchedLayer:
+        def attempt() -> FetchedLayer:
+            return self._store.with_room(lambda: self._download(download))
+
         try:
-            return self._download(download)
+            return attempt()
         except (DigestMismatch, SizeMismatch):
             # a proxy or a disk may have altered it once; twice is the registry's last word
-            return self._download(download)
+            return attempt()
 
     def _download(self, download: _Download) -> FetchedLayer:
         blob, diff_id = download.layer.blob, download.layer.diff_id

@@ -29,6 +29,7 @@ what of these is there, and may be believed.
   bundle_paths.py  where bundles may be, and what of their directories is ours
   readonly.py      stores that are only read
   inventory.py     what lies in a work directory, read without changing anything
+  unreferenced.py  what nothing in it refers to
   evidence.py      what there is to prove images and layers by
   audit.py         what is wrong there: `guestpulld verify`
   garbage.py       what nothing refers to: `guestpulld gc`

@@ -29,6 +29,7 @@ from guestpull_server.store.bundle_files import (
 from guestpull_server.store.bundle_making import BundleMaker, BundlePlace, Mounts
 from guestpull_server.store.bundle_paths import BundlePath, BundlePaths, can_be
 from guestpull_server.store.durability import Durability
+from guestpull_server.store.trees import remove_tree
 from guestpull_server.store.workdir import WorkDir
 
 
@@ -78,6 +79,17 @@ class BundleReservation:
     def overlay_directory(self) -> str:
         """Where upper and work directories belong."""
         return self._place.overlay_directory
+
+    def clear_overlay(self) -> None:
+        """Delete what an attempt to mount left in the overlay directory, so that there can be another one.
+
+        Raises:
+            StorageFailed: the operating system refuses.
+        """
+        with storage_errors("clearing the overlay directory", self.overlay_directory):
+            for name in os.listdir(self.overlay_directory):
+                if name not in (PREPARING, READY):
+                    remove_tree(os.path.join(self.overlay_directory, name))
 
     @contextmanager
     def opened(self) -> Iterator[int]:

@@ -44,5 +44,5 @@ class Deletion:
         """Delete what was set aside; returns the bytes of all files that were deleted so far."""
         with storage_errors("deleting layers", self._work_dir.staging):
             while self._aside:
-                self._freed_bytes += remove_tree(self._aside.pop())
+                self._freed_bytes += remove_tree(self._aside.pop(0))
         return self._freed_bytes

@@ -9,6 +9,7 @@ just before a crash, and what is left when meta_store.json is damaged.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Self
 
@@ -26,6 +27,9 @@ class LayerFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """The facts of one layer. `directory` is its name in layers/; implied directories are Latin-1 text.
 
     A path is bytes; Latin-1 gives each byte a character, so that any path is a JSON text.
+
+    `committed_at` is the time of the commit, in seconds since 1970. It is 0 in a store that was baked, and there
+    layers without an image are meant to stay: only what has a time is deleted when it has been unused for long.
     """
 
     compressed_digest: str
@@ -35,6 +39,7 @@ class LayerFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     size_bytes: int
     entries: int
     implied_directories: list[str] = []
+    committed_at: int = 0
 
     @classmethod
     def of(cls, compressed_digest: Digest, directory: str, unpacked: UnpackedLayer) -> Self:
@@ -47,6 +52,7 @@ class LayerFacts(msgspec.Struct, frozen=True, omit_defaults=True):
             size_bytes=unpacked.size_bytes,
             entries=unpacked.entries,
             implied_directories=[path.decode("latin-1") for path in unpacked.implied_directories],
+            committed_at=int(time.time()),
         )
 
     def layer(self, store_path: str) -> StoredLayer:

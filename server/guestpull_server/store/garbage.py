@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 
-from guestpull_server.errors import InvalidDigest, WorkDirInUse, storage_errors
-from guestpull_server.models import StoredLayer
+from guestpull_server.errors import WorkDirInUse, storage_errors
 from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.catalog import FILE_NAME
 from guestpull_server.store.inventory import Inventory, take_inventory
 from guestpull_server.store.outcomes import Garbage
-from guestpull_server.store.paths import is_directory
 from guestpull_server.store.store import Store
 from guestpull_server.store.trees import tree_bytes
+from guestpull_server.store.unreferenced import unclaimed_paths, unused_layers
 
 
 def collect_garbage(
@@ -53,12 +51,11 @@ def collect_garbage(
     store = Store.open(work_dir, mounts, guest_work_dir=guest_work_dir)  # deletes the leftovers
     try:
         warn(store.warnings)
-        store.delete_unused(layer.compressed_digest for layer in _unused_layers(inventory))
+        store.delete_unused(layer.compressed_digest for layer in unused_layers(inventory))
         # what opening put right may belong to something now; what belongs to nothing only now is for the next time
         strays = frozenset(take_inventory(work_dir, guest_work_dir).strays())
         belonging = frozenset(inventory.strays()) - strays
-        half_written = [inventory.path(name) for name in inventory.half_written]
-        for path in (*inventory.strays(), *inventory.orphans(), *inventory.foreign(), *half_written):
+        for path in unclaimed_paths(inventory):
             if path not in belonging and os.path.lexists(path):
                 store.delete_stray(path)
     finally:
@@ -94,29 +91,12 @@ def _unused(inventory: Inventory) -> tuple[Garbage, ...]:
                 inventory.paths.local(layer),
                 f"layer {layer.compressed_digest}, which no image and no bundle uses",
             )
-            for layer in _unused_layers(inventory)
+            for layer in unused_layers(inventory)
         ),
         *(_garbage(path, "belongs to no layer") for path in inventory.strays()),
         *(_garbage(path, "what it tells of is gone") for path in inventory.orphans()),
         *(_garbage(path, "is none of ours") for path in inventory.foreign()),
     )
-
-
-def _unused_layers(inventory: Inventory) -> list[StoredLayer]:
-    """Layers that nobody uses, in this work directory or gone."""
-    used = inventory.used_layers()
-    known = dict(inventory.catalog.layers)
-    for facts in inventory.unwritten_layers():  # opening the store takes them in
-        with suppress(InvalidDigest):
-            layer = facts.layer(inventory.paths.written(facts.directory))
-            known[layer.compressed_digest] = layer
-    can_go = not inventory.keeps_its_layers
-    return [
-        layer
-        for digest, layer in sorted(known.items())
-        if digest not in used
-        and ((can_go and inventory.paths.is_ours(layer)) or not is_directory(inventory.paths.local(layer)))
-    ]
 
 
 def _garbage(path: str, what: str) -> Garbage:

@@ -2,13 +2,14 @@
 
 A layer comes as a staged directory that is renamed into place, and goes by being renamed out of sight before
 it is deleted; the steps, and why they are in that order, are in durability.py. It stays as long as an image, a
-bundle, or a pull that is under way uses it.
+bundle, or a pull that is under way uses it, and for a while after a pull that failed: the next try finds it.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ class LayerShelf:
         self._numbers: dict[Digest, int] = {}
         self.pinned: Counter[Digest] = Counter()
         """How many pulls hold on to a layer, which may be yet to come; guarded by the lock."""
+        self._let_go: dict[Digest, float] = {}
+        """When layers that nobody may use any more were last in use, as time.monotonic() has it."""
 
     def get(self, digest: Digest) -> StoredLayer | None:
         """See Store.layer."""
@@ -138,7 +141,9 @@ class LayerShelf:
                     return present
                 facts = LayerFacts.of(digest, self._new_name(digest), unpacked)
                 self._put_in_place(staged, facts)
-                return self._paths.localised(self._ledger.put_layer(facts))
+                layer = self._ledger.put_layer(facts)
+                self.let_go([digest])
+                return self._paths.localised(layer)
 
     def _put_in_place(self, staged: StagedLayer, facts: LayerFacts) -> None:
         directory = os.path.join(self._work_dir.layers, facts.directory)
@@ -187,8 +192,37 @@ class LayerShelf:
             with self._lock:
                 self.pinned.subtract(pinned)
                 self.pinned = +self.pinned
+                if self._let_go:
+                    self.let_go(digest for digest in pinned if digest in self._let_go)
 
     # -- going ----------------------------------------------------------------------------------------------
+
+    def let_go(self, digests: Iterable[Digest]) -> None:
+        """Note, under the lock, that layers were in use until now, and that nobody may use them any more.
+
+        Layers that no pull brought are left out: in a store that was baked, or that another program made, layers
+        without an image are meant to be there.
+        """
+        now = time.monotonic()
+        for digest in digests:
+            if self._ledger.is_timed(digest):
+                self._let_go.pop(digest, None)
+                self._let_go[digest] = now
+
+    def let_go_before(self, moment: float) -> list[Digest]:
+        """The layers that were let go before a moment, the oldest first, without those that a pull holds on to."""
+        return [
+            digest for digest, then in self._let_go.items() if then <= moment and digest not in self.pinned
+        ]
+
+    def let_go_at(self) -> list[float]:
+        """When layers were let go, the first one first, without those that a pull holds on to."""
+        return [then for digest, then in self._let_go.items() if digest not in self.pinned]
+
+    def keep(self, digests: Iterable[Digest]) -> None:
+        """Take back `let_go`, under the lock, for layers that are in use again, or gone."""
+        for digest in digests:
+            self._let_go.pop(digest, None)
 
     def drop(self, digests: Iterable[Digest], image_id: Digest | None = None) -> Deletion:
         """Forget layers, and an image with them, under the lock; `finish` deletes what is then out of sight.
@@ -223,6 +257,7 @@ class LayerShelf:
                 deletion.delete()
                 self._ledger.change(forget)
         deletion.set_aside()
+        self.keep(layer.compressed_digest for layer in going)
         self._ledger.forget_facts(layer.compressed_digest for layer in going)
         return deletion
 

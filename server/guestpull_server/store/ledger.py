@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+import msgspec
+
 from guestpull_server.errors import InvalidDigest, StorageFull, storage_errors
 from guestpull_server.models import Digest, StoredLayer
 from guestpull_server.store import catalog as catalogs
@@ -265,6 +267,22 @@ class Ledger:
         self._work_dir.check()
         with suppress(StorageFull), storage_errors("writing down what is gone", self._work_dir.path):
             self._facts_file.strike_out(digest for digest in digests if digest not in self._facts)
+
+    def is_timed(self, digest: Digest) -> bool:
+        """Whether the time of a layer's commit is known: then a pull brought it, and it was not baked."""
+        facts = self._facts.get(digest)
+        return facts is not None and facts.committed_at > 0
+
+    def by_time(self) -> list[Digest]:
+        """The layers that have a time, the oldest first."""
+        timed = (layer for layer in self.catalog.layers if self.is_timed(layer))
+        return sorted(timed, key=lambda digest: self._facts[digest].committed_at)
+
+    def forget_times(self) -> None:
+        """Forget when layers were committed; `rewrite_facts` makes it last."""
+        self._facts = {
+            digest: msgspec.structs.replace(facts, committed_at=0) for digest, facts in self._facts.items()
+        }
 
     def rewrite_facts(self) -> None:
         """Write down the facts of the layers that there are, and no more, in a fixed order.

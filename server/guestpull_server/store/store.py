@@ -8,11 +8,14 @@ else knows. Once others have replaced the work directory, all that would change 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
+from typing import TypeVar
 
 from guestpull_server.config import LayerNames
 from guestpull_server.errors import (
@@ -32,14 +35,19 @@ from guestpull_server.store.bundle_paths import BundlePaths
 from guestpull_server.store.bundles import BundleReservation, BundleShelf, StoredBundle
 from guestpull_server.store.durability import Durability
 from guestpull_server.store.images import ImageShelf
+from guestpull_server.store.inventory import take_inventory
 from guestpull_server.store.layers import LayerShelf
 from guestpull_server.store.ledger import Ledger
 from guestpull_server.store.outcomes import Deleted, Removal, StoreUsage
 from guestpull_server.store.overlays import WORK_DIR_REMEDY, WORK_DIR_SPOILED, overlay_in
 from guestpull_server.store.paths import LayerPaths
 from guestpull_server.store.readonly import ReadOnlyStore
-from guestpull_server.store.trees import remove_tree
+from guestpull_server.store.trees import remove_tree, tree_bytes
+from guestpull_server.store.unreferenced import is_on_its_way_out, unclaimed_paths, unused_layers
 from guestpull_server.store.workdir import StagedLayer, WorkDir, files_of, rooms_of
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class Store:
@@ -54,9 +62,12 @@ class Store:
         bundle_roots: Sequence[str],
     ) -> None:
         self._work_dir = work_dir
+        self._guest_work_dir = guest_work_dir
         self._mounts = mounts
         self._read_only = read_only
         self._lock = threading.RLock()
+        self._making_room = threading.Lock()
+        self._rooms_made = 0
         durability = Durability(work_dir.path)
         self._paths = LayerPaths(work_dir.path, guest_work_dir)
         self._ledger = Ledger(work_dir, durability, self._paths)
@@ -123,6 +134,7 @@ class Store:
                 if tidy:
                     self._images.sort_names()
                     self._ledger.flush()
+                    self._ledger.forget_times()
                     self._ledger.rewrite_facts()
                     self._work_dir.tidy()
                 else:
@@ -146,6 +158,8 @@ class Store:
                 remove_tree(path)
         self._ledger.read()
         self._ledger.warnings += self._bundles.take_stock()
+        with self._lock:
+            self._layers.let_go(self._ledger.by_time())
         overlay = overlay_in(self._work_dir.path, self._paths, self._ledger.catalog.layers.values())
         if overlay is not None:
             self._ledger.warnings.append(f"{overlay} {WORK_DIR_SPOILED}. {WORK_DIR_REMEDY}")
@@ -203,6 +217,34 @@ class Store:
         self._work_dir.check()
         return StagedLayer(self._work_dir, digest)
 
+    def with_room(self, step: Callable[[], _T]) -> _T:
+        """Do a step; if the disk is full, delete the layers that nobody uses, and do it once more.
+
+        Args:
+            step: leaves nothing behind when it raises StorageFull; not under the lock.
+
+        Raises:
+            StorageFull: the file system has no room, and no unused layers either.
+        """
+        made_before = self._rooms_made
+        try:
+            return step()
+        except StorageFull:
+            if not self._make_room(made_before):
+                raise
+        return step()
+
+    def _make_room(self, made_before: int) -> bool:
+        """Delete the layers that were let go; whether that, or somebody else meanwhile, has made room."""
+        with self._making_room:
+            if self._rooms_made == made_before:
+                deleted = self.delete_unused_for(0)
+                if deleted.layers:
+                    self._rooms_made += 1
+                    told = {"layers": len(deleted.layers), "bytes": deleted.freed_bytes}
+                    _log.info("the disk is full: unused layers were deleted", extra={"facts": told})
+            return self._rooms_made != made_before
+
     def commit_layer(self, staged: StagedLayer, digest: Digest, unpacked: UnpackedLayer) -> StoredLayer:
         """Make a staged layer part of the store; readers, and the next start, see all of it or nothing.
 
@@ -243,6 +285,27 @@ class Store:
             deletion = self._layers.drop([digest])
         return self._layers.finish(deletion)
 
+    def delete_unused_for(self, seconds: float) -> Deleted:
+        """Delete the layers that a pull brought, and that nobody has used for so long; the oldest first.
+
+        After a restart the time begins anew. Layers that were baked, or that other programs made, stay.
+
+        Raises:
+            StorageFailed: the operating system refuses.
+            WorkDirReplaced: others have replaced the work directory.
+        """
+        with self._lock:
+            old = self._layers.let_go_before(time.monotonic() - seconds)
+            deletion = self._layers.drop(self._unused(old))
+            self._layers.keep(old)
+        return self._layers.finish(deletion)
+
+    def seconds_until_unused_for(self, seconds: float) -> float:
+        """How long no layer will have been unused for so long, if nobody uses one meanwhile."""
+        now = time.monotonic()
+        with self._lock:
+            return min((max(0.0, then + seconds - now) for then in self._layers.let_go_at()), default=seconds)
+
     def delete_unused(self, digests: Iterable[Digest]) -> Deleted:
         """Delete those of some layers that no image, bundle or pull uses.
 
@@ -254,21 +317,50 @@ class Store:
         return self._layers.finish(deletion)
 
     def collect_unused(self, dry_run: bool) -> Deleted:
-        """Delete all layers of ours that no image, bundle or pull uses; with `dry_run`, only report them.
+        """Delete at once what no image, bundle or pull uses: what `guestpulld gc` would delete.
+
+        Only what is in staging/ and overlay/ stays: while the store is open, all of it belongs to something that
+        is under way, and the next start deletes what is left of that.
+
+        Args:
+            dry_run: delete nothing, and return what would be.
 
         Raises:
+            StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
+            WorkDirReplaced: others have replaced the work directory.
         """
-        with self._lock:
-            unused = [
-                digest for digest in self._unused(self._ledger.catalog.layers) if not self._is_kept(digest)
-            ]
-            layers = [self._ledger.catalog.layers[digest] for digest in unused]
+        with self._lock, storage_errors("collecting garbage", self._work_dir.path):
+            with suppress(StorageFull):
+                self._ledger.flush()
+            inventory = take_inventory(self._work_dir.path, self._guest_work_dir)
+            known = self._ledger.catalog.layers
+            unused = self._unused(layer.compressed_digest for layer in unused_layers(inventory))
+            layers = [known[digest] for digest in unused if digest in known]
+            unclaimed = [path for path in unclaimed_paths(inventory) if not is_on_its_way_out(path)]
             if not dry_run:
-                deletion = self._layers.drop(unused)
+                self._work_dir.check()
+                aside = [self._work_dir.set_aside(path) for path in unclaimed]
         if dry_run:
-            return Deleted(tuple(unused), sum(max(layer.size_bytes, 0) for layer in layers))
-        return self._layers.finish(deletion)
+            return self._measured(layers, unclaimed)
+        with storage_errors("deleting what belongs to nothing", self._work_dir.staging):
+            freed_bytes = sum(remove_tree(path) for path in aside)
+        deleted = self.delete_unused(unused)
+        return dataclasses.replace(deleted, freed_bytes=deleted.freed_bytes + freed_bytes)
+
+    def _measured(self, layers: Sequence[StoredLayer], others: Sequence[str]) -> Deleted:
+        """What a deletion would return."""
+        present = [layer for layer in layers if self.is_present(layer)]
+        paths = [self._paths.local(layer) for layer in present]
+        records = [self._work_dir.record_path(path) for path in paths]
+        freed_bytes = 0
+        for path in (*paths, *records, *others):
+            with (
+                storage_errors("measuring what nothing refers to", path),
+                suppress(FileNotFoundError),  # it has no record, or is being deleted
+            ):
+                freed_bytes += tree_bytes(path)
+        return Deleted(tuple(layer.compressed_digest for layer in present), freed_bytes)
 
     def delete_stray(self, path: str) -> None:
         """Delete something in the work directory that belongs to nothing.
@@ -326,6 +418,9 @@ class Store:
             StorageFull: the file system has no room; meta_store.json is as it was.
             StorageFailed: the operating system refuses; likewise.
         """
+        return self.with_room(lambda: self._record_image(resolved, layers))
+
+    def _record_image(self, resolved: ResolvedImage, layers: Sequence[StoredLayer]) -> StoredImage:
         with self._lock:
             before = self._ledger.catalog.images.get(resolved.image_id)
             image = self._images.record(resolved, layers)
@@ -333,6 +428,7 @@ class Store:
             gone = had - {layer.compressed_digest for layer in image.layers}
             if not gone:
                 return image
+            self._layers.let_go(gone)
             deletion = self._layers.drop(self._unused(gone))
         self._layers.finish(deletion)
         return image
@@ -382,9 +478,11 @@ class Store:
             )
             if bundles and not force:
                 raise ImageInUse(reference or image.image_id, tuple(sorted(bundles)))
-            going = self._unused((layer.compressed_digest for layer in record.layers), image.image_id)
+            had = [layer.compressed_digest for layer in record.layers]
+            going = self._unused(had, image.image_id)
             if any(self._is_kept(digest) for digest in going):
                 raise ReadOnlyImage(reference or image.image_id, self._work_dir.layers)
+            self._layers.let_go(had)
             deletion = self._layers.drop(going, image.image_id)
         deleted = self._layers.finish(deletion)
         return Removal((image.image_id,), record.references, deleted.layers, deleted.freed_bytes)
@@ -393,7 +491,7 @@ class Store:
 
     def reserve_bundle(self, bundle_path: str) -> BundleReservation:
         """Make a bundle's directories, nobody else having it; see BundleShelf.reserve for what it raises."""
-        return self._bundles.reserve(bundle_path)
+        return self.with_room(lambda: self._bundles.reserve(bundle_path))
 
     def bundles(self) -> tuple[StoredBundle, ...]:
         """The bundles that are ready, and whether each is mounted now."""
@@ -434,6 +532,7 @@ class Store:
         """Forget a bundle that was released, and delete its layers that nobody uses any more."""
         with self._lock:
             self._bundles.released(bundle)
+            self._layers.let_go(bundle.layers)
             deletion = self._layers.drop(self._unused(bundle.layers))
         return self._layers.finish(deletion)
 
