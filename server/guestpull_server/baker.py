@@ -27,7 +27,14 @@ from guestpull_server.models import (
 )
 from guestpull_server.platforms import Platform
 from guestpull_server.presence import Presence
-from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
+from guestpull_server.registry import (
+    ImageSource,
+    Reference,
+    RegistryClient,
+    fetch_image,
+    is_local,
+    open_source,
+)
 from guestpull_server.requests import BakeRequest, Unobserved, check_pin
 from guestpull_server.reuse import ReuseCheck
 from guestpull_server.store import Store
@@ -71,16 +78,14 @@ class Baker:
         name = str(Reference.parse(request.reference)) if request.reference else ""
         platform = request.platform or Platform.host()
         with self._source(request.source, request.credentials) as (source, cancellation):
-            found = source.resolve(
-                platform, cancellation, lambda digest: self._presence.known(digest, source.reference)
-            )
+            found = self._presence.resolve(source, platform, cancellation)
             resolved = _named(found, name, request.source)
             # layers that it shares with others cost nothing, unless the configuration has them proved
             is_again = any(image.image_id == resolved.image_id for image in self._store.images())
             reuse = self._reuse if is_again else self._shared_reuse
             reuse.discard_changed(resolved, cancellation)
             if self._presence.has_vanished(resolved):
-                found = source.resolve(platform, cancellation, lambda _digest: None)
+                found = fetch_image(source, platform, cancellation)
                 resolved = _named(found, name, request.source)
                 reuse.discard_changed(resolved, cancellation)
             pulled = self._keep(resolved, source, cancellation)
@@ -117,7 +122,7 @@ class Baker:
     ) -> tuple[PulledLayer, ...]:
         platform = platform_of(image.config)
         with self._source(pinned, None) as (source, cancellation):
-            found = source.resolve(platform, cancellation, lambda _digest: None)
+            found = fetch_image(source, platform, cancellation)
             for digest in damaged:
                 if self._store.layer(digest) is not None:
                     self._store.discard_layer(digest)

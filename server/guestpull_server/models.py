@@ -17,6 +17,7 @@ from guestpull_server.errors import InvalidDigest, InvalidRequest
 from guestpull_server.platforms import Platform
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from hashlib import _Hash
 
 KiB = 1024
@@ -78,11 +79,12 @@ class Digest(str):
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A pointer to content: what it is, its digest, its length in bytes (OCI descriptor.md)."""
+    """A pointer to content: its media type, digest and length in bytes (OCI descriptor.md)."""
 
     media_type: str
     digest: Digest
     size: int
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,13 @@ class LayerDescriptor:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedImage:
-    """A reference after resolution: all that is needed to fetch the layers and to make the bundle.
+    """A resolved reference: all that is needed to fetch the layers and to create the bundle.
 
-    `config` is the image config as it was sent, to the byte; `layers` is bottom-most first; `index` is the
-    outermost image index that the reference led through, to the byte; empty if none was read.
+    Attributes:
+        config: the image config, byte for byte.
+        layers: bottom-most first.
+        index: the outermost image index that led here, byte for byte; empty if none was read.
+        manifest: the manifest, byte for byte; empty if the image comes from the store.
     """
 
     reference: str
@@ -107,6 +112,7 @@ class ResolvedImage:
     config: bytes
     layers: tuple[LayerDescriptor, ...]
     index: bytes = b""
+    manifest: bytes = b""
 
 
 class ImageProcess(msgspec.Struct, frozen=True, rename="pascal"):

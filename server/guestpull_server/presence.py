@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import ImageChanged, ImageNotPresent
 from guestpull_server.models import (
     Descriptor,
@@ -22,7 +23,7 @@ from guestpull_server.models import (
     platform_of,
 )
 from guestpull_server.platforms import Platform
-from guestpull_server.registry import Reference
+from guestpull_server.registry import ImageSource, Reference
 from guestpull_server.store import Store, led_to, prove_image
 
 _log = logging.getLogger(__name__)
@@ -60,10 +61,16 @@ class Presence:
                     raise ImageNotPresent(str(reference))
                 return present
 
-    def known(self, manifest_digest: Digest, reference: str) -> ResolvedImage | None:
-        """The image of a manifest, under the name that it is asked for by."""
-        image = self._store.image_by_manifest(manifest_digest)
-        return _unless_altered(lambda: self._usable(image, reference, manifest_digest))
+    def resolve(self, source: ImageSource, platform: Platform, cancellation: Cancellation) -> ResolvedImage:
+        """Resolve an image at its source; take it from the store if its manifest is there.
+
+        Raises:
+            GuestpullError: as `ImageSource.manifest` and `ImageSource.image`.
+        """
+        manifest = source.manifest(platform, cancellation)
+        stored = self._store.image_by_manifest(manifest.digest)
+        known = _unless_altered(lambda: self._usable(stored, source.reference, manifest.digest))
+        return source.image(manifest, cancellation) if known is None else manifest.from_store(known)
 
     def has_vanished(self, resolved: ResolvedImage) -> bool:
         """Whether an image that was resolved by the store has lost a layer since."""

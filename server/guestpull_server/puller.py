@@ -25,7 +25,14 @@ from guestpull_server.errors import ImageNotPresent, InvalidRequest
 from guestpull_server.layer import LayerWorkers
 from guestpull_server.models import Credentials, PulledImage, PullPolicy, ResolvedImage, StoredLayer
 from guestpull_server.platforms import Platform
-from guestpull_server.registry import ImageSource, Reference, RegistryClient, is_local, open_source
+from guestpull_server.registry import (
+    ImageSource,
+    Reference,
+    RegistryClient,
+    fetch_image,
+    is_local,
+    open_source,
+)
 from guestpull_server.requests import PullObserver, PullRequest, Unobserved, check_pin
 from guestpull_server.sessions import Sessions, StoreSession
 from guestpull_server.snapshot import mount_rootfs
@@ -211,7 +218,7 @@ class Puller:
             if request.policy is PullPolicy.NEVER:
                 raise ImageNotPresent(request.image)
             platform = request.platform or Platform.host()
-            resolved = source.resolve(platform, cancellation, lambda _digest: None)
+            resolved = fetch_image(source, platform, cancellation)
 
     def _resolve(
         self,
@@ -227,9 +234,7 @@ class Puller:
             present = session.presence.by_policy(reference, platform, request.policy)
             if present is not None:
                 return present
-        resolved = source.resolve(
-            platform, cancellation, lambda digest: session.presence.known(digest, source.reference)
-        )
+        resolved = session.presence.resolve(source, platform, cancellation)
         if reference is None:
             check_pin(request.image, resolved)
         return resolved

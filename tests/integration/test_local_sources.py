@@ -16,7 +16,7 @@ from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, Limits
 from guestpull_server.models import ResolvedImage
 from guestpull_server.platforms import Platform
-from guestpull_server.registry import ImageSource, RegistryClient, open_source
+from guestpull_server.registry import ImageSource, RegistryClient, fetch_image, open_source
 from support.images import files, image, index, layer
 from support.peers import DockerRegistry, run, skopeo_copy
 
@@ -36,7 +36,7 @@ def opened(text: str, scratch: Path) -> Iterator[ImageSource]:
 
 
 def resolve(source: ImageSource, platform: Platform = AMD64) -> ResolvedImage:
-    return source.resolve(platform, Cancellation("bake"), lambda _digest: None)
+    return fetch_image(source, platform, Cancellation("bake"))
 
 
 def read_all(source: ImageSource, resolved: ResolvedImage) -> list[bytes]:

@@ -57,7 +57,10 @@ class Pull:
         stored: Callable[[Digest], ResolvedImage | None] = lambda _digest: None,
     ) -> ResolvedImage:
         """What a reference stands for."""
-        return self.source(reference, credentials).resolve(platform, self._cancellation, stored)
+        source = self.source(reference, credentials)
+        manifest = source.manifest(platform, self._cancellation)
+        known = stored(manifest.digest)
+        return source.image(manifest, self._cancellation) if known is None else manifest.from_store(known)
 
     def blob(self, reference: str, layer: Layer, *, credentials: Credentials | None = None) -> bytes:
         """All bytes of a layer's blob."""

@@ -23,8 +23,17 @@ Nothing here unpacks a layer or knows of the store. Start with `client.RegistryC
 """
 
 from guestpull_server.registry.client import RegistryClient
-from guestpull_server.registry.local import is_local, open_source
+from guestpull_server.registry.local import is_local
 from guestpull_server.registry.reference import Reference
-from guestpull_server.registry.source import BlobStream, ImageSource
+from guestpull_server.registry.source import BlobStream, ImageSource, fetch_image
+from guestpull_server.registry.sources import open_source
 
-__all__ = ["BlobStream", "ImageSource", "Reference", "RegistryClient", "is_local", "open_source"]
+__all__ = [
+    "BlobStream",
+    "ImageSource",
+    "Reference",
+    "RegistryClient",
+    "fetch_image",
+    "is_local",
+    "open_source",
+]

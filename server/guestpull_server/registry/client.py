@@ -1,8 +1,8 @@
 """The distribution client: a reference -> an image's manifest and config -> its blobs.
 
     source = client.image(Reference.parse("busybox"), credentials)
-    resolved = source.resolve(platform, cancellation, stored)     # one or two small exchanges
-    with source.open_blob(resolved.layers[0].blob, cancellation) as stream:
+    image = source.image(source.manifest(platform, cancellation), cancellation)
+    with source.open_blob(image.layers[0].blob, cancellation) as stream:
         ...
 
 Follows the OCI distribution specification, "Pull".
@@ -25,7 +25,7 @@ from guestpull_server.registry.endpoints import Endpoint, Endpoints
 from guestpull_server.registry.reference import Reference
 from guestpull_server.registry.resolution import Resolution
 from guestpull_server.registry.session import Session
-from guestpull_server.registry.source import BlobStream, ImageSource, Stored
+from guestpull_server.registry.source import BlobStream, ImageSource, ResolvedManifest
 from guestpull_server.registry.transport import Transport
 
 
@@ -84,15 +84,27 @@ class _RegistryImage:
     def reference(self) -> str:
         return str(self._reference)
 
-    def resolve(self, platform: Platform, cancellation: Cancellation, stored: Stored) -> ResolvedImage:
-        for mirror in tuple(self._mirrors):
+    def manifest(self, platform: Platform, cancellation: Cancellation) -> ResolvedManifest:
+        while self._mirrors:
             try:
-                return self._resolve(mirror, platform, cancellation, stored)
+                return self._resolution(platform, cancellation).manifest(self._reference.target)
             except GuestpullError:
-                # whatever ails a mirror, the registry has the last word; but not if nobody waits for it
-                cancellation.check()
-                self._mirrors.remove(mirror)  # its blobs would be waited for in vain, each of them
-        return self._resolve(self._registry, platform, cancellation, stored)
+                self._drop_mirror(cancellation)
+        return self._resolution(platform, cancellation).manifest(self._reference.target)
+
+    def image(self, manifest: ResolvedManifest, cancellation: Cancellation) -> ResolvedImage:
+        while self._mirrors:
+            try:
+                return self._resolution(manifest.platform, cancellation).image(manifest)
+            except GuestpullError:
+                self._drop_mirror(cancellation)
+                manifest = self.manifest(manifest.platform, cancellation)  # tags can differ between mirrors
+        return self._resolution(manifest.platform, cancellation).image(manifest)
+
+    def _drop_mirror(self, cancellation: Cancellation) -> None:
+        """Give up the first mirror, its blobs included, unless the failure is the caller's cancellation."""
+        cancellation.check()
+        del self._mirrors[0]
 
     def open_blob(self, blob: Descriptor, cancellation: Cancellation) -> BlobStream:
         trusted = [one for one in self._mirrors if (one.endpoint.name, blob.digest) not in self._distrusted]
@@ -102,11 +114,8 @@ class _RegistryImage:
 
         return RegistryBlob((*trusted, self._registry), blob, cancellation, self._limits, distrust)
 
-    def _resolve(
-        self, session: Session, platform: Platform, cancellation: Cancellation, stored: Stored
-    ) -> ResolvedImage:
-        name = self.reference
+    def _resolution(self, platform: Platform, cancellation: Cancellation) -> Resolution:
+        """A resolution at the first mirror, or at the registry if no mirror is left."""
+        name, session = self.reference, next(iter(self._mirrors), self._registry)
         contents = RegistryContents(name, session, self._limits, cancellation)
-        return Resolution(name, name, contents, platform, stored, self._limits).resolve(
-            self._reference.target
-        )
+        return Resolution(name, name, contents, platform, self._limits)

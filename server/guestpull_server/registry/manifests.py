@@ -87,11 +87,10 @@ class ImageManifest:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """An image in an index, with the platform that it is for, if it says so."""
+    """An image in an index, with its platform if the index gives one."""
 
     descriptor: Descriptor
     platform: Platform | None
-    annotations: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ def _index(document: Document, parsed: _Manifest) -> ImageIndex:
         platform = None
         if entry.platform is not None:
             platform = Platform(entry.platform.os, entry.platform.architecture, entry.platform.variant)
-        entries.append(IndexEntry(_descriptor(document, entry), platform, entry.annotations or {}))
+        entries.append(IndexEntry(_descriptor(document, entry), platform))
     return ImageIndex(tuple(entries))
 
 
@@ -199,7 +198,7 @@ def _descriptor(document: Document, found: _Descriptor) -> Descriptor:
     if not 0 <= found.size < 1 << 63:
         raise InvalidManifest(document.reference, document.digest, f"{found.digest} has size {found.size}")
     try:
-        return Descriptor(found.media_type, Digest(found.digest), found.size)
+        return Descriptor(found.media_type, Digest(found.digest), found.size, found.annotations or {})
     except InvalidDigest as error:
         raise InvalidManifest(document.reference, document.digest, f"{error.digest!r} is no digest") from None
 

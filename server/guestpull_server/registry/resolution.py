@@ -1,4 +1,4 @@
-"""From a reference to an image: manifest or index, the choice of a platform, the config."""
+"""Resolves a reference: manifest or index, choice of a platform, config."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from guestpull_server.models import Digest, ResolvedImage
 from guestpull_server.platforms import Platform
 from guestpull_server.registry.contents import Contents
 from guestpull_server.registry.manifests import (
+    Document,
     ImageIndex,
     ImageManifest,
     candidates,
@@ -19,88 +20,79 @@ from guestpull_server.registry.manifests import (
     read,
     read_config,
 )
-from guestpull_server.registry.source import Stored
+from guestpull_server.registry.source import ResolvedManifest
 
-_MAX_INDEX_DEPTH: Final = 4  # an index of indexes is rare; deeper ones are a loop or a joke
-_MAX_DOCUMENTS: Final = 32  # manifests and indexes that one resolution may look at
+_MAX_INDEX_DEPTH: Final = 4  # nested indexes are rare; deeper nesting is a loop or hostile
+_MAX_DOCUMENTS: Final = 32  # manifests and indexes read by one resolution
 
 
 class Resolution:
-    """One image of some contents, on its way through indexes to what is for a platform.
+    """The steps of ImageSource, on any Contents.
 
     Args:
-        name: what errors call the image.
-        reference: what the image is to be stored under.
-        contents: where it comes from.
-        platform: that it must run on.
-        stored: who knows what is here already.
-        limits: what it may cost.
+        name: the image, as errors name it.
+        reference: the name to store the image under.
+        contents: where manifests and configs come from.
+        platform: the platform that the image must run on.
+        limits: bounds on what is read.
     """
 
     def __init__(
-        self,
-        name: str,
-        reference: str,
-        contents: Contents,
-        platform: Platform,
-        stored: Stored,
-        limits: Limits,
+        self, name: str, reference: str, contents: Contents, platform: Platform, limits: Limits
     ) -> None:
         self._name = name
         self._reference = reference
         self._contents = contents
         self._platform = platform
-        self._stored = stored
         self._limits = limits
         self._documents = 0
 
-    def resolve(self, target: str, depth: int = 0) -> ResolvedImage:
-        """Resolve a tag or a digest.
-
-        Raises:
-            GuestpullError: what ImageSource.resolve says.
-        """
-        known = self._known(Digest(target)) if ":" in target else None
-        if known is not None:
-            return known
+    def manifest(self, target: str) -> ResolvedManifest:
+        """Resolve a tag or a digest; see ImageSource.manifest. A digest needs no request."""
+        if ":" in target:
+            return ResolvedManifest(Digest(target), self._platform)
         self._documents += 1
         document = self._contents.manifest(target)
-        known = self._known(document.digest) if ":" not in target else None
-        if known is not None:
-            return known
-        found = read(document, self._limits.max_layers)
-        match found:
+        match read(document, self._limits.max_layers):
             case ImageManifest():
-                return self._image(document.digest, found)
-            case ImageIndex():
-                return dataclasses.replace(self.choose(document.digest, found, depth), index=document.content)
+                return ResolvedManifest(document.digest, self._platform, document)
+            case ImageIndex() as index:
+                return dataclasses.replace(self.choose(document.digest, index), index=document.content)
 
-    def choose(self, digest: str, index: ImageIndex, depth: int = 0) -> ResolvedImage:
-        """Resolve what an index has for the platform; `digest` is what errors call the index.
-
-        Raises:
-            GuestpullError: what ImageSource.resolve says.
-        """
+    def choose(self, digest: str, index: ImageIndex, depth: int = 0) -> ResolvedManifest:
+        """Choose the manifest for the platform from an index, which errors call `digest`."""
         *others, last = candidates(self._name, index, self._platform)
         if depth >= _MAX_INDEX_DEPTH or self._documents + len(others) > _MAX_DOCUMENTS:
-            raise InvalidManifest(self._name, digest, "its indexes are nested too deep, or too many")
+            raise InvalidManifest(self._name, digest, "too many indexes, or nested too deeply")
         for candidate in others:
             try:
-                return self.resolve(candidate.digest, depth + 1)
+                image = self._image(candidate.digest, depth + 1)
             except (NoMatchingPlatform, UnsupportedImage):
                 continue
-        return self.resolve(last.digest, depth + 1)
+            return ResolvedManifest(image.manifest_digest, self._platform, image=image)
+        return ResolvedManifest(last.digest, self._platform)
 
-    def _known(self, digest: Digest) -> ResolvedImage | None:
-        known = self._stored(digest)
-        if known is not None:
-            config = read_config(self._name, known.image_id, known.config)
-            check_platform(self._name, config.platform, self._platform)
-        return known
+    def image(self, manifest: ResolvedManifest) -> ResolvedImage:
+        """Read an image; see ImageSource.image."""
+        depth = 1 if manifest.index else 0
+        image = manifest.image or self._image(manifest.digest, depth, manifest.document)
+        return dataclasses.replace(image, index=manifest.index or image.index)
 
-    def _image(self, digest: Digest, manifest: ImageManifest) -> ResolvedImage:
+    def _image(self, digest: Digest, depth: int = 0, document: Document | None = None) -> ResolvedImage:
+        self._documents += 1
+        document = document or self._contents.manifest(digest)
+        match read(document, self._limits.max_layers):
+            case ImageManifest() as manifest:
+                return self._with_config(document, manifest)
+            case ImageIndex() as index:
+                chosen = self.choose(digest, index, depth)
+                image = chosen.image or self._image(chosen.digest, depth + 1)
+                return dataclasses.replace(image, index=document.content)
+
+    def _with_config(self, document: Document, manifest: ImageManifest) -> ResolvedImage:
+        image_id, digest = manifest.config.digest, document.digest
         content = self._contents.config(manifest.config)
-        config = read_config(self._name, manifest.config.digest, content)
+        config = read_config(self._name, image_id, content)
         check_platform(self._name, config.platform, self._platform)
         layers = pair_layers(self._name, digest, manifest, config)
-        return ResolvedImage(self._reference, digest, manifest.config.digest, content, layers)
+        return ResolvedImage(self._reference, digest, image_id, content, layers, manifest=document.content)

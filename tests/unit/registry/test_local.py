@@ -33,9 +33,9 @@ from guestpull_server.errors import (
     NoMatchingPlatform,
     SizeMismatch,
 )
-from guestpull_server.models import Digest, ResolvedImage
+from guestpull_server.models import ResolvedImage
 from guestpull_server.platforms import Platform
-from guestpull_server.registry import ImageSource, RegistryClient, is_local, open_source
+from guestpull_server.registry import ImageSource, RegistryClient, fetch_image, is_local, open_source
 from guestpull_server.registry.local.archive import Archive
 from support.images import Json, file, files, image, index, layer, layer_of_tar, tar_of
 from support.local_images import (
@@ -74,7 +74,7 @@ def open_image(tmp_path: Path, client: RegistryClient) -> Iterator[Open]:
 
 
 def resolve(source: ImageSource, platform: Platform = AMD64) -> ResolvedImage:
-    return source.resolve(platform, Cancellation("bake"), lambda _digest: None)
+    return fetch_image(source, platform, Cancellation("bake"))
 
 
 # -- OCI layouts -------------------------------------------------------------------------------------------
@@ -179,13 +179,12 @@ def test_a_full_name_is_found_by_a_short_one(tmp_path: Path, open_image: Open) -
     assert resolve(open_image(f"oci:{tmp_path}:docker.io/library/shop:latest")).image_id == SHOP.image_id
 
 
-def test_a_known_image_is_not_read(tmp_path: Path, open_image: Open) -> None:
+def test_the_manifest_of_a_layout_is_found_without_reading_it(tmp_path: Path, open_image: Open) -> None:
     tree = layout_of({"": SHOP})
     del tree[blob_path(SHOP.digest)]
     write_tree(tmp_path, tree)
-    known = ResolvedImage("known", Digest(SHOP.digest), Digest(SHOP.image_id), SHOP.config, ())
     source = open_image(f"oci:{tmp_path}")
-    assert source.resolve(AMD64, Cancellation("bake"), {SHOP.digest: known}.get) is known
+    assert source.manifest(AMD64, Cancellation("bake")).digest == SHOP.digest
 
 
 # -- docker archives ---------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ ALSO_RUNS: Mapping[str, str] = {"amd64": "386", "arm64": "arm"}
 @given(st.lists(st.none() | platforms, max_size=8), platforms)
 def test_what_is_chosen_of_an_index_runs(listed: list[Platform | None], wanted: Platform) -> None:
     entries = [
-        IndexEntry(Descriptor(OCI_MANIFEST, Digest.of(bytes([number])), 1), platform, {})
+        IndexEntry(Descriptor(OCI_MANIFEST, Digest.of(bytes([number])), 1), platform)
         for number, platform in enumerate(listed)
     ]
     by_digest = {entry.descriptor.digest: entry.platform for entry in entries}

@@ -14,6 +14,7 @@ from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import RegistryConfig
 from guestpull_server.errors import DigestMismatch, ImageNotFound
 from guestpull_server.models import Credentials
+from guestpull_server.registry import fetch_image
 from support.faults import Corrupt, Cut, Status, WrongLength
 from support.images import files, image, layer
 from support.pulling import AMD64, ClientOf, Pull, read_blob
@@ -92,9 +93,29 @@ def test_a_mirror_that_does_not_have_the_image_is_not_asked_for_its_blobs(
     source = pull.source(push_to_both(registry, mirror))
     mirror.fault("manifests/1.0", Status(503))
 
-    source.resolve(AMD64, Cancellation("pull"), lambda _digest: None)
+    fetch_image(source, AMD64, Cancellation("pull"))
     assert read_blob(source, LAYER) == LAYER.blob
     assert mirror.requests_for(LAYER) == []
+
+
+def test_a_mirror_without_the_config_does_no_harm(
+    registry: RegistrySimulator, mirror: RegistrySimulator, pull: Pull
+) -> None:
+    reference = push_to_both(registry, mirror)
+    mirror.fault(SHOP.image_id, Status(404))
+
+    assert pull.resolve(reference).image_id == SHOP.image_id
+    assert len(registry.requests_for("manifests/1.0")) == 1
+
+
+def test_a_mirror_whose_tag_is_another_image_does_no_harm_without_its_config(
+    registry: RegistrySimulator, mirror: RegistrySimulator, pull: Pull
+) -> None:
+    old = image(LAYER, process={"Env": ["AGE=old"]})
+    mirror.push("copies/shop:1.0", old)
+    mirror.fault(old.image_id, Status(404))
+
+    assert pull.resolve(registry.push("shop:1.0", SHOP)).image_id == SHOP.image_id
 
 
 def test_where_all_fail_the_error_is_the_registrys(

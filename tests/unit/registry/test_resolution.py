@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import (
     AccessDenied,
     BlobNotFound,
@@ -40,13 +41,14 @@ from support.images import (
     layer,
     sha256,
 )
-from support.pulling import PATIENT, ClientOf, Pull
+from support.pulling import AMD64, PATIENT, ClientOf, Pull
 from support.simulator import Fault, RegistrySimulator
 
 BASE = layer(file("etc/hostname", b"guest\n"))
 TOP = layer(file("srv/page", b"hello\n"), compression="zstd")
 SHOP = image(BASE, TOP, process={"Cmd": ["/bin/sh"]})
 ARM = image(BASE, platform="linux/arm64/v8")
+RISCV = image(BASE, platform="linux/riscv64")
 
 
 # -- what a reference stands for ---------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def test_a_known_manifest_costs_no_further_request(registry: RegistrySimulator, 
     reference = registry.push("shop:1.0", SHOP)
     known = {SHOP.digest: known_as(SHOP)}
 
-    assert pull.resolve(reference, stored=known.get) is known[SHOP.digest]
+    assert pull.resolve(reference, stored=known.get) == known[SHOP.digest]
     assert registry.requests_for(SHOP.image_id) == []
 
 
@@ -143,6 +145,33 @@ def test_a_known_image_for_another_platform_is_refused(registry: RegistrySimulat
     known = {ARM.digest: known_as(ARM)}
     with pytest.raises(NoMatchingPlatform):
         pull.resolve(f"{registry.host}/shop@{ARM.digest}", stored=known.get)
+
+
+def test_an_index_that_does_not_say_platforms_is_chosen_from_by_the_configs(
+    registry: RegistrySimulator, pull: Pull
+) -> None:
+    entries = [index_entry(one, platform=None) for one in (ARM, SHOP, RISCV)]
+    source = pull.source(registry.push("shop", index(ARM, SHOP, RISCV, entries=entries)))
+
+    manifest = source.manifest(AMD64, Cancellation("pull"))
+
+    assert manifest.digest == SHOP.digest
+    asked = len(registry.requests)
+    assert source.image(manifest, Cancellation("pull")).image_id == SHOP.image_id
+    assert len(registry.requests) == asked
+
+
+def test_the_bytes_of_the_manifest_and_the_annotations_of_layers_are_kept(
+    registry: RegistrySimulator, pull: Pull
+) -> None:
+    annotated = {**BASE.descriptor, "annotations": {"org.example.key": "value"}}
+    shop = image(BASE, manifest={"layers": [annotated]})
+
+    resolved = pull.resolve(registry.push("shop", shop))
+
+    assert resolved.manifest == shop.manifest
+    assert resolved.layers[0].blob.annotations == {"org.example.key": "value"}
+    assert resolved.layers[0].blob.media_type == BASE.media_type
 
 
 # -- indexes and platforms ---------------------------------------------------------------------------------

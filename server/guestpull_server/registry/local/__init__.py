@@ -1,22 +1,21 @@
-"""Images that lie on this machine, as skopeo names them.
+"""Images in local files and directories, named as skopeo names them.
 
-    oci:PATH[:TAG]              an OCI image layout, in a directory
-    oci-archive:FILE[:TAG]      the same, in a tar archive
-    docker-archive:FILE[:REF]   what docker save, podman and skopeo write; FILE:@N is the Nth of its images
-    docker://REFERENCE          an image of a registry, which is the same as the reference alone
+    oci:PATH[:TAG]              an OCI image layout in a directory
+    oci-archive:FILE[:TAG]      an OCI image layout in a tar archive
+    docker-archive:FILE[:REF]   an archive written by docker save, podman or skopeo; FILE:@N selects image N
 
-In: such a text. Out: an ImageSource, with the same checks as one of a registry.
+In: such a name. Out: an ImageSource, with the same checks as for a registry.
 
-  sources.py         open_source: from the text to the source
+  opening.py         opens the source that a name stands for
   layout.py          OCI image layouts
-  docker_archive.py  docker save's form, which has no manifest; one is made up
+  docker_archive.py  archives of docker save, for which a manifest is generated
   archive.py         tar archives, compressed or not
-  files.py           what these and directories share
+  tree.py            the files of an archive or a directory
   blob.py            a blob as a verified stream
 
-Nothing is unpacked here, and nothing written under a name that an archive gives. Start with `sources.open_source`.
+Nothing is unpacked here, and nothing is written under a name from an archive. Start with `opening.open_local`.
 """
 
-from guestpull_server.registry.local.sources import is_local, open_source
+from guestpull_server.registry.local.opening import is_local, open_local
 
-__all__ = ["is_local", "open_source"]
+__all__ = ["is_local", "open_local"]

@@ -34,7 +34,7 @@ from guestpull_server.errors import (
     storage_errors,
 )
 from guestpull_server.models import MiB
-from guestpull_server.registry.local.files import Part, open_regular
+from guestpull_server.registry.local.tree import Part, open_regular
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"

@@ -14,7 +14,7 @@ from guestpull_server.errors import (
     storage_errors,
 )
 from guestpull_server.models import Descriptor, MiB
-from guestpull_server.registry.local.files import Files, Part
+from guestpull_server.registry.local.tree import Files, Part
 
 _MAX_PIECE: Final = 1 * MiB
 

@@ -37,7 +37,7 @@ from guestpull_server.platforms import Platform
 from guestpull_server.registry.contents import check_digest
 from guestpull_server.registry.local.archive import GZIP_MAGIC, ZSTD_MAGIC
 from guestpull_server.registry.local.blob import LocalBlob, read_document
-from guestpull_server.registry.local.files import Files, Part
+from guestpull_server.registry.local.tree import Files, Part
 from guestpull_server.registry.manifests import (
     OCI_CONFIG,
     OCI_LAYER,
@@ -50,7 +50,7 @@ from guestpull_server.registry.manifests import (
     read_config,
 )
 from guestpull_server.registry.reference import Reference
-from guestpull_server.registry.source import BlobStream, Stored
+from guestpull_server.registry.source import BlobStream, ResolvedManifest
 
 _MANIFEST: Final = "manifest.json"
 _NAMED_BY_DIGEST: Final = re.compile(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?")
@@ -92,7 +92,7 @@ class DockerArchiveImage:
             raise InvalidManifest(name, _MANIFEST, str(error)) from None
         self._image, self.reference = _chosen(name, images, wanted)
 
-    def resolve(self, platform: Platform, cancellation: Cancellation, stored: Stored) -> ResolvedImage:
+    def manifest(self, platform: Platform, cancellation: Cancellation) -> ResolvedManifest:
         """See ImageSource."""
         name, path = self._name, self._image.config
         content = read_document(name, self._files, path, self._limits.max_config_bytes, "max_config_bytes")
@@ -111,16 +111,22 @@ class DockerArchiveImage:
             self._layer(path, diff_id, cancellation) for path, diff_id in zip(layers, diff_ids, strict=True)
         ]
         document = _made_up(name, Descriptor(OCI_CONFIG, image_id, len(content)), blobs)
-        known = stored(document.digest)
-        if known is not None:
-            return known
         manifest = read(document, self._limits.max_layers)
         assert isinstance(manifest, ImageManifest)
         pairs = pair_layers(name, document.digest, manifest, config)
-        return ResolvedImage(self.reference, document.digest, image_id, content, pairs)
+        image = ResolvedImage(
+            self.reference, document.digest, image_id, content, pairs, manifest=document.content
+        )
+        return ResolvedManifest(document.digest, platform, document, image)
+
+    def image(self, manifest: ResolvedManifest, cancellation: Cancellation) -> ResolvedImage:
+        """See ImageSource."""
+        cancellation.check()
+        assert manifest.image is not None, "self.manifest reads it"
+        return manifest.image
 
     def open_blob(self, blob: Descriptor, cancellation: Cancellation) -> BlobStream:
-        """See ImageSource; the image must have been resolved."""
+        """See ImageSource; call `manifest` first."""
         part = self._parts.get(blob.digest)
         if part is None:
             raise BlobNotFound(self._name, blob.digest, "the archive")

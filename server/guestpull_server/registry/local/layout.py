@@ -24,11 +24,11 @@ from guestpull_server.models import Descriptor, Digest, ResolvedImage
 from guestpull_server.platforms import Platform
 from guestpull_server.registry.contents import check_digest
 from guestpull_server.registry.local.blob import LocalBlob, read_document, read_if_there
-from guestpull_server.registry.local.files import Files
+from guestpull_server.registry.local.tree import Files
 from guestpull_server.registry.manifests import OCI_INDEX, Document, ImageIndex, IndexEntry, read
 from guestpull_server.registry.reference import Reference
 from guestpull_server.registry.resolution import Resolution
-from guestpull_server.registry.source import BlobStream, Stored
+from guestpull_server.registry.source import BlobStream, ResolvedManifest
 
 _TAG: Final = "org.opencontainers.image.ref.name"
 _FULL_NAME: Final = "io.containerd.image.name"
@@ -61,11 +61,17 @@ class LayoutImage:
         self._index = ImageIndex(_chosen(name, index.entries, tag))
         self.reference = _reference(self._index.entries)
 
-    def resolve(self, platform: Platform, cancellation: Cancellation, stored: Stored) -> ResolvedImage:
+    def manifest(self, platform: Platform, cancellation: Cancellation) -> ResolvedManifest:
         """See ImageSource."""
+        return self._resolution(platform, cancellation).choose(_INDEX, self._index)
+
+    def image(self, manifest: ResolvedManifest, cancellation: Cancellation) -> ResolvedImage:
+        """See ImageSource."""
+        return self._resolution(manifest.platform, cancellation).image(manifest)
+
+    def _resolution(self, platform: Platform, cancellation: Cancellation) -> Resolution:
         contents = _LayoutContents(self._files, self._name, self._limits, cancellation)
-        resolution = Resolution(self._name, self.reference, contents, platform, stored, self._limits)
-        return resolution.choose(_INDEX, self._index)
+        return Resolution(self._name, self.reference, contents, platform, self._limits)
 
     def open_blob(self, blob: Descriptor, cancellation: Cancellation) -> BlobStream:
         """See ImageSource."""
@@ -112,7 +118,8 @@ def _path(digest: Digest) -> str:
 
 
 def _names(entry: IndexEntry) -> tuple[str, ...]:
-    return tuple(entry.annotations[key] for key in (_FULL_NAME, _TAG) if entry.annotations.get(key))
+    annotations = entry.descriptor.annotations
+    return tuple(annotations[key] for key in (_FULL_NAME, _TAG) if annotations.get(key))
 
 
 def _chosen(name: str, entries: tuple[IndexEntry, ...], tag: str) -> tuple[IndexEntry, ...]:
