@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,17 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs; nothing may be left mounted below it."""
     with Tmpfs(tmp_path / "disk") as directory:
         yield directory
+
+
+@pytest.fixture
+def open_disk() -> Iterator[Path]:
+    """A tmpfs that other users reach; pytest's own directories are closed to them."""
+    directory = Path(tempfile.mkdtemp(prefix="guestpull-test-"))
+    directory.chmod(0o755)
+    with Tmpfs(directory / "disk") as disk:
+        disk.chmod(0o755)
+        yield disk
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -5,28 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from guestpull_server.errors import InsecureWorkDir
-from support.daemon import Tmpfs
 from support.stores import open_store
 
 OTHER = 4242
-
-
-@pytest.fixture
-def open_disk() -> Iterator[Path]:
-    """A tmpfs that other users reach; pytest's own directories are closed to them."""
-    directory = Path(tempfile.mkdtemp(prefix="guestpull-test-"))
-    directory.chmod(0o755)
-    with Tmpfs(directory / "disk") as disk:
-        disk.chmod(0o755)
-        yield disk
-    shutil.rmtree(directory)
 
 
 def runs_as_root(program: Path) -> bool:

@@ -33,7 +33,7 @@ def secure_work_dir(path: str, own_names: Collection[str]) -> None:
         OSError: the operating system refuses.
     """
     status = _owned(path)
-    if not _lets_others_write(status):
+    if not lets_others_write(status):
         return
     if all(name in own_names for name in os.listdir(path)):
         os.chmod(path, stat.S_IMODE(status.st_mode) & ~_WRITABLE_BY_OTHERS)
@@ -69,7 +69,7 @@ def _owned(path: str) -> os.stat_result:
     """
     status = os.stat(path)
     for owner in (os.lstat(path).st_uid, status.st_uid):
-        if owner not in (0, os.geteuid()):
+        if is_other_user(owner):
             raise InsecureWorkDir(
                 path,
                 f"it belongs to user {owner}, who may put files of their own in it",
@@ -78,7 +78,12 @@ def _owned(path: str) -> os.stat_result:
     return status
 
 
-def _lets_others_write(status: os.stat_result) -> bool:
+def is_other_user(uid: int) -> bool:
+    """Whether a user is neither root nor the daemon's own."""
+    return uid not in (0, os.geteuid())
+
+
+def lets_others_write(status: os.stat_result) -> bool:
     """Whether anybody but the daemon's user, its group, and root may write in a directory."""
     own_groups = (0, os.getegid())
     return bool(

@@ -5,7 +5,8 @@ root. With them, a bundle lies below one of these, and no link on the way from t
 
 A bundle is known by its real path: links are resolved once, when it is asked for, and none is followed afterwards,
 neither when the bundle is made nor when what we put into it is taken out again. All that is done there is done in
-the directory that was opened, whatever has its path by then.
+the directory that was opened, whatever has its path by then. No bundle is made where another user of the machine
+could replace it (bundle_owners.py); one that exists is released wherever it is.
 
 No bundle lies in what is the store's own: its directories would become part of a layer, for everyone who uses it.
 
@@ -27,6 +28,7 @@ from typing import Final
 
 from guestpull_server.errors import BundleExists, InvalidBundlePath
 from guestpull_server.models import RUNTIME_CONFIG
+from guestpull_server.store.bundle_owners import real_path, refuse_others
 
 ROOTFS: Final = "rootfs"
 _MAX_PATH_BYTES: Final = 4000  # PATH_MAX, less room for what we put into the bundle
@@ -80,7 +82,8 @@ class BundlePaths:
         """A bundle's path, if it may have it.
 
         Raises:
-            InvalidBundlePath: it is not absolute, too long, outside of the roots, the root itself, or the store's.
+            InvalidBundlePath: it is not absolute, too long, outside of the roots, the root itself, or the store's;
+                or another user could replace it.
         """
         if not bundle_path.startswith("/"):
             raise InvalidBundlePath(bundle_path, "it is not absolute")
@@ -88,18 +91,17 @@ class BundlePaths:
             raise InvalidBundlePath(bundle_path[:200], "no directory can have it")
         if ".." in bundle_path.split("/"):
             raise InvalidBundlePath(bundle_path, "it has a .. in it")
-        path = self.resolved(bundle_path)
+        path = self._resolved_by(real_path, bundle_path)
         if path.told == "/" or path.real == "/":
             raise InvalidBundlePath(bundle_path, "it is the root directory")
         if self._roots and self._root_of(path.told) is None:
             raise InvalidBundlePath(
                 path.told, f"it is not below any of bundle_roots ({', '.join(self._roots)})"
             )
-        real = os.path.realpath(path.told)
-        if real in self._stores:
+        if path.real in self._stores:
             raise InvalidBundlePath(path.told, "it is the directory of a store")
         for own in self._stores_own:
-            if f"{real}/".startswith(f"{own}/"):
+            if f"{path.real}/".startswith(f"{own}/"):
                 raise InvalidBundlePath(path.told, f"it is in the store's own {own}")
         if not _is_text(path.real):
             raise InvalidBundlePath(path.told, "a link in it leads to a name that is no text")
@@ -107,11 +109,7 @@ class BundlePaths:
 
     def resolved(self, absolute_path: str) -> BundlePath:
         """A path with its links resolved, those that may be followed."""
-        told = normal(absolute_path)
-        root = self._root_of(told)
-        if root is None:
-            return BundlePath(told, os.path.realpath(told))
-        return BundlePath(told, os.path.join(os.path.realpath(root), os.path.relpath(told, root)))
+        return self._resolved_by(lambda path, _told: os.path.realpath(path), absolute_path)
 
     def missing(self, path: BundlePath) -> int:
         """How many directories must be made for a bundle to have its own.
@@ -133,15 +131,19 @@ class BundlePaths:
         """Make the directories of a bundle and of its rootfs; harmless where they are there.
 
         Raises:
-            InvalidBundlePath: a file, or a link that may not be followed, is in the way.
+            InvalidBundlePath: a file, or a link that may not be followed, is in the way; or another user could
+                replace a directory.
             OSError: the operating system refuses.
         """
         *parents, last = _names(path.real)
-        with self._making, _opened("/") as walk:
+        place = "/"
+        with self._making, _opened(place) as walk:
             for name, mode in (*((parent, 0o755) for parent in parents), (last, 0o700), (ROOTFS, 0o755)):
                 with suppress(FileExistsError):
                     os.mkdir(name, mode, dir_fd=walk.descriptor)
                 walk.step(name, path)
+                place = os.path.join(place, name)
+                refuse_others(path.told, place, os.fstat(walk.descriptor))
 
     def refuse_used(self, path: BundlePath) -> None:
         """Make sure that a bundle's directory, if it is there, has neither config.json nor a root filesystem.
@@ -209,6 +211,13 @@ class BundlePaths:
             for name in _names(path.real):
                 walk.step(name, path)
             yield walk.descriptor
+
+    def _resolved_by(self, resolve: Callable[[str, str], str], absolute_path: str) -> BundlePath:
+        told = normal(absolute_path)
+        root = self._root_of(told)
+        if root is None:
+            return BundlePath(told, resolve(told, told))
+        return BundlePath(told, os.path.join(resolve(root, told), os.path.relpath(told, root)))
 
     def _root_of(self, told: str) -> str | None:
         return next((root for root in self._roots if told.startswith(f"{root.rstrip('/')}/")), None)
