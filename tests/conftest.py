@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support.commands import link_commands
+
 # how fast a machine generates examples, or runs one, is no verdict on what is tested
 settings.register_profile("guestpull", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("guestpull")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests, and what they start, find only the commands that scripts/packages lists."""
+    directory = tempfile.TemporaryDirectory(prefix="guestpull-commands-")
+    config.add_cleanup(directory.cleanup)
+    link_commands(Path(directory.name))
+    os.environ["PATH"] = directory.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

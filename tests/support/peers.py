@@ -152,7 +152,7 @@ def grpcurl(socket_path: str, method: str = "", request: Mapping[str, Any] | Non
     Raises:
         GrpcError: the call failed.
     """
-    program = shutil.which("grpcurl", path=f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    program = shutil.which("grpcurl", path=Path(sys.executable).parent)
     assert program is not None, "grpcurl is missing from the virtual environment"
     command = [program, "-plaintext", "-unix", "-d", json.dumps(request or {}), socket_path, method]
     done = run(*command, check=False)
@@ -163,7 +163,7 @@ def grpcurl(socket_path: str, method: str = "", request: Mapping[str, Any] | Non
 
 def grpcurl_list(address: str, *options: str) -> list[str]:
     """The services that reflection names."""
-    program = shutil.which("grpcurl", path=f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    program = shutil.which("grpcurl", path=Path(sys.executable).parent)
     assert program is not None
     return run(program, "-plaintext", *options, address, "list").stdout.split()
 
