@@ -822,6 +822,7 @@ def write_as_image_rs(work_dir: Path, of: Image, reference: str, generation: Gen
 def test_layers_that_image_rs_unpacked_are_reused(disk: Path, generation: str, way: str) -> None:
     theirs = disk / ("work" if way == "left there" else "theirs")
     write_as_image_rs(theirs, OF_IMAGE_RS, NAME, GENERATIONS[generation])
+    (theirs / "layers").chmod(0o700)  # as a daemon that takes a work directory over makes it
     before = tree(theirs / "layers")
     if way == "copied":
         (disk / "work").mkdir()
