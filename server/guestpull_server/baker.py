@@ -143,12 +143,13 @@ class Baker:
         self, image: str, credentials: Credentials | None
     ) -> Iterator[tuple[ImageSource, Cancellation]]:
         with (
-            self._admission.admitted(image, Cancellation("the pull")) as cancellation,
+            self._admission.admitted(image, Cancellation("the pull")) as admitted,
             open_source(
-                image, self._registry, credentials, self._limits, self._store.work_dir, cancellation
+                image, self._registry, credentials, self._limits, self._store.work_dir, admitted.cancellation
             ) as source,
         ):
-            yield source, cancellation
+            admitted.ask_registry(source.registry)
+            yield source, admitted.cancellation
 
 
 def _named(found: ResolvedImage, name: str, source: str) -> ResolvedImage:

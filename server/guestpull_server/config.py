@@ -89,11 +89,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     unused_layer_seconds: _WholeSeconds = 900
 
     # -- what callers may ask at once
-    max_concurrent_pulls: _Count = 64
-    max_queued_pulls: _Count = 256  # under way or waiting; beyond it RESOURCE_EXHAUSTED
+    max_concurrent_pulls: _Count = 64  # that ask one registry; and as many that work on this machine
+    max_queued_pulls: _Count = 320  # under way or waiting; beyond it RESOURCE_EXHAUSTED
+    max_queued_pulls_per_registry: _Count = 256  # likewise; one that does not answer leaves room for others
     # of one pull, waiting included; a caller's deadline may be shorter
     max_pull_seconds: _WholeSeconds = 3600
-    max_concurrent_layers: _Count = 8  # layers downloaded and unpacked at once, over all pulls
+    # downloaded and unpacked at once, over all pulls; a worker takes 28 MiB. One registry gets half at most
+    max_concurrent_layers: _Count = 16
 
 
 class Mirror(msgspec.Struct, frozen=True, rename={"pull_from_mirror": "pull-from-mirror"}):

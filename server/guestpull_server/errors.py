@@ -565,8 +565,14 @@ class TooManyPulls(GuestpullError):
 
     status, reason = Status.RESOURCE_EXHAUSTED, "TOO_MANY_PULLS"
     limit: int
+    registry: str = ""
 
     def explain(self) -> str:
+        if self.registry:
+            return (
+                f"{self.limit} pulls are already asking {self.registry} or queued for it "
+                "(limits.max_queued_pulls_per_registry). Try again later."
+            )
         return f"{self.limit} pulls are already running or queued (limits.max_queued_pulls). Try again later."
 
 

@@ -1,66 +1,142 @@
-"""A semaphore that admits waiters in FIFO order.
+"""Turns, shared out fairly among keys such as registries.
 
-    semaphore = FairSemaphore(8)
-    with semaphore.acquire(cancellation):
+    semaphore = FairSemaphore(8, share=as_many_as_are_free)
+    with semaphore.acquire(cancellation, "registry.example"):
         ...                         # at most eight threads are here
+
+A share bounds how many turns one key may hold, so that one slow registry never holds all of them. Of the waiters
+whose key may have another turn, the one whose key holds the fewest goes first; among equals, in FIFO order.
 
 Python's semaphores promise no order: under load a caller may wait forever while later ones pass it.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeAlias, TypeVar
 
 from guestpull_server.cancellation import Cancellation
 
+Share: TypeAlias = Callable[[int], int]
+"""How many turns one key may hold while so many are free."""
+
+_Waiter = TypeVar("_Waiter")
+
+
+def as_many_as_are_free(free: int) -> int:
+    """A share that always leaves a reserve: a key may hold as many turns as it leaves free.
+
+    One key alone gets half of the turns, a second one half of what is left, and so on (the dynamic thresholds of
+    shared-memory switches: Choudhury and Hahne, 1998).
+    """
+    return free
+
+
+class FairQueue(Generic[_Waiter]):
+    """Who holds a turn, who waits for one, and whose turn is next. Not thread-safe.
+
+    Args:
+        limit: how many turns there are.
+        share: how many of them one key may hold; None: all.
+    """
+
+    def __init__(self, limit: int, share: Share | None = None) -> None:
+        self._free = limit
+        self._share: Share = share or (lambda _free: limit)
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[str, deque[tuple[int, _Waiter]]] = {}
+        self._numbers = itertools.count()
+
+    def put(self, key: str, waiter: _Waiter) -> None:
+        """Add a waiter to the end of the queue."""
+        self._waiting.setdefault(key, deque()).append((next(self._numbers), waiter))
+
+    def remove(self, key: str, waiter: _Waiter) -> bool:
+        """Remove a waiter; return whether it still waited."""
+        for place in self._waiting.get(key, ()):
+            if place[1] is waiter:
+                self._drop(key, place)
+                return True
+        return False
+
+    def take(self) -> _Waiter | None:
+        """Give the next waiter its turn; None if nobody waits who may have one."""
+        ranks = [
+            (self._held[key], places[0][0], key)
+            for key, places in self._waiting.items()
+            if self._free > 0 and self._held[key] < self._share(self._free)
+        ]
+        if not ranks:
+            return None
+        key = min(ranks)[2]
+        place = self._waiting[key][0]
+        self._drop(key, place)
+        self._held[key] += 1
+        self._free -= 1
+        return place[1]
+
+    def give_back(self, key: str) -> None:
+        """Return a turn that a waiter of this key was given."""
+        self._free += 1
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+
+    def _drop(self, key: str, place: tuple[int, _Waiter]) -> None:
+        self._waiting[key].remove(place)
+        if not self._waiting[key]:
+            del self._waiting[key]
+
 
 class FairSemaphore:
-    """Admits up to `limit` holders at a time. Thread-safe."""
+    """A FairQueue in which threads wait. Thread-safe.
 
-    def __init__(self, limit: int) -> None:
-        self._free = limit
+    Args:
+        limit: how many turns there are.
+        share: how many of them one key may hold; None: all.
+    """
+
+    def __init__(self, limit: int, share: Share | None = None) -> None:
         self._lock = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
+        self._queue: FairQueue[threading.Event] = FairQueue(limit, share)
 
     @contextmanager
-    def acquire(self, cancellation: Cancellation) -> Iterator[None]:
+    def acquire(self, cancellation: Cancellation, key: str = "") -> Iterator[None]:
         """Wait for a turn and hold it while the block runs.
 
         Raises:
             Cancelled: the caller left while waiting.
             DeadlineExceeded: the caller's time ran out while waiting.
         """
-        self._wait(cancellation)
+        self._wait(cancellation, key)
         try:
             yield
         finally:
-            self._release()
+            with self._lock:
+                self._queue.give_back(key)
+                self._wake()
 
-    def _wait(self, cancellation: Cancellation) -> None:
+    def _wait(self, cancellation: Cancellation, key: str) -> None:
+        woken = threading.Event()
         with self._lock:
-            if self._free > 0:
-                self._free -= 1
+            self._queue.put(key, woken)
+            self._wake()
+            if woken.is_set():
                 return
-            woken = threading.Event()
-            self._waiting.append(woken)
         withdraw = cancellation.on_cancel(woken.set)
         woken.wait(cancellation.remaining())
         withdraw()
         with self._lock:
-            # a release removes the event from the queue before it sets it
-            still_waiting = woken in self._waiting
-            if still_waiting:
-                self._waiting.remove(woken)
+            # the queue forgets a waiter that it gives a turn, so this waiter has one or the other
+            still_waiting = self._queue.remove(key, woken)
         if still_waiting:
             cancellation.check()
             raise AssertionError("woken without a turn and without a reason")
 
-    def _release(self) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self._free += 1
+    def _wake(self) -> None:
+        while (woken := self._queue.take()) is not None:
+            woken.set()

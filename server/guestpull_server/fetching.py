@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable
+from contextlib import closing
 
 from guestpull_server.cancellation import Cancellation
-from guestpull_server.errors import DigestMismatch, WorkerFailed
+from guestpull_server.errors import DigestMismatch
 from guestpull_server.models import Digest, LayerDescriptor, PulledLayer, ResolvedImage, StoredLayer
 from guestpull_server.registry import ImageSource
 from guestpull_server.requests import PullObserver
@@ -72,50 +72,26 @@ class LayerFetcher:
     ) -> dict[Digest, tuple[StoredLayer, PulledLayer]]:
         """Download layers, a few at once; the first failure stops the others, and is raised at their end."""
         lock = threading.Lock()
+        done: dict[Digest, tuple[StoredLayer, PulledLayer]] = {}
 
-        def download(layer: LayerDescriptor) -> tuple[StoredLayer, PulledLayer]:
-            def progress(done_bytes: int) -> None:
-                with lock:
-                    observer.layer_progress(layer, done_bytes)
-
-            fetched = self._downloads.fetch(layer, source, stop, progress)
-            pulled = PulledLayer(
-                layer.blob.digest,
-                layer.diff_id,
-                reused=fetched.downloaded_bytes == 0,
-                downloaded_bytes=fetched.downloaded_bytes,
-            )
+        def progress(layer: LayerDescriptor, done_bytes: int) -> None:
             with lock:
-                observer.layer_done(pulled)
-            return fetched.layer, pulled
+                observer.layer_progress(layer, done_bytes)
 
-        with (
-            cancellation.nested() as stop,
-            ThreadPoolExecutor(self._at_once, thread_name_prefix="layers") as pool,
-        ):
-            downloads: dict[Digest, Future[tuple[StoredLayer, PulledLayer]]] = {}
-            try:
-                for layer in missing:
-                    downloads[layer.blob.digest] = _submitted(pool, download, layer)
-                done, _ = wait(downloads.values(), return_when=FIRST_EXCEPTION)
-                for one in done:
-                    one.result()
-            except BaseException:
-                stop.cancel()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-            return {digest: one.result() for digest, one in downloads.items()}
-
-
-def _submitted(
-    pool: ThreadPoolExecutor,
-    download: Callable[[LayerDescriptor], tuple[StoredLayer, PulledLayer]],
-    layer: LayerDescriptor,
-) -> Future[tuple[StoredLayer, PulledLayer]]:
-    try:
-        return pool.submit(download, layer)
-    except (RuntimeError, MemoryError) as error:
-        raise WorkerFailed(layer.blob.digest, f"cannot be started, because {error}") from None
+        downloads = self._downloads.fetch(missing, source, cancellation, progress, at_once=self._at_once)
+        with closing(downloads):
+            for fetched in downloads:
+                layer = fetched.layer
+                pulled = PulledLayer(
+                    layer.compressed_digest,
+                    layer.uncompressed_digest,
+                    reused=fetched.downloaded_bytes == 0,
+                    downloaded_bytes=fetched.downloaded_bytes,
+                )
+                with lock:
+                    observer.layer_done(pulled)
+                done[layer.compressed_digest] = layer, pulled
+        return done
 
 
 def _reused(stored: StoredLayer) -> PulledLayer:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from guestpull_server.admission import Admission
+from guestpull_server.admission import Admission, AdmittedPull
 from guestpull_server.baker import Baker
 from guestpull_server.bundle import write_runtime_config
 from guestpull_server.cancellation import Cancellation
@@ -144,14 +144,15 @@ class Puller:
         observer = observer or Unobserved()
         caller = cancellation or Cancellation("the pull")
         with (
-            self.admission.admitted(request.image, caller) as cancellation,
-            self._sessions.using(cancellation) as session,
-            self._source(request.image, request.credentials, cancellation) as source,
+            self.admission.admitted(request.image, caller) as admitted,
+            self._sessions.using(cancellation := admitted.cancellation) as session,
+            self._source(request.image, request.credentials, admitted) as source,
             session.store.reserve_bundle(request.bundle_path) as bundle,
-            self._resolved(session, reference, source, request, cancellation) as resolved,
+            self._resolved(session, reference, source, request, admitted) as resolved,
         ):
             observer.resolved(resolved)
             layers, pulled = session.fetcher.fetch(resolved, source, cancellation, observer)
+            admitted.work_here()
             with bundle.opened() as directory:
                 session.store.with_room(lambda: _mount(layers, bundle, directory, cancellation))
                 observer.mounted(bundle.rootfs)
@@ -187,10 +188,17 @@ class Puller:
 
     @contextmanager
     def _source(
-        self, image: str, credentials: Credentials | None, cancellation: Cancellation
+        self, image: str, credentials: Credentials | None, admitted: AdmittedPull
     ) -> Iterator[ImageSource]:
+        if is_local(image):  # inflating an archive takes as long as a registry
+            admitted.ask_registry("")
         with open_source(
-            image, self._registry, credentials, self._limits, self._configuration.work_dir, cancellation
+            image,
+            self._registry,
+            credentials,
+            self._limits,
+            self._configuration.work_dir,
+            admitted.cancellation,
         ) as source:
             yield source
 
@@ -201,12 +209,12 @@ class Puller:
         reference: Reference | None,
         source: ImageSource,
         request: PullRequest,
-        cancellation: Cancellation,
+        admitted: AdmittedPull,
     ) -> Iterator[ResolvedImage]:
         """Resolve the reference, and keep its layers from being deleted, those that may be reused."""
-        resolved = self._resolve(session, reference, source, request, cancellation)
+        resolved = self._resolve(session, reference, source, request, admitted)
         while True:
-            checked = session.reuse.discard_changed(resolved, cancellation)
+            checked = session.reuse.discard_changed(resolved, admitted.cancellation)
             with session.store.pin(layer.blob.digest for layer in resolved.layers):
                 vanished = session.presence.has_vanished(resolved)
                 if not vanished and session.reuse.is_checked(resolved, checked):
@@ -218,7 +226,8 @@ class Puller:
             if request.policy is PullPolicy.NEVER:
                 raise ImageNotPresent(request.image)
             platform = request.platform or Platform.host()
-            resolved = fetch_image(source, platform, cancellation)
+            admitted.ask_registry(source.registry)
+            resolved = fetch_image(source, platform, admitted.cancellation)
 
     def _resolve(
         self,
@@ -226,7 +235,7 @@ class Puller:
         reference: Reference | None,
         source: ImageSource,
         request: PullRequest,
-        cancellation: Cancellation,
+        admitted: AdmittedPull,
     ) -> ResolvedImage:
         """What was asked for, by the policy: from the store, or from its source."""
         platform = request.platform or Platform.host()
@@ -234,7 +243,8 @@ class Puller:
             present = session.presence.by_policy(reference, platform, request.policy)
             if present is not None:
                 return present
-        resolved = session.presence.resolve(source, platform, cancellation)
+        admitted.ask_registry(source.registry)
+        resolved = session.presence.resolve(source, platform, admitted.cancellation)
         if reference is None:
             check_pin(request.image, resolved)
         return resolved

@@ -1,15 +1,20 @@
-"""The semaphore that admits waiters in FIFO order."""
+"""Turns that are shared out fairly: the queue's rules, and the semaphore in which threads wait."""
 
 from __future__ import annotations
 
+import random
 import threading
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import Cancelled, DeadlineExceeded
-from guestpull_server.fair_semaphore import FairSemaphore
+from guestpull_server.fair_semaphore import FairQueue, FairSemaphore, as_many_as_are_free
 from support.waiting import PATIENCE, end_of
 
 
@@ -108,3 +113,140 @@ def test_waiting_ends_at_the_deadline() -> None:
         pass
     with Cancellation("next").nested(seconds=PATIENCE) as following, semaphore.acquire(following):
         pass
+
+
+def test_a_waiter_of_a_key_with_fewer_turns_goes_first() -> None:
+    queue: FairQueue[str] = FairQueue(2)
+    for key, waiter in (("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1")):
+        queue.put(key, waiter)
+    assert [queue.take(), queue.take()] == ["a1", "b1"]
+
+    queue.give_back("b")
+
+    assert queue.take() == "a2"
+
+
+@pytest.mark.parametrize(("turns", "one_key"), [(1, 1), (2, 1), (3, 2), (16, 8)])
+def test_a_key_alone_leaves_as_many_turns_free_as_it_holds(turns: int, one_key: int) -> None:
+    queue: FairQueue[int] = FairQueue(turns, as_many_as_are_free)
+    for number in range(turns):
+        queue.put("greedy", number)
+
+    given = list(iter(queue.take, None))
+
+    assert given == list(range(one_key))
+
+
+def test_several_keys_that_give_nothing_back_leave_turns_for_another() -> None:
+    queue: FairQueue[str] = FairQueue(16, as_many_as_are_free)
+    for key in ("first", "second", "third", "fourth"):
+        for _ in range(16):
+            queue.put(key, key)
+        while queue.take() is not None:
+            pass
+
+    queue.put("newcomer", "newcomer")
+
+    assert queue.take() == "newcomer"
+
+
+class FairQueueMachine(RuleBasedStateMachine):
+    """Any order of coming, leaving and giving back."""
+
+    @initialize(limit=st.integers(1, 12), leaves_a_reserve=st.booleans())
+    def open(self, limit: int, leaves_a_reserve: bool) -> None:
+        self.limit = limit
+        self.share = as_many_as_are_free if leaves_a_reserve else (lambda _free: limit)
+        self.queue: FairQueue[object] = FairQueue(limit, self.share)
+        self.waiting: list[tuple[str, object]] = []
+        self.held: list[str] = []
+
+    @rule(key=st.sampled_from("abcde"))
+    def come(self, key: str) -> None:
+        waiter = object()
+        self.queue.put(key, waiter)
+        self.waiting.append((key, waiter))
+        self._admit()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        key, waiter = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        assert self.queue.remove(key, waiter)
+        assert not self.queue.remove(key, waiter)
+        self._admit()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        key = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.queue.give_back(key)
+        self._admit()
+
+    def _admit(self) -> None:
+        while (admitted := self.queue.take()) is not None:
+            best = min(
+                (self.held.count(key), number)
+                for number, (key, _) in enumerate(self.waiting)
+                if self._may_have_another(key)
+            )
+            key, waiter = self.waiting.pop(best[1])
+            assert admitted is waiter
+            self.held.append(key)
+
+    def _may_have_another(self, key: str) -> bool:
+        free = self.limit - len(self.held)
+        return free > 0 and self.held.count(key) < self.share(free)
+
+    @invariant()
+    def no_more_turns_are_held_than_there_are(self) -> None:
+        assert len(getattr(self, "held", ())) <= getattr(self, "limit", 0)
+
+    @invariant()
+    def nobody_waits_who_may_have_a_turn(self) -> None:
+        assert not [key for key, _ in getattr(self, "waiting", ()) if self._may_have_another(key)]
+
+
+TestFairQueue = FairQueueMachine.TestCase
+
+
+def test_every_visitor_gets_its_turn_or_leaves_and_no_turn_is_lost() -> None:
+    semaphore = FairSemaphore(3, as_many_as_are_free)
+    outcomes: Counter[str] = Counter()
+    lock = threading.Lock()
+    inside = 0
+    most = 0
+
+    def visit(number: int) -> None:
+        nonlocal inside, most
+        chance = random.Random(number)
+        for _ in range(50):
+            caller = Cancellation("visit")
+            leaving = threading.Thread(target=caller.cancel)
+            if chance.random() < 0.5:
+                leaving.start()
+            try:
+                with semaphore.acquire(caller, f"key {chance.randrange(4)}"):
+                    with lock:
+                        inside += 1
+                        most = max(most, inside)
+                        outcomes["admitted"] += 1
+                    with lock:
+                        inside -= 1
+            except Cancelled:
+                with lock:
+                    outcomes["left"] += 1
+            if leaving.ident is not None:
+                end_of(leaving)
+
+    visitors = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        end_of(visitor)
+
+    assert outcomes.total() == 8 * 50
+    assert most <= 3
+    with ExitStack() as stack:  # all turns are there again, for as many keys
+        for key in "ab":
+            stack.enter_context(semaphore.acquire(Cancellation("after"), key))

@@ -54,9 +54,8 @@ def test_a_layer_for_which_no_thread_can_be_had_is_downloaded_the_next_time(
     wanted = LayerDescriptor(descriptor_of(LAYER), Digest(LAYER.diff_id))
 
     def fetch() -> None:
-        downloads.fetch(
-            wanted, source, Cancellation("pull", time.monotonic() + PATIENCE), lambda _bytes: None
-        )
+        caller = Cancellation("pull", time.monotonic() + PATIENCE)
+        list(downloads.fetch([wanted], source, caller, lambda _layer, _bytes: None, at_once=1))
 
     def no_thread(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -82,7 +81,7 @@ def test_layers_for_which_no_threads_can_be_had_fail_by_name_and_are_downloaded_
     left = [started]
 
     def no_thread(thread: threading.Thread) -> None:
-        if thread.name.startswith("layers"):
+        if thread.name.startswith("download"):
             if not left[0]:
                 raise RuntimeError("can't start new thread")
             left[0] -= 1

@@ -84,6 +84,10 @@ class _RegistryImage:
     def reference(self) -> str:
         return str(self._reference)
 
+    @property
+    def registry(self) -> str:
+        return self._reference.host.lower()
+
     def manifest(self, platform: Platform, cancellation: Cancellation) -> ResolvedManifest:
         while self._mirrors:
             try:

@@ -57,6 +57,10 @@ class ImageSource(Protocol):
     def reference(self) -> str:
         """The name to store the image under; empty if the source has none."""
 
+    @property
+    def registry(self) -> str:
+        """`host[:port]` of the registry that the reference names; empty for a local file."""
+
     def manifest(self, platform: Platform, cancellation: Cancellation) -> ResolvedManifest:
         """Find the manifest of the image for a platform.
 

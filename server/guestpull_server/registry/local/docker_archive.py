@@ -80,6 +80,8 @@ class DockerArchiveImage:
         InvalidManifest: it is no docker-archive.
     """
 
+    registry: Final = ""
+
     def __init__(self, files: Files, name: str, wanted: str, limits: Limits) -> None:
         self._files = files
         self._name = name

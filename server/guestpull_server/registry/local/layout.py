@@ -50,6 +50,8 @@ class LayoutImage:
         InvalidManifest: it is no image layout.
     """
 
+    registry: Final = ""
+
     def __init__(self, files: Files, name: str, tag: str, limits: Limits) -> None:
         self._files = files
         self._name = name
