@@ -96,6 +96,10 @@ def mount_something(scenery: Scenery) -> None:
     run("mount", "-t", "tmpfs", "tmpfs", str(directory))
 
 
+def expect_it_taken_away(scenery: Scenery) -> None:
+    scenery.promises.bundle(scenery.bundle).state = State.TAKEN
+
+
 @pytest.mark.parametrize(
     ("plant", "seen"),
     [
@@ -110,6 +114,7 @@ def mount_something(scenery: Scenery) -> None:
         (lambda scenery: scenery.client.remove_image(scenery.image.image.image_id, force=True), "is gone"),
         (lambda scenery: run("umount", f"{scenery.bundle}/rootfs"), "not mounted"),
         (mount_something, "mounted, but no bundle"),
+        (expect_it_taken_away, "is still a bundle"),
     ],
     ids=[
         "an altered byte",
@@ -123,6 +128,7 @@ def mount_something(scenery: Scenery) -> None:
         "an image that was lost",
         "a rootfs that is not mounted",
         "a mount that nobody knows",
+        "a bundle that was taken away and not released",
     ],
 )
 def test_torture_sees(scenery: Scenery, plant: Callable[[Scenery], object], seen: str) -> None:

@@ -40,7 +40,8 @@ class MountNamespace:
         self._await_ready()
         others = self._overlays_of_others()
         if others and self._propagation != "shared":  # there it would unmount the host's
-            self.run("umount", "--lazy", *others)
+            # one whose directory was removed meanwhile is not mounted any more
+            self._run("umount", "--lazy", *others, check=False)
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
@@ -60,13 +61,16 @@ class MountNamespace:
 
     def run(self, *command: str) -> str:
         """Run a program in it; returns what it printed."""
-        return run("nsenter", f"--mount=/proc/{self.pid}/ns/mnt", "--", *command).stdout
+        return self._run(*command, check=True)
 
     def end(self) -> None:
         """End it; harmless to repeat."""
         assert self._process is not None
         if self._process.returncode is None:
             self._process.communicate(b"\n", timeout=PATIENCE)
+
+    def _run(self, *command: str, check: bool) -> str:
+        return run("nsenter", f"--mount=/proc/{self.pid}/ns/mnt", "--", *command, check=check).stdout
 
     def _await_ready(self) -> None:
         assert self._process is not None

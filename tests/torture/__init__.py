@@ -4,7 +4,8 @@
 
       world.py       images whose unpacked layers and merged root filesystems are known beforehand
       promises.py    what callers were told: this bundle is ready, this image is there
-      callers.py     random pulls, releases and removals, many at once, some of them given up
+      callers.py     random pulls, releases and removals, many at once, some of them given up; containers that use
+                 a bundle while it is released, and bundles that are taken away without a call
       weather.py     what goes wrong meanwhile: the registry, the disk, the layer workers
       inspection.py  what must hold after every restart, looked at from outside
       campaign.py    the rounds: let callers loose, pull the plug, look, start again, look, clean up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import Final
 from guestpull_client import Client, PullPolicy
 from guestpull_client.errors import GuestpullError
 from guestpull_client.models import PulledImage
+from support.namespaces import MountNamespace
+from support.peers import run
 from torture.promises import BundlePromise, Promises, State
 from torture.world import KnownImage, World
 
@@ -99,11 +102,21 @@ class Caller:
         actions: tuple[Callable[[str, BundlePromise], None], ...]
         match promise.state:
             case State.READY:
-                actions = (self._release, self._release, self._write, self._look, self._pull_again)
+                actions = (
+                    self._release,
+                    self._release,
+                    self._write,
+                    self._look,
+                    self._pull_again,
+                    self._run_container,
+                    self._take_away,
+                )
             case State.ABSENT | State.COMING:
                 actions = (self._pull, self._pull, self._pull, self._pull_contested)
             case State.LEAVING:
                 actions = (self._release,)
+            case State.TAKEN:
+                actions = (self._release_taken,)
         self._choices.choice((*actions, self._remove, self._list))(place, promise)
 
     # -- pulling --------------------------------------------------------------------------------------------
@@ -191,6 +204,44 @@ class Caller:
         if os.path.lexists(place):
             self._violation(f"{place} was released, and is there")
 
+    def _run_container(self, place: str, promise: BundlePromise) -> None:
+        """Use a bundle in a mount namespace of its own, as runc does: whatever is called, nothing is deleted."""
+        # elsewhere, as runc has it: the removal of a directory ends the mounts on it in all namespaces
+        script = f"mount --bind {place}/rootfs /mnt"
+        with MountNamespace(Path(place), script) as container:
+            if self._choices.random() < 0.3:
+                self._take_away(place, promise)
+            self._scene.moment()
+            try:
+                self._client.release_bundle(place)
+            except GuestpullError as error:
+                self._failed("release under a container", error, _UNANSWERED | {"BUNDLE_BUSY"})
+            else:
+                self._violation(f"{place} was released under its container")
+            rootfs = Path(f"/proc/{container.pid}/root/mnt")
+            for name, content in promise.written.items():
+                if (rootfs / name).read_bytes() != content:
+                    self._violation(f"{place}: its container does not find {name} as it was written")
+            self._look_into(rootfs, promise)
+
+    def _take_away(self, place: str, promise: BundlePromise) -> None:
+        """End a bundle as kata-agent does, without a call."""
+        promise.state = State.TAKEN
+        self._scene.outcomes["taken away"] += 1
+        run("umount", "--lazy", f"{place}/rootfs")
+        shutil.rmtree(place)
+        self._scene.moment()
+
+    def _release_taken(self, place: str, promise: BundlePromise) -> None:
+        """Release what was taken away, at the same time as the daemon may."""
+        try:
+            self._client.release_bundle(place)
+        except GuestpullError as error:
+            self._failed("release of what was taken away", error, _UNANSWERED | {"BUNDLE_NOT_FOUND"})
+            if error.reason != "BUNDLE_NOT_FOUND":
+                return
+        promise.state = State.ABSENT
+
     def _remove(self, _place: str, _promise: BundlePromise) -> None:
         reference, image = self._choices.choice(self._scene.references)
         if image is None:
@@ -221,12 +272,15 @@ class Caller:
             promise.written[name] = content
 
     def _look(self, place: str, promise: BundlePromise) -> None:
+        self._look_into(Path(place, "rootfs"), promise)
+
+    def _look_into(self, rootfs: Path, promise: BundlePromise) -> None:
         image = self._scene.world.image(promise.image_id)
         if image is None:
-            self._violation(f"{place} is image {promise.image_id}, which nobody made")
+            self._violation(f"{rootfs} is image {promise.image_id}, which nobody made")
             return
         written = frozenset(os.fsencode(name) for name in promise.written)
-        for one in image.violations(Path(place, "rootfs"), besides=written):
+        for one in image.violations(rootfs, besides=written):
             self._violation(one)
 
     def _list(self, place: str, promise: BundlePromise) -> None:

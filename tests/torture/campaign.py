@@ -275,12 +275,17 @@ class Campaign:
     # -- afterwards -----------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Wait until the daemon has ended what callers gave up."""
+        """Wait until the daemon has ended what callers gave up, and released what was taken away."""
         deadline = time.monotonic() + 30
-        while self._half_done():
+        while left := [*self._taken_away(), *self._half_done()]:
             if time.monotonic() > deadline:
-                raise Violated("pulls that were given up never end", *self._half_done())
+                raise Violated("what was given up or taken away never ends", *left)
             time.sleep(0.005)
+
+    def _taken_away(self) -> list[str]:
+        """Bundles that are listed and have no rootfs any more: of callers, and of releases that were cut off."""
+        listed = self._daemon.client.bundles()
+        return [one.bundle_path for one in listed if not os.path.isdir(f"{one.bundle_path}/rootfs")]
 
     def _pull_in_fair_weather(self) -> None:
         """The next pull works."""

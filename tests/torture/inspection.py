@@ -179,6 +179,9 @@ def _bundles(daemon: Daemon, listed: dict[str, Bundle], world: World, promises: 
 
 def _bundle(world: World, path: str, promise: BundlePromise, bundle: Bundle | None) -> Iterator[str]:
     if bundle is not None:
+        if promise.state is State.TAKEN:
+            yield f"{path} was taken away, and is still a bundle"
+            return
         if promise.state is State.ABSENT:
             yield f"{path} is listed, and was released or never made"
         if promise.state is not State.READY:

@@ -18,6 +18,8 @@ class State(Enum):
     """A pull was given up, or its answer never came: the bundle is there, whole, or it is not."""
     LEAVING = "leaving"
     """A release was begun, and its answer never came."""
+    TAKEN = "taken"
+    """It was unmounted and its directory removed, without a call: the daemon releases it soon."""
 
 
 @dataclass
