@@ -156,14 +156,16 @@ class Puller:
             with bundle.opened() as directory:
                 session.store.with_room(lambda: _mount(layers, bundle, directory, cancellation))
                 observer.mounted(bundle.rootfs)
-                write_runtime_config(
-                    bundle.bundle_path,
-                    bundle.rootfs,
-                    resolved.config,
-                    directory,
-                    bundle.writes_config,
-                    self._limits,
-                    cancellation,
+                session.store.with_room(
+                    lambda: write_runtime_config(
+                        bundle.bundle_path,
+                        bundle.rootfs,
+                        resolved.config,
+                        directory,
+                        bundle.writes_config,
+                        self._limits,
+                        cancellation,
+                    )
                 )
             cancellation.check()
             image = session.store.record_image(resolved, layers)

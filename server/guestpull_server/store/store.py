@@ -106,6 +106,7 @@ class Store:
             InvalidStore: an additional store cannot be read.
             InvalidRequest: layers are to be named otherwise than those that are there.
             StorageFailed: the operating system refuses.
+            WorkDirReplaced: others delete it at this moment.
         """
         read_only = [ReadOnlyStore(path) for path in additional_stores]
         place = WorkDir(os.path.abspath(work_dir))
@@ -113,6 +114,12 @@ class Store:
             store = cls(place, mounts, guest_work_dir, read_only, bundle_roots)
             store._take_stock()
             store._layers.name_as(layer_names)
+        except StorageFailed as error:
+            is_in_place = place.is_in_place()
+            place.close()
+            if is_in_place:
+                raise
+            raise WorkDirReplaced(place.path) from error
         except BaseException:
             place.close()
             raise
@@ -509,8 +516,14 @@ class Store:
             BundleNotFound: it is no bundle of ours.
             BundleBusy: somebody on the machine uses its overlay; nothing is deleted, and it stays a bundle.
             StorageFailed: the operating system refuses.
+            WorkDirReplaced: others have replaced the work directory meanwhile.
         """
-        return self._forget(self._bundles.release(bundle_path))
+        try:
+            return self._forget(self._bundles.release(bundle_path))
+        except StorageFailed as error:
+            if self.is_in_place():
+                raise
+            raise WorkDirReplaced(self.work_dir) from error
 
     def abandoned_bundles(self) -> tuple[StoredBundle, ...]:
         """The bundles that others may have taken away: their rootfs is not a directory any more."""

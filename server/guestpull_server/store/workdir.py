@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from guestpull_server import config
-from guestpull_server.errors import WorkDirInUse, WorkDirReplaced, storage_errors
+from guestpull_server.errors import StorageFailed, WorkDirInUse, WorkDirReplaced, storage_errors
 from guestpull_server.models import Digest
 from guestpull_server.store import catalog, facts
 from guestpull_server.store.access import secure_room, secure_work_dir
@@ -64,28 +64,38 @@ class WorkDir:
         WorkDirInUse: another process owns it.
         InsecureWorkDir: another user could put files in it, or reach what is in its rooms.
         StorageFailed: it cannot be made or used.
+        WorkDirReplaced: others delete it at this moment.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.layers, self.records, self.images, self.overlay, self.staging = rooms_of(path)
-        with storage_errors("opening the work directory", path):
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            # before anything is opened in it: a name there may be somebody else's link
-            secure_work_dir(path, _own_names(path))
-            self._lock = _locked(path)
-            try:
-                for room in rooms_of(path):
-                    os.makedirs(room, mode=0o700, exist_ok=True)
-                    secure_room(room)
-                self.keeps_its_layers = is_read_only(self.layers)
-                # while the lock's file is open, no other file gets its number
-                names = (os.path.join(path, LOCK), *rooms_of(path))
-                self._identities = {name: _identity(name) for name in names}
-            except BaseException:
-                os.close(self._lock)
-                raise
+        try:
+            with storage_errors("opening the work directory", path):
+                self._lock = self._made_and_locked()
+        except StorageFailed as error:
+            if isinstance(error.__cause__, FileNotFoundError):  # what was just made
+                raise WorkDirReplaced(path) from error
+            raise
         self.reserve = Reserve(path)
+
+    def _made_and_locked(self) -> int:
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        # before anything is opened in it: a name there may be somebody else's link
+        secure_work_dir(self.path, _own_names(self.path))
+        lock = _locked(self.path)
+        try:
+            for room in rooms_of(self.path):
+                os.makedirs(room, mode=0o700, exist_ok=True)
+                secure_room(room)
+            self.keeps_its_layers = is_read_only(self.layers)
+            # while the lock's file is open, no other file gets its number
+            names = (os.path.join(self.path, LOCK), *rooms_of(self.path))
+            self._identities = {name: _identity(name) for name in names}
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
 
     def is_in_place(self) -> bool:
         """Whether the path still leads to what was opened, and all of it is there; some microseconds."""
