@@ -109,18 +109,18 @@ def _run_layer(tar: bytes) -> None:
         (top / "d").mkdir()
         before = {path: node for path, node in tree(top).items() if path}
         (top / "layer").mkdir(mode=0o755)
-        directory, record = str(top / "layer"), str(top / "record")
+        directory, tar_split = str(top / "layer"), str(top / "tar-split")
         try:
-            with _workers().unpack(directory, "sha256", _DIGEST, tar_split_path=record) as worker:
+            with _workers().unpack(directory, "sha256", _DIGEST, tar_split_path=tar_split) as worker:
                 worker.write(memoryview(tar))
                 unpacked = worker.finish()
-            assert verify_layer(directory, record, unpacked.diff_id, limits=_SMALL) == ()
+            assert verify_layer(directory, tar_split, unpacked.diff_id, limits=_SMALL) == ()
         except WorkerFailed:
             raise AssertionError("the worker died") from None
         except GuestpullError:
             pass
         shutil.rmtree(directory)
-        Path(record).unlink()
+        Path(tar_split).unlink()
         after = {path: node for path, node in tree(top).items() if path}
         assert differences(after, before) == []
 
@@ -133,24 +133,24 @@ def _scratch() -> Iterator[Path]:
 
 @cache
 def _proved() -> tuple[str, Digest, bytes]:
-    """A layer's directory, its diff_id, and its record."""
+    """A layer's directory, its diff_id, and its tar-split."""
     scratch = ExitStack()
     atexit.register(scratch.close)
     top = scratch.enter_context(_scratch())
     (top / "layer").mkdir()
     with _workers().unpack(
-        str(top / "layer"), "sha256", _DIGEST, tar_split_path=str(top / "record")
+        str(top / "layer"), "sha256", _DIGEST, tar_split_path=str(top / "tar-split")
     ) as worker:
         worker.write(memoryview(_tars()[0]))
         unpacked = worker.finish()
-    return str(top / "layer"), unpacked.diff_id, (top / "record").read_bytes()
+    return str(top / "layer"), unpacked.diff_id, (top / "tar-split").read_bytes()
 
 
-def _run_record(record: bytes) -> None:
+def _run_tar_split(tar_split: bytes) -> None:
     directory, diff_id, _ = _proved()
     with _scratch() as top:
-        (top / "record").write_bytes(record)
-        for change in verify_layer(directory, str(top / "record"), diff_id, limits=_SMALL):
+        (top / "tar-split").write_bytes(tar_split)
+        for change in verify_layer(directory, str(top / "tar-split"), diff_id, limits=_SMALL):
             str(change)
 
 
@@ -248,7 +248,7 @@ TARGETS = (
     Target("tar", _tars, mutation.tar_of, _run_tar),
     Target("inflate", _streams, mutation.bytes_of, _run_inflate),
     Target("layer", _tars, mutation.tar_of, _run_layer, needs_root=True),
-    Target("record", lambda: (_proved()[2],), mutation.bytes_of, _run_record, needs_root=True),
+    Target("tar-split", lambda: (_proved()[2],), mutation.bytes_of, _run_tar_split, needs_root=True),
     Target("reference", _references, mutation.bytes_of, _run_reference),
     Target("manifest", _manifests, mutation.json_of, _run_manifest),
     Target("config", _configs, mutation.json_of, _run_config),

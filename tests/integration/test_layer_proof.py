@@ -1,4 +1,4 @@
-"""Records and proof: a directory is the layer, or what is changed is named."""
+"""Tar-splits and proof: a directory is the layer, or what is changed is named."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ MTIME = 1_600_000_000
 
 def verify(unpacked: Unpacked) -> list[Change]:
     """What the proof finds."""
-    assert unpacked.record is not None
+    assert unpacked.tar_split is not None
     implied = implied_fingerprint(unpacked.result.implied_directories)
     digest = Digest(unpacked.layer.diff_id)
-    return list(verify_layer(str(unpacked.root), str(unpacked.record), digest, implied=implied))
+    return list(verify_layer(str(unpacked.root), str(unpacked.tar_split), digest, implied=implied))
 
 
 def kinds(changes: list[Change]) -> set[tuple[bytes, ChangeKind]]:
@@ -137,7 +137,7 @@ _RICH: list[Entry | RawTar] = [
 
 @pytest.fixture
 def rich(unpacker: Unpacker) -> Unpacked:
-    return unpacker.unpack(*_RICH, record=True)
+    return unpacker.unpack(*_RICH, tar_split=True)
 
 
 # -- what is the layer --------------------------------------------------------------------------------------
@@ -145,14 +145,14 @@ def rich(unpacker: Unpacker) -> Unpacked:
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
 def test_a_layer_of_everything_is_proved(unpacker: Unpacker, compression: Compression) -> None:
-    assert verify(unpacker.unpack(*_RICH, compression=compression, record=True)) == []
+    assert verify(unpacker.unpack(*_RICH, compression=compression, tar_split=True)) == []
 
 
 @pytest.mark.parametrize("algorithm", ["sha512", "sha384"])
 def test_a_layer_is_proved_by_any_digest_that_names_it(unpacker: Unpacker, algorithm: str) -> None:
-    unpacked = unpacker.unpack(*_RICH, record=True)
+    unpacked = unpacker.unpack(*_RICH, tar_split=True)
     diff_id = Digest(f"{algorithm}:{hashlib.new(algorithm, unpacked.layer.tar).hexdigest()}")
-    assert verify_layer(str(unpacked.root), str(unpacked.record), diff_id) == ()
+    assert verify_layer(str(unpacked.root), str(unpacked.tar_split), diff_id) == ()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_layer_is_proved_by_any_digest_that_names_it(unpacker: Unpacker, algor
     ],
 )
 def test_odd_tars_are_proved_to_their_last_byte(unpacker: Unpacker, tar: bytes) -> None:
-    unpacked = unpacker.unpack_layer(layer_of_tar(tar), record=True)
+    unpacked = unpacker.unpack_layer(layer_of_tar(tar), tar_split=True)
     assert verify(unpacked) == []
 
 
@@ -182,7 +182,7 @@ def test_what_gnu_tar_wrote_is_proved(unpacker: Unpacker, disk: Path, tar_format
     options = ["--sparse"] if tar_format != "v7" else []
     command = ["tar", "-C", str(source), f"--format={tar_format}", *options, "-c", "."]
     tar = subprocess.run(command, check=True, capture_output=True).stdout
-    assert verify(unpacker.unpack_layer(layer_of_tar(tar), record=True)) == []
+    assert verify(unpacker.unpack_layer(layer_of_tar(tar), tar_split=True)) == []
 
 
 _PATHS = st.sampled_from(["a", "b", "a/b", "a/c", "b/c", "a/b/c", "./a", "c", "a/../b", "s", "s/a", "s/t"])
@@ -206,9 +206,11 @@ _MAKERS = st.one_of(
 def test_any_layer_that_can_be_unpacked_is_proved(unpacker: Unpacker, entries: list[Entry]) -> None:
     one = layer(*entries, compression="none")
     root = unpacker.directory()
-    record = root.with_suffix(".record")
+    tar_split = root.with_suffix(".tar_split")
     try:
-        with unpacker.workers.unpack(str(root), "sha256", one.digest, tar_split_path=str(record)) as worker:
+        with unpacker.workers.unpack(
+            str(root), "sha256", one.digest, tar_split_path=str(tar_split)
+        ) as worker:
             worker.write(memoryview(one.blob))
             result = worker.finish()
     except Exception:  # noqa: BLE001 - what could not be unpacked needs no proof
@@ -216,7 +218,7 @@ def test_any_layer_that_can_be_unpacked_is_proved(unpacker: Unpacker, entries: l
     finally:
         unpacker.check_canaries()
     implied = implied_fingerprint(result.implied_directories)
-    found = verify_layer(str(root), str(record), Digest(one.diff_id), implied=implied)
+    found = verify_layer(str(root), str(tar_split), Digest(one.diff_id), implied=implied)
     shutil.rmtree(root.parent)
     assert found == ()
 
@@ -372,30 +374,30 @@ def test_a_change_says_what_is_and_what_was(rich: Unpacked) -> None:
     assert str(found) == "again/f: mode: it is 0600, not 0644"
 
 
-def test_another_layers_record_proves_nothing(unpacker: Unpacker) -> None:
-    one = unpacker.unpack(file("f", b"one"), record=True)
-    other = unpacker.unpack(file("f", b"two"), record=True)
-    assert verify_layer(str(one.root), str(other.record), Digest(one.layer.diff_id)) != ()
-    assert verify_layer(str(one.root), str(one.record), Digest(other.layer.diff_id)) != ()
+def test_another_layers_tar_split_proves_nothing(unpacker: Unpacker) -> None:
+    one = unpacker.unpack(file("f", b"one"), tar_split=True)
+    other = unpacker.unpack(file("f", b"two"), tar_split=True)
+    assert verify_layer(str(one.root), str(other.tar_split), Digest(one.layer.diff_id)) != ()
+    assert verify_layer(str(one.root), str(one.tar_split), Digest(other.layer.diff_id)) != ()
 
 
-def test_a_directory_and_a_record_that_agree_prove_nothing_without_the_diff_id(unpacker: Unpacker) -> None:
-    evil = unpacker.unpack(file("bin/sh", b"evil"), record=True)
-    good = unpacker.unpack(file("bin/sh", b"good"), record=True)
-    found = verify_layer(str(evil.root), str(evil.record), Digest(good.layer.diff_id))
+def test_a_directory_and_a_tar_split_that_agree_prove_nothing_without_the_diff_id(unpacker: Unpacker) -> None:
+    evil = unpacker.unpack(file("bin/sh", b"evil"), tar_split=True)
+    good = unpacker.unpack(file("bin/sh", b"good"), tar_split=True)
+    found = verify_layer(str(evil.root), str(evil.tar_split), Digest(good.layer.diff_id))
     assert [change.kind for change in found] == [ChangeKind.DIFF_ID]
 
 
-# -- the record ---------------------------------------------------------------------------------------------
+# -- the tar-split -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("listed", [(), (b"",), (b"", b"implied", b"implied/a", b"d")])
-def test_directories_that_are_listed_wrongly_as_without_an_entry_are_told(
+def test_directories_that_are_listed_wrongly_as_without_an_entry_are_reported(
     unpacker: Unpacker, workers: LayerWorkers, listed: tuple[bytes, ...]
 ) -> None:
-    unpacked = unpacker.unpack(directory("d"), file("implied/a/b", b"b"), record=True)
+    unpacked = unpacker.unpack(directory("d"), file("implied/a/b", b"b"), tar_split=True)
     assert set(unpacked.result.implied_directories) == {b"", b"implied", b"implied/a"}
-    place = str(unpacked.root), str(unpacked.record), Digest(unpacked.layer.diff_id)
+    place = str(unpacked.root), str(unpacked.tar_split), Digest(unpacked.layer.diff_id)
     found = verify_layer(*place, implied=implied_fingerprint(listed))
     assert [change.kind for change in found] == [ChangeKind.IMPLIED]
     cancellation = Cancellation("verification")
@@ -414,72 +416,72 @@ def test_directories_that_are_listed_wrongly_as_without_an_entry_are_told(
     ],
 )
 def test_the_proof_knows_which_directories_have_no_entry(unpacker: Unpacker, entries: list[Entry]) -> None:
-    assert verify(unpacker.unpack(*entries, record=True)) == []
+    assert verify(unpacker.unpack(*entries, tar_split=True)) == []
 
 
-def test_a_record_is_for_its_owner_alone(rich: Unpacked) -> None:
-    assert rich.record is not None
-    assert rich.record.stat().st_mode & 0o7777 == 0o600
+def test_a_tar_split_is_for_its_owner_alone(rich: Unpacked) -> None:
+    assert rich.tar_split is not None
+    assert rich.tar_split.stat().st_mode & 0o7777 == 0o600
 
 
-def test_a_record_that_is_there_already_is_not_touched(unpacker: Unpacker) -> None:
+def test_a_tar_split_that_is_there_already_is_not_touched(unpacker: Unpacker) -> None:
     root = unpacker.directory()
-    record = root.with_suffix(".record")
-    record.write_bytes(b"mine")
+    tar_split = root.with_suffix(".tar_split")
+    tar_split.write_bytes(b"mine")
     with pytest.raises(StorageFailed, match="exists"):
-        unpacker.workers.unpack(str(root), "sha256", "sha256:…", tar_split_path=str(record))
-    assert record.read_bytes() == b"mine"
+        unpacker.workers.unpack(str(root), "sha256", "sha256:…", tar_split_path=str(tar_split))
+    assert tar_split.read_bytes() == b"mine"
 
 
-def test_a_record_is_small(unpacker: Unpacker) -> None:
-    unpacked = unpacker.unpack(*files("d", count=2000, size=2000), compression="none", record=True)
-    assert unpacked.record is not None
-    assert unpacked.record.stat().st_size < unpacked.layer.size / 100
+def test_a_tar_split_is_small(unpacker: Unpacker) -> None:
+    unpacked = unpacker.unpack(*files("d", count=2000, size=2000), compression="none", tar_split=True)
+    assert unpacked.tar_split is not None
+    assert unpacked.tar_split.stat().st_size < unpacked.layer.size / 100
 
 
-def test_without_a_path_there_is_no_record(unpacker: Unpacker) -> None:
+def test_without_a_path_there_is_no_tar_split(unpacker: Unpacker) -> None:
     unpacked = unpacker.unpack(*_RICH)
     assert sorted(unpacked.root.parent.iterdir()) == [unpacked.root]
 
 
 @pytest.mark.parametrize("kept", [0, 10, 25, 30, 200, -1])
-def test_a_record_that_is_cut_short_is_told(rich: Unpacked, kept: int) -> None:
-    assert rich.record is not None
-    rich.record.write_bytes(rich.record.read_bytes()[:kept])
+def test_a_tar_split_that_is_cut_short_is_reported(rich: Unpacked, kept: int) -> None:
+    assert rich.tar_split is not None
+    rich.tar_split.write_bytes(rich.tar_split.read_bytes()[:kept])
     assert [change.kind for change in verify(rich)] == [ChangeKind.TAR_SPLIT]
 
 
-def test_an_altered_record_never_passes_and_never_fails_otherwise(rich: Unpacked) -> None:
-    assert rich.record is not None
-    whole = rich.record.read_bytes()
+def test_an_altered_tar_split_never_passes_and_never_fails_otherwise(rich: Unpacked) -> None:
+    assert rich.tar_split is not None
+    whole = rich.tar_split.read_bytes()
     source = random.Random(11)
     for _ in range(300):
         altered = bytearray(whole)
         altered[source.randrange(len(altered))] = source.choice((0, 0xFF, source.randrange(256)))
-        rich.record.write_bytes(altered)
+        rich.tar_split.write_bytes(altered)
         assert verify(rich) or _headers(bytes(altered)) == _headers(whole)
 
 
-def _headers(record: bytes) -> bytes:
-    """What a record has of the tar: another byte in a zstd frame may mean the same."""
-    descriptor = os.memfd_create("record")
+def _headers(tar_split: bytes) -> bytes:
+    """The headers that a tar-split has: another byte in a zstd frame may mean the same."""
+    descriptor = os.memfd_create("tar-split")
     try:
-        os.write(descriptor, record)
+        os.write(descriptor, tar_split)
         return b"".join(bytes(piece) for piece in TarSplitReader(descriptor).headers(1 << 30))
     finally:
         os.close(descriptor)
 
 
 def test_a_tampered_file_cannot_be_hidden_by_its_sum(unpacker: Unpacker) -> None:
-    good = unpacker.unpack(file("f", b"good"), record=True)
-    evil = unpacker.unpack(file("f", b"evil"), record=True)
+    good = unpacker.unpack(file("f", b"good"), tar_split=True)
+    evil = unpacker.unpack(file("f", b"evil"), tar_split=True)
     _keeping_times(good.root / "f", lambda path: path.write_bytes(b"evil"))
-    found = verify_layer(str(good.root), str(evil.record), Digest(good.layer.diff_id))
+    found = verify_layer(str(good.root), str(evil.tar_split), Digest(good.layer.diff_id))
     assert [change.kind for change in found] == [ChangeKind.DIFF_ID]
 
 
-def test_a_record_that_would_grow_without_end_is_refused(unpacker: Unpacker, disk: Path) -> None:
-    unpacked = unpacker.unpack(file("f"), record=True)
+def test_a_tar_split_that_would_grow_without_end_is_refused(unpacker: Unpacker, disk: Path) -> None:
+    unpacked = unpacker.unpack(file("f"), tar_split=True)
     bomb = disk / "staging-bomb"
     with bomb.open("wb") as opened:
         writer = TarSplitWriter(opened.fileno())
@@ -491,14 +493,14 @@ def test_a_record_that_would_grow_without_end_is_refused(unpacker: Unpacker, dis
     assert [change.kind for change in found] == [ChangeKind.TAR_SPLIT]
 
 
-def test_a_record_that_is_not_there_is_an_error(unpacker: Unpacker, disk: Path) -> None:
+def test_a_tar_split_that_is_not_there_is_an_error(unpacker: Unpacker, disk: Path) -> None:
     unpacked = unpacker.unpack(file("f"))
     with pytest.raises(StorageFailed, match="No such file"):
         verify_layer(str(unpacked.root), str(disk / "missing"), Digest(unpacked.layer.diff_id))
 
 
 def test_a_directory_that_is_not_there_is_an_error(unpacker: Unpacker) -> None:
-    unpacked = unpacker.unpack(file("f"), record=True)
+    unpacked = unpacker.unpack(file("f"), tar_split=True)
     shutil.rmtree(unpacked.root)
     with pytest.raises(StorageFailed, match="No such file"):
         verify(unpacked)
@@ -512,10 +514,10 @@ def test_a_link_in_the_place_of_the_directory_is_named(rich: Unpacked, disk: Pat
 
 
 @pytest.mark.parametrize("put", [lambda path: path.symlink_to("/dev/null"), os.mkfifo, os.mkdir])
-def test_what_is_in_the_place_of_the_record_is_named(rich: Unpacked, put: Callable[[Path], None]) -> None:
-    assert rich.record is not None
-    rich.record.unlink()
-    put(rich.record)
+def test_what_is_in_the_place_of_the_tar_split_is_named(rich: Unpacked, put: Callable[[Path], None]) -> None:
+    assert rich.tar_split is not None
+    rich.tar_split.unlink()
+    put(rich.tar_split)
     assert kinds(verify(rich)) == {(b"", ChangeKind.TAR_SPLIT)}
 
 
@@ -523,13 +525,15 @@ def test_verification_ends_when_the_caller_leaves(rich: Unpacked) -> None:
     cancellation = Cancellation("verification")
     cancellation.cancel()
     with pytest.raises(Cancelled):
-        verify_layer(str(rich.root), str(rich.record), Digest(rich.layer.diff_id), cancellation=cancellation)
+        verify_layer(
+            str(rich.root), str(rich.tar_split), Digest(rich.layer.diff_id), cancellation=cancellation
+        )
 
 
-def test_a_foreign_directory_is_told_without_end(unpacker: Unpacker) -> None:
-    one = unpacker.unpack(*files("d", count=3000, size=1), compression="none", record=True)
+def test_reports_of_a_foreign_directory_are_bounded(unpacker: Unpacker) -> None:
+    one = unpacker.unpack(*files("d", count=3000, size=1), compression="none", tar_split=True)
     other = unpacker.unpack(file("f"))
-    assert len(verify_layer(str(other.root), str(one.record), Digest(one.layer.diff_id))) <= 1000
+    assert len(verify_layer(str(other.root), str(one.tar_split), Digest(one.layer.diff_id))) <= 1000
 
 
 def test_verification_does_not_follow_links_out_of_the_directory(rich: Unpacked, disk: Path) -> None:
@@ -542,9 +546,9 @@ def test_verification_does_not_follow_links_out_of_the_directory(rich: Unpacked,
 def test_a_worker_finds_what_verification_finds(rich: Unpacked, workers: LayerWorkers) -> None:
     (rich.root / "again/f").chmod(0o600)
     os.setxattr(rich.root / ("x" * 150), "user.x", b"\xff\0")
-    assert rich.record is not None
+    assert rich.tar_split is not None
     found = workers.verify(
-        str(rich.root), str(rich.record), Digest(rich.layer.diff_id), Cancellation("verification")
+        str(rich.root), str(rich.tar_split), Digest(rich.layer.diff_id), Cancellation("verification")
     )
     assert list(found) == verify(rich) != []
 
@@ -552,10 +556,10 @@ def test_a_worker_finds_what_verification_finds(rich: Unpacked, workers: LayerWo
 def test_a_worker_proves_what_is_readable_by_root_alone(unpacker: Unpacker, workers: LayerWorkers) -> None:
     private = [directory("d", mode=0, uid=5), file("d/f", b"f", mode=0, uid=5), directory("t")]
     marked = file("t/f", b"t", pax={"SCHILY.xattr.trusted.mark": "m"})
-    unpacked = unpacker.unpack(*private, marked, opaque("t"), record=True)
+    unpacked = unpacker.unpack(*private, marked, opaque("t"), tar_split=True)
     digest = Digest(unpacked.layer.diff_id)
     cancellation = Cancellation("verification")
-    assert workers.verify(str(unpacked.root), str(unpacked.record), digest, cancellation) == ()
+    assert workers.verify(str(unpacked.root), str(unpacked.tar_split), digest, cancellation) == ()
 
 
 def test_a_worker_names_what_it_cannot_read(unpacker: Unpacker, workers: LayerWorkers) -> None:
@@ -571,10 +575,10 @@ def _verification_that_halts(
 ) -> tuple[Future[tuple[Change, ...]], list[int]]:
     """A verification whose worker is stopped in the middle, and that worker."""
     sizes = range(100)
-    unpacked = unpacker.unpack(*(sparse_file(f"f{size}", {}, 1 << 20) for size in sizes), record=True)
+    unpacked = unpacker.unpack(*(sparse_file(f"f{size}", {}, 1 << 20) for size in sizes), tar_split=True)
     for size in sizes:
         (unpacked.root / f"f{size}").write_bytes(bytes(1 << 20))
-    verified = str(unpacked.root), str(unpacked.record), Digest(unpacked.layer.diff_id)
+    verified = str(unpacked.root), str(unpacked.tar_split), Digest(unpacked.layer.diff_id)
     pool = ThreadPoolExecutor(1)
     attempts: list[Future[tuple[Change, ...]]] = []
 
@@ -661,37 +665,37 @@ def verify_in_squashfs(unpacked: Unpacked, disk: Path) -> tuple[Change, ...]:
     run("mksquashfs", str(unpacked.root), str(image), "-quiet", "-no-progress")
     run("mount", "-t", "squashfs", "-o", "loop,ro", str(image), str(mounted))
     try:
-        return verify_layer(str(mounted), str(unpacked.record), Digest(unpacked.layer.diff_id))
+        return verify_layer(str(mounted), str(unpacked.tar_split), Digest(unpacked.layer.diff_id))
     finally:
         run("umount", str(mounted))
 
 
 def test_a_layer_in_squashfs_is_proved_to_the_second(unpacker: Unpacker, disk: Path) -> None:
     kept = [one for one in _RICH if not (isinstance(one, Entry) and "acl" in one.header.name)]
-    assert verify_in_squashfs(unpacker.unpack(*kept, record=True), disk) == ()
+    assert verify_in_squashfs(unpacker.unpack(*kept, tar_split=True), disk) == ()
 
 
 def test_a_squashfs_in_which_nothing_has_xattrs_is_proved(unpacker: Unpacker, disk: Path) -> None:
     plain = [directory("d"), file("d/f", b"content"), file("d/empty"), symlink("d/s", "f"), fifo("p")]
-    assert verify_in_squashfs(unpacker.unpack(*plain, record=True), disk) == ()
+    assert verify_in_squashfs(unpacker.unpack(*plain, tar_split=True), disk) == ()
 
 
 @pytest.mark.parametrize("mtime", [(1 << 32) + 5, -5])
 def test_a_time_that_squashfs_has_no_bits_for_is_compared_by_those_that_it_has(
     unpacker: Unpacker, disk: Path, mtime: int
 ) -> None:
-    unpacked = unpacker.unpack(file("f", b"content", pax={"mtime": str(mtime)}), record=True)
+    unpacked = unpacker.unpack(file("f", b"content", pax={"mtime": str(mtime)}), tar_split=True)
     assert verify_in_squashfs(unpacked, disk) == ()
 
 
-# -- without a record ---------------------------------------------------------------------------------------
+# -- without a tar-split -----------------------------------------------------------------------------------
 
 
-def test_a_layer_without_a_record_may_be_one(unpacker: Unpacker) -> None:
+def test_a_layer_without_a_tar_split_may_be_one(unpacker: Unpacker) -> None:
     assert inspect_layer(str(unpacker.unpack(*_RICH).root)) == ()
 
 
-def test_what_no_layer_has_is_found_without_a_record(unpacker: Unpacker) -> None:
+def test_what_no_layer_has_is_found_without_a_tar_split(unpacker: Unpacker) -> None:
     root = unpacker.unpack(directory("d"), file("d/f", b"x")).root
     (root / "d" / ".wh.gone").touch()
     os.setxattr(root / "d", "trusted.overlay.redirect", b"/etc")

@@ -27,7 +27,7 @@ class Unpacked:
     root: Path
     layer: Layer
     result: UnpackedLayer
-    record: Path | None = None
+    tar_split: Path | None = None
 
     @property
     def nodes(self) -> dict[bytes, Node]:
@@ -73,29 +73,29 @@ class Unpacker:
         self._canaries = self._beside()
 
     def unpack(
-        self, *entries: Entry | RawTar, compression: Compression = "gzip", record: bool = False
+        self, *entries: Entry | RawTar, compression: Compression = "gzip", tar_split: bool = False
     ) -> Unpacked:
         """Unpack a layer of these entries."""
-        return self.unpack_layer(layer(*entries, compression=compression), record=record)
+        return self.unpack_layer(layer(*entries, compression=compression), tar_split=tar_split)
 
-    def unpack_layer(self, one: Layer, *, record: bool = False, skip_plain_hash: bool = False) -> Unpacked:
+    def unpack_layer(self, one: Layer, *, tar_split: bool = False, skip_plain_hash: bool = False) -> Unpacked:
         """Unpack a layer; whatever happens, nothing beside its directory may have changed."""
         root = self.directory()
-        record_path = root.with_suffix(".record") if record else None
+        tar_split_path = root.with_suffix(".tar-split") if tar_split else None
         try:
             with self.workers.unpack(
                 str(root),
                 "sha256",
                 one.digest,
                 checked_digest=Digest(one.digest) if skip_plain_hash else None,
-                tar_split_path=str(record_path) if record_path else None,
+                tar_split_path=str(tar_split_path) if tar_split_path else None,
             ) as worker:
                 worker.write(memoryview(one.blob))
                 result = worker.finish()
         finally:
             self.check_canaries()
         assert result.diff_id == one.diff_id
-        return Unpacked(root, one, result, record_path)
+        return Unpacked(root, one, result, tar_split_path)
 
     def directory(self) -> Path:
         """A new empty directory to unpack into."""

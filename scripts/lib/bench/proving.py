@@ -1,4 +1,4 @@
-"""How fast a layer is proved, by the size of its files: unpacked with a record, then verified, in this process.
+"""How fast a layer is proved, by the size of its files: unpacked with a tar-split, then verified, in this process.
 
 python -m bench.proving DIRECTORY FILE_BYTES   > gigabytes of tar a CPU second of the verification
 """
@@ -44,7 +44,7 @@ class _Feed:
 
 
 def _main(directory: Path, file_bytes: int) -> None:
-    root, tar_split_path = directory / "layer", directory / "record"
+    root, tar_split_path = directory / "layer", directory / "tar-split"
     root.mkdir()
     workers = LayerWorkers(Limits())
     with workers.unpack(str(root), _HASH, "the layer", tar_split_path=str(tar_split_path)) as worker:

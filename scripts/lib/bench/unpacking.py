@@ -1,4 +1,4 @@
-"""One layer, unpacked from its file by a worker as a pull has it done; with and without a record of its tar.
+"""One layer, unpacked from its file by a worker as a pull has it done; with and without a tar-split.
 
     python -m bench.unpacking BLOB DIRECTORY CPU_STAT [RECORD]   > CPU seconds of it, those of the worker too
 

@@ -1,43 +1,46 @@
-"""From a stream of bytes to a directory that overlayfs can use.
+"""Unpacks a layer from a stream of bytes into a directory for overlayfs, and verifies such directories.
 
-In: the compressed bytes of one layer, in order. Out: a staging directory in overlayfs form, and the digest
-of the tar that was in the stream; the caller compares the digests and renames the directory into place. Later,
-if a record was kept: whether the directory still is that layer.
+In: the compressed bytes of one layer, in order. Out: a staging directory in overlayfs form, and the digest of the
+tar in the stream. The caller compares the digests and renames the directory into place. Later, if a tar-split was
+kept: whether the directory still is that layer.
 
-  workers.py         the daemon's side: start a layer worker, feed it, hear its result
-  ring.py            the memory by which the bytes come to the worker
-  fork_client.py     ask the fork server for worker processes, hear them, kill them
+Workers
+  workers.py         the daemon's side: start a worker, feed it, read its result
+  ring.py            the shared memory that carries the bytes to the worker
+  fork_client.py     asks the fork server for worker processes
   fork_server.py     the small single-threaded process that forks a worker for each layer
-  worker.py          the child process: confine itself, then inflate -> hash -> read tar -> extract
-  verifier.py        another kind of worker: proves a layer
-  confinement.py     chroot into the staging directory; drop the capabilities that the work does not need
-  worker_protocol.py what daemon, fork server and worker say to each other
+  worker_protocol.py the messages between daemon, fork server and worker
+  worker.py          the worker that unpacks: confine, then inflate -> hash -> read tar -> extract
+  verifier.py        the worker that verifies
+  confinement.py     chroot into the staging directory; drop capabilities
 
-  inflate.py         compressed bytes -> buffers of tar bytes: gzip, zstd or plain, by what the bytes are
-  tar_reader.py      tar bytes -> entries (tar_entry.py); knows ustar, pax, GNU; bounds every header
-  tar_bytes.py       where the reader stands in the buffers; tells a recorder what it passes
-  tar_extensions.py  headers in front of an entry; tar_fields.py: numbers, times, pax records
-  sparse.py          the maps of GNU's sparse files, in their four forms
+Tar
+  inflate.py         decompresses gzip, zstd or plain bytes into buffers of tar bytes
+  tar_reader.py      tar bytes -> entries (tar_entry.py): ustar, pax, GNU; bounds every header
+  tar_bytes.py       the reader's position in the buffers
+  tar_extensions.py  extension headers; tar_fields.py: numbers, times, pax records; sparse.py: maps of sparse files
+  refusals.py        the errors of a layer that is refused
 
-  extract.py         one entry -> system calls; tar_paths.py: what its path means
-  directories.py     where the extraction stands, and which times the directories around it must get back
+Applying entries
+  apply.py           the rules: limits, whiteouts, types; the same for extraction and verification
+  directory_stack.py the way to an entry's parent; tar_paths.py: clean paths, links below the root
+  extract.py         makes files; directories.py: its directory stack; removal.py: what later entries replace
+  replay.py          makes nodes of the expected tree (expected.py)
   whiteout.py        OCI whiteouts -> overlayfs's
-  removal.py         what goes away when an entry replaces another
 
-  tar_split.py       all of the tar but the contents of its files: kept, to prove the directory by
-  proof.py           verify_layer: record + directory -> tar -> diff_id; and the tree, to every attribute
-  replay.py          the extraction again, on a tree in memory (expected.py)
-  comparison.py      that tree against the directory (unpacked_tree.py, stored_content.py); changes.py: findings
-  implied.py         which directories the tar has no entries for, as a fingerprint
-  inspection.py      what can be said of a layer that has no record
+Verifying
+  tar_split.py       the tar without the contents of its files
+  proof.py           verify_layer: tar-split + directory -> tar -> diff_id; and the tree, in every attribute
+  comparison.py      the expected tree against the directory (unpacked_tree.py, stored_content.py)
+  changes.py         the differences
+  inspection.py      inspect_layer: what can be checked without a tar-split
 
-Nothing here knows of registries, images or the store. Start with `worker.unpack`, then `proof.verify_layer`.
+Nothing here knows registries, images or the store. Start with `worker.unpack`, then `proof.verify_layer`.
 """
 
 from guestpull_server.layer.changes import Change, ChangeKind
-from guestpull_server.layer.implied import implied_fingerprint
 from guestpull_server.layer.inspection import inspect_layer
-from guestpull_server.layer.proof import verify_layer
+from guestpull_server.layer.proof import implied_fingerprint, verify_layer
 from guestpull_server.layer.workers import LayerWorker, LayerWorkers
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""How a layer's directory may differ from the layer."""
+"""Differences between a layer and its directory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class ChangeKind(Enum):
-    """What of a file, a directory, or a record is not as it was."""
+    """What differs."""
 
     MISSING = "missing"
     EXTRA = "extra"
@@ -31,9 +31,9 @@ class Change:
     """One difference.
 
     Attributes:
-        path: within the layer, b"" for its root, and for what concerns all of it.
+        path: the path within the layer; b"" for its root, and for the layer as a whole.
         kind: what differs.
-        detail: what is there, and what belongs there.
+        detail: what was found and what was expected.
     """
 
     path: bytes
@@ -46,21 +46,21 @@ class Change:
 
 
 class TooManyChanges(Exception):
-    """Enough was found to say that the directory is not the layer."""
+    """Enough differences were found; more would tell nothing."""
 
 
 class Changes:
-    """Those that were found so far; no more than `most` are kept."""
+    """The differences found so far, at most `most`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.found: list[Change] = []
 
     def add(self, path: bytes, kind: ChangeKind, detail: str) -> None:
-        """Note one.
+        """Add a difference.
 
         Raises:
-            TooManyChanges: there are so many that more would tell nothing.
+            TooManyChanges: there are `most` of them now.
         """
         self.found.append(Change(path, kind, detail))
         if len(self.found) >= self._most:

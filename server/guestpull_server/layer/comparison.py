@@ -1,4 +1,4 @@
-"""What is on disk, compared with what must be there, attribute by attribute."""
+"""Compares the directory of a layer with the tree that is expected, attribute by attribute."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 from guestpull_server.layer import whiteout
 from guestpull_server.layer.changes import ChangeKind, Changes
 from guestpull_server.layer.expected import Directory, File, Node, Xattrs
-from guestpull_server.layer.stored_content import check_hole
+from guestpull_server.layer.stored_content import is_hole
 from guestpull_server.layer.tar_fields import NANOSECONDS
 from guestpull_server.layer.tar_paths import joined
 from guestpull_server.layer.unpacked_tree import OPEN_FILE, UnpackedTree, list_xattrs, names_in
 
-_IGNORED_XATTRS: Final = frozenset({b"security.selinux"})  # the machine's own labels
+_IGNORED_XATTRS: Final = frozenset({b"security.selinux"})  # set by the machine
 _MAY_HAVE_WHITEOUTS: Final = (whiteout.HAS_WHITEOUTS_XATTR, whiteout.HAS_WHITEOUTS)
-"""Changes nothing but how a directory is listed, and the layers of other programs do without it."""
+"""Only changes how a directory is listed; layers of other programs do not have it."""
 _NOTHING: Final[Xattrs] = {}
-_SQUASHFS_SECONDS: Final = 1 << 32  # of which it keeps a time's remainder
+_SQUASHFS_SECONDS: Final = 1 << 32  # squashfs keeps times modulo this
 _KINDS: Final = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -31,18 +31,18 @@ _KINDS: Final = {
 
 
 class Comparison:
-    """Compares nodes with what is at their place, and notes what differs."""
+    """Compares expected nodes with what is in the directory, and collects the differences."""
 
     def __init__(self, tree: UnpackedTree, changes: Changes) -> None:
         self._tree = tree
         self._changes = changes
         self._is_squashfs = tree.is_squashfs
         self._inodes: dict[File, tuple[int, int]] = {}  # of files with several names
-        self._directory: Directory | None = None  # the one that is entered, and its descriptor
+        self._directory: Directory | None = None  # the directory that is entered, and its descriptor
         self._descriptor: int | None = None
 
     def directory(self, expected: Directory, path: bytes, descriptor: int) -> None:
-        """Compare an open directory, whose path this is, and the names in it."""
+        """Compare an open directory, and the names in it."""
         self._directory, self._descriptor = expected, descriptor
         self._attributes(path, expected, os.fstat(descriptor))
         self._xattrs(path, expected.expected_xattrs(), self._tree.xattrs_of(descriptor))
@@ -56,11 +56,11 @@ class Comparison:
                 self._changes.add(joined(path, name), ChangeKind.MISSING, "it is not there")
 
     def file(self, expected: File, descriptor: int) -> None:
-        """Compare what is no directory, and whose content need not be hashed."""
+        """Compare anything but a directory whose content need not be hashed; `descriptor` is its directory's."""
         name, path = expected.name, expected.path
         status = self._tree.status(descriptor, name)
         if status is None:
-            return  # its directory has told
+            return  # `directory` reported it
         if not self._attributes(path, expected, status):
             return
         kind = stat.S_IFMT(status.st_mode)
@@ -77,7 +77,7 @@ class Comparison:
         self._xattrs(path, expected.xattrs or _NOTHING, self._tree.xattrs(descriptor, name))
 
     def name(self, expected: File, directory: Directory, name: bytes, descriptor: int) -> None:
-        """See that one of several names of a file is that of the same file as the others."""
+        """Check that one of several names of a file leads to the same file as its other names."""
         status = self._tree.status(descriptor, name)
         if status is None:
             return
@@ -87,14 +87,14 @@ class Comparison:
             self._changes.add(joined(directory.path, name), ChangeKind.HARD_LINKS, detail)
 
     def open(self, expected: File) -> int:
-        """Compare a file, and open it for its content to be read; -1 if it is no file any more."""
+        """Compare a file and open it to read its content; -1 if there is no such file."""
         if expected.directory is not self._directory:
             self._directory = expected.directory
             self._descriptor = self._tree.enter(expected.directory.path)
         directory, name = self._descriptor, expected.name
         if directory is None:
             return -1
-        # by hand what `status`, `open_file` and `xattrs_of` do: a tenth of what verifying a small file takes
+        # `status`, `open_file` and `xattrs_of` are inlined: a tenth of the time that a small file takes
         try:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
@@ -116,7 +116,7 @@ class Comparison:
         return descriptor
 
     def _attributes(self, path: bytes, expected: Node, status: os.stat_result) -> bool:
-        """Compare what one system call tells; whether the type is right."""
+        """Compare what stat(2) returns; False if the type differs."""
         kind, wanted = stat.S_IFMT(status.st_mode), stat.S_IFMT(expected.mode)
         if kind != wanted:
             self._differs(path, ChangeKind.TYPE, _KINDS.get(kind, "?"), _KINDS[wanted])
@@ -143,8 +143,8 @@ class Comparison:
     def _hole(self, path: bytes, expected: File, descriptor: int, name: bytes) -> None:
         file = self._tree.open_file(descriptor, name)
         try:
-            if not check_hole(file, 0, expected.size):
-                self._changes.add(path, ChangeKind.CONTENT, "there is something in its holes")
+            if not is_hole(file, 0, expected.size):
+                self._changes.add(path, ChangeKind.CONTENT, "its holes are not empty")
         finally:
             os.close(file)
 

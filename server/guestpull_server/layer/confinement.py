@@ -1,10 +1,9 @@
-"""A layer worker's walls: its root is the layer's staging directory, its powers are those of unpacking.
+"""Confines a layer worker: its root is the layer's staging directory, its capabilities are those of unpacking.
 
-After `confine`, no path, link or device node that the worker makes or follows can reach another file of this
-machine, and nothing is imported any more: a module that is loaded only when it is needed would be looked for in
-the layer, and run with all that a worker may do (Docker's CVE-2019-14271). A worker that were taken over by a bug
-in a decompressor could still make device nodes within its directory; the daemon keeps staging directories 0700, so
-that nobody else opens them.
+After `confine`, no path, link or device node that the worker makes or follows can reach another file of the
+machine, and nothing can be imported: a module that is loaded late would be looked up in the layer and would run
+with the worker's capabilities (Docker's CVE-2019-14271). A worker that a bug in a decompressor takes over could
+still make device nodes in its directory, so the daemon keeps staging directories at mode 0700.
 """
 
 from __future__ import annotations
@@ -24,57 +23,50 @@ _CAPABILITY_VERSION_3: Final = 0x20080522
 
 _FOR_UNPACKING: Final = {
     "CAP_CHOWN": 0,
-    "CAP_DAC_OVERRIDE": 1,  # entries in directories that their owner may not write
-    "CAP_FOWNER": 3,  # modes, times and xattrs of files that were given away
-    "CAP_FSETID": 4,  # setuid and setgid survive writing
+    "CAP_DAC_OVERRIDE": 1,  # write to directories that their owner cannot write to
+    "CAP_FOWNER": 3,  # set modes, times and xattrs of other users' files
+    "CAP_FSETID": 4,  # keep setuid and setgid when writing
     "CAP_SYS_ADMIN": 21,  # xattrs trusted.* and security.*
     "CAP_MKNOD": 27,
     "CAP_SETFCAP": 31,  # security.capability
 }
 _FOR_READING: Final = {
-    "CAP_DAC_READ_SEARCH": 2,  # whatever the modes are
+    "CAP_DAC_READ_SEARCH": 2,  # read regardless of modes
     "CAP_SYS_ADMIN": 21,  # xattrs trusted.*
 }
 
 
 def confine(directory: str, parent: int) -> None:
-    """Lock this process into `directory`, for good.
+    """Lock this process into a directory, irrevocably.
 
     Args:
-        directory: becomes the root.
-        parent: the process that must outlive this one: this one is killed when it ends.
+        directory: becomes the process's root.
+        parent: the parent process; this process is killed when the parent ends.
 
     Raises:
-        OSError: the kernel refused; the process must not go on.
+        OSError: the kernel refused. The process must end.
     """
-    _end_with(parent)
+    _die_with(parent)
     sys.meta_path.clear()
     os.chroot(directory)
     os.chdir("/")
     os.umask(0)
-    _give_up_all_but(_FOR_UNPACKING)
+    _drop_all_but(_FOR_UNPACKING)
 
 
 def confine_to_reading(parent: int) -> None:
-    """Take from this process, for good, what reading a layer's directory does not need.
-
-    Args:
-        parent: the process that must outlive this one: this one is killed when it ends.
-
-    Raises:
-        OSError: the kernel refused; the process must not go on.
-    """
-    _end_with(parent)
-    _give_up_all_but(_FOR_READING)
+    """Drop, irrevocably, all capabilities but those for reading a layer's directory; otherwise like `confine`."""
+    _die_with(parent)
+    _drop_all_but(_FOR_READING)
 
 
-def _end_with(parent: int) -> None:
+def _die_with(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _give_up_all_but(kept: dict[str, int]) -> None:
+def _drop_all_but(kept: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _keep_capabilities(kept)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -1,4 +1,4 @@
-"""The files and directories that a layer's directory must have: nodes of a tree in memory."""
+"""Nodes of the expected tree: the files and directories that a layer's directory must have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ACL_OTHER: Final = 0x20
 
 
 class Node:
-    """What files and directories have in common. `mode` has the type's bits."""
+    """What files and directories have in common. `mode` includes the type."""
 
     __slots__ = ("gid", "mode", "mtime_ns", "uid", "xattrs")
 
@@ -39,11 +39,11 @@ class Node:
 
     @property
     def is_whiteout(self) -> bool:
-        """Whether overlayfs takes this for a whiteout."""
+        """Whether this is a whiteout of overlayfs."""
         return False
 
     def set_xattrs(self, xattrs: Iterable[tuple[bytes, bytes]]) -> None:
-        """Do as setxattr(2): an access ACL also sets the mode, and goes where it says no more than that."""
+        """Set xattrs as setxattr(2) does: an access ACL sets the mode too, and is dropped if it says no more."""
         self.xattrs = self.xattrs or {}
         for name, value in xattrs:
             if name == ACCESS_ACL:
@@ -52,7 +52,7 @@ class Node:
                 self.xattrs[name] = value
 
     def change_mode(self, permissions: int) -> None:
-        """Do as chmod(2): an access ACL follows."""
+        """Set the mode as chmod(2) does: an access ACL follows."""
         self.mode = stat.S_IFMT(self.mode) | permissions
         acl = self.xattrs.get(ACCESS_ACL) if self.xattrs else None
         if acl is not None and self.xattrs is not None:
@@ -84,7 +84,7 @@ class Directory(Node):
 
     @property
     def path(self) -> bytes:
-        """Its path from the root, which is b""."""
+        """The path relative to the root, which is b""."""
         names = []
         directory = self
         while directory.parent is not None:
@@ -93,16 +93,16 @@ class Directory(Node):
         return b"/".join(reversed(names))
 
     def expected_xattrs(self) -> Xattrs:
-        """What it must have, overlayfs's mark included."""
-        mark = {whiteout.OPAQUE_XATTR: whiteout.OPAQUE} if self.opaque else {}
-        return (self.xattrs or {}) | mark
+        """All xattrs that the directory must have, including overlayfs's."""
+        opaque = {whiteout.OPAQUE_XATTR: whiteout.OPAQUE} if self.opaque else {}
+        return (self.xattrs or {}) | opaque
 
 
 class File(Node):
-    """Whatever is no directory. It may have several names; `directory` and `name` are one of them.
+    """Anything but a directory. It may have several names; `directory` and `name` are one of them.
 
-    `extra` is a symbolic link's target, a device's numbers, a sparse file's map. `is_stored` says that the tar has
-    bytes of its content, which are hashed.
+    `extra` is the target of a symbolic link, the numbers of a device, or the map of a sparse file.
+    `is_stored` says that the tar stores bytes of its content.
     """
 
     Extra: TypeAlias = bytes | tuple[int, int] | SparseMap | None
@@ -133,12 +133,12 @@ class File(Node):
 
     @property
     def is_whiteout(self) -> bool:
-        """Whether overlayfs takes this for a whiteout."""
+        """Whether this is a whiteout of overlayfs."""
         return stat.S_ISCHR(self.mode) and self.extra == (0, 0)
 
     @property
     def path(self) -> bytes:
-        """One of its paths from the root."""
+        """One of its paths relative to the root."""
         above = self.directory.path
         return above + b"/" + self.name if above else self.name
 
@@ -148,11 +148,11 @@ class File(Node):
         return 1 + len(self.other_names or ())
 
     def add_name(self, directory: Directory, name: bytes) -> None:
-        """Give it another name."""
+        """Add a name."""
         self.other_names = [*(self.other_names or ()), (directory, name)]
 
     def remove_name(self, directory: Directory, name: bytes) -> bool:
-        """Take a name from it; whether that was the last."""
+        """Remove a name; True if it was the last one."""
         if not self.other_names:
             return True
         if self.directory is directory and self.name == name:
@@ -175,7 +175,7 @@ def supported_xattrs(xattrs: Iterable[tuple[bytes, bytes]], mode: int) -> list[t
 
 
 def _mode_of_acl(acl: bytes) -> tuple[int, bool]:
-    """The permissions that an ACL gives a file, and whether it says no more than them."""
+    """The permissions that an access ACL gives a file, and whether the ACL says no more than that."""
     permissions = 0
     entries = _acl_entries(acl)
     has_mask = any(tag == _ACL_MASK for tag, _, _ in entries)
@@ -190,7 +190,7 @@ def _mode_of_acl(acl: bytes) -> tuple[int, bool]:
 
 
 def _acl_with_mode(acl: bytes, permissions: int) -> bytes:
-    """An ACL after chmod(2)."""
+    """An access ACL after chmod(2)."""
     entries = _acl_entries(acl)
     has_mask = any(tag == _ACL_MASK for tag, _, _ in entries)
     shifts = {_ACL_USER_OBJ: 6, _ACL_MASK if has_mask else _ACL_GROUP_OBJ: 3, _ACL_OTHER: 0}

@@ -1,4 +1,4 @@
-"""The daemon's side of the fork server: worker processes, from their start to their end."""
+"""The daemon's side of the fork server: starts worker processes, reads their reports, kills them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ _PIECE_BYTES: Final = 64 * 1024
 
 
 class WorkerProcess:
-    """A worker, known by its pidfd, and the socket that it reports over. Thread-safe but for hearing."""
+    """A worker process and the socket that it reports over.
+
+    `kill` and `end` are thread-safe; one thread at a time may read the report.
+
+    Attributes:
+        killed: whether the process was killed from here.
+    """
 
     def __init__(self, report: socket.socket) -> None:
         self._report = report
         self._lock = threading.Lock()
         self._pidfd = -1
         self.killed = False
-        """Whether it was killed from here."""
         with suppress(ConnectionError):
             _, descriptors, _, _ = socket.recv_fds(report, 1, 1)
             if descriptors:
                 self._pidfd = descriptors[0]
 
     def kill(self) -> None:
-        """Kill it, from any thread. What is heard of it ends then. Harmless if it is gone."""
+        """Kill the process, which ends its report. Harmless if it has ended."""
         with self._lock:
             self.killed = True
             if self._pidfd >= 0:
@@ -43,44 +48,42 @@ class WorkerProcess:
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def end(self) -> None:
-        """Kill it, and wait until it is gone: once this returns, it does nothing any more."""
+        """Kill the process and wait until it has ended."""
         self.kill()
         self._report.close()
         with self._lock:
             if self._pidfd >= 0:
-                gone = select.poll()  # select() knows no descriptors above 1023
-                gone.register(self._pidfd, select.POLLIN)
-                gone.poll()
+                exited = select.poll()  # select(2) is limited to descriptors below 1024
+                exited.register(self._pidfd, select.POLLIN)
+                exited.poll()
                 os.close(self._pidfd)
                 self._pidfd = -1
 
-    def hear(self, length: int) -> bytes:
-        """The next bytes of its report; fewer where it ends."""
-        heard = bytearray()
+    def read(self, length: int) -> bytes:
+        """Read the next bytes of the report; fewer if the report ends."""
+        received = bytearray()
         with suppress(ConnectionError):
-            while len(heard) < length and (
-                piece := self._report.recv(min(length - len(heard), _PIECE_BYTES))
+            while len(received) < length and (
+                piece := self._report.recv(min(length - len(received), _PIECE_BYTES))
             ):
-                heard += piece
-        return bytes(heard)
+                received += piece
+        return bytes(received)
 
-    def hear_line(self, most: int) -> bytes:
-        """The next line of its report, and no byte more; without its end where the report ends."""
+    def read_line(self, most: int) -> bytes:
+        """Read the next line of the report and not a byte more; without a newline if the report ends."""
         line = bytearray()
         with suppress(ConnectionError):
             while not line.endswith(b"\n") and len(line) < most and (byte := self._report.recv(1)):
                 line += byte
         return bytes(line)
 
-    def wait_at_most(self, seconds: float | None) -> None:
-        """Bound how long the hearing waits for each piece; TimeoutError is raised then."""
+    def set_timeout(self, seconds: float | None) -> None:
+        """Set how long reading waits for each piece before it raises TimeoutError."""
         self._report.settimeout(seconds)
 
 
 class ForkClient:
-    """Has worker processes forked, by a fork server that is started with it, and again should it die.
-
-    Thread-safe.
+    """Starts worker processes by a fork server, which is started again if it dies. Thread-safe.
 
     Raises:
         StorageFailed: the fork server cannot be started.
@@ -92,17 +95,17 @@ class ForkClient:
 
     @property
     def pid(self) -> int:
-        """The fork server's process id."""
+        """The process id of the fork server."""
         return self._server.pid
 
     def start(self, request: Request, descriptors: list[int], layer: str) -> WorkerProcess:
-        """Have a worker forked for a request, and given these descriptors, which the caller closes.
+        """Fork a worker for a request and pass it these descriptors, which the caller closes.
 
         Raises:
-            StorageFailed: no sockets, or no fork server can be had.
+            StorageFailed: no socket can be made, or the fork server cannot be started.
             WorkerFailed: the fork server died.
         """
-        with storage_errors("start a layer worker", sys.executable):
+        with storage_errors("starting a layer worker", sys.executable):
             report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
@@ -116,12 +119,12 @@ class ForkClient:
         return WorkerProcess(report)
 
     def close(self) -> None:
-        """End the fork server; workers that still run are killed."""
+        """Stop the fork server, which kills all workers."""
         with self._lock:
             self._server.close()
 
     def _send(self, message: bytes, descriptors: list[int]) -> bool:
-        """Hand a request to the fork server; a dead one is replaced, once."""
+        """Send a request to the fork server; if that is dead, to a new one."""
         with self._lock:
             if self._server.send(message, descriptors):
                 return True
@@ -131,12 +134,12 @@ class ForkClient:
 
 
 class _ForkServer:
-    """One fork server, from its start to its end."""
+    """One fork server process."""
 
     def __init__(self) -> None:
-        with storage_errors("start the layer workers", sys.executable):
+        with storage_errors("starting the layer workers", sys.executable):
             self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            # -P: the directory that the daemon was started in is no place to import from
+            # -P: do not import from the directory that the daemon was started in
             command = [sys.executable, "-P", "-m", "guestpull_server.layer.fork_server", str(theirs.fileno())]
             with theirs:
                 try:

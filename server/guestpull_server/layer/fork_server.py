@@ -1,8 +1,8 @@
-"""The small process that forks a layer worker for each layer.
+"""The process that forks a layer worker for each layer.
 
-A process that runs gRPC must not fork: its threads' locks would be copied as they are. So the daemon starts
-this one beside itself, by exec, before anything else; it has one thread, has loaded all that a worker needs,
-and does nothing but fork. It ends when the daemon's end of its socket closes, and its workers die with it.
+A process that runs gRPC must not fork, because its threads' locks would be copied in whatever state they are. So
+the daemon starts this process by exec, before anything else. It has one thread, has loaded everything that a
+worker needs, and only forks. It ends when the daemon's end of its socket closes, and its workers end with it.
 
     python -P -m guestpull_server.layer.fork_server <number of the inherited socket>
 """
@@ -29,32 +29,29 @@ from guestpull_server.layer.worker_protocol import (
     VerifyRequest,
 )
 
-_MOST_DESCRIPTORS: Final = 5  # the socket for the report, three of the ring, the file for the record
+_MOST_DESCRIPTORS: Final = 5  # the socket for the report, three of the ring, the file for the tar-split
 
 
 def serve(requests: socket.socket) -> None:
-    """Fork a worker for each request, until the socket closes.
-
-    Returns in the workers, too, when they are done.
-    """
-    # the kernel reaps the workers; the daemon knows by their pidfd and by their report how they ended
+    """Fork a worker for each request, until the socket closes. Also returns in each worker when it is done."""
+    # the kernel reaps the workers; the daemon sees by their pidfd and their report how they ended
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to act upon
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon handles Ctrl-C
     server = os.getpid()
     gc.collect()
-    gc.freeze()  # a worker that collects garbage would copy these pages
+    gc.freeze()  # garbage collection in a worker would copy these pages
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, _MOST_DESCRIPTORS)
         if not message:
             return
-        if not descriptors:  # too many are open; the daemon sees its socket closed
+        if not descriptors:  # too many files are open; the daemon sees its socket close
             continue
         report_descriptor, *others = descriptors
         report_socket = socket.socket(fileno=report_descriptor)
         try:
             child = os.fork()
         except OSError as error:
-            refused = Refused("start a layer worker", error.strerror or str(error), full=False)
+            refused = Refused("starting a layer worker", error.strerror or str(error), full=False)
             with suppress(OSError):
                 report_socket.sendall(b"-" + msgspec.json.encode(refused) + b"\n")
         else:
@@ -74,16 +71,18 @@ def _work(message: bytes, report_socket: socket.socket, descriptors: list[int], 
     request = msgspec.json.decode(message, type=Request)
     match request:
         case UnpackRequest():
-            memory, announced, give_back, *record = descriptors
+            memory, announced, give_back, *tar_split = descriptors
             ring = RingReader(memory, announced, give_back)
-            worker.run(request, ring, report_socket, record[0] if record else None, server)
+            worker.run(request, ring, report_socket, tar_split[0] if tar_split else None, server)
         case VerifyRequest():
             verifier.run(request, report_socket, server)
 
 
 def main() -> None:
-    """Serve on the socket whose number is the argument, and end without any clean-up of Python's."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the daemon waits for it, and blocks it
+    """Serve on the socket whose number is the argument, and exit without Python's clean-up."""
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGTERM}
+    )  # inherited: the daemon blocks it and waits for it
     with suppress(ConnectionError):
         serve(socket.socket(fileno=int(sys.argv[1])))
     os._exit(0)

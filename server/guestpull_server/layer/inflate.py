@@ -1,19 +1,19 @@
-"""Compressed bytes -> buffers of tar bytes: gzip, zstd or plain, by what the bytes are.
+"""Decompresses a layer, gzip, zstd or plain as its first bytes say, into buffers of tar bytes.
 
-Three threads, each handing buffers on to the next and blocking when that is behind; all three spend their
-time outside of the interpreter's lock, so that they keep as many cores busy:
+Three threads pass buffers on, each blocking when the next one is behind. They spend their time outside of the
+interpreter's lock, so that they use as many cores:
 
-    spans of the ring -> inflate (readinto a buffer) -> hash (diff_id) -> the tar reader, which gives it back
+    spans of the ring -> inflate (readinto a buffer) -> hash (diff_id) -> tar reader, which returns the buffer
 
-The buffers are made once and go round, so that the kernel need not hand out fresh pages for each megabyte,
-and so that a bomb costs no memory: a decompressor gets a buffer to fill and never more. A layer that is not
-compressed needs neither: the tar reader reads it where it lies.
+The buffers are allocated once and reused, so that the kernel need not provide fresh pages for each megabyte, and a
+decompression bomb costs no memory: a decompressor fills one buffer at a time. A layer that is not compressed needs
+neither thread: the tar reader reads it from the ring.
 """
 
 from __future__ import annotations
 
 import threading
-from gzip import BadGzipFile  # isal imports it when it raises it, which a worker no longer can
+from gzip import BadGzipFile  # isal imports it when it raises it, which a confined worker cannot
 from hashlib import new as new_hash
 from queue import SimpleQueue
 from typing import BinaryIO, Final, Protocol, cast
@@ -27,15 +27,15 @@ from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
 from guestpull_server.layer.tar_bytes import NextChunk
 from guestpull_server.models import Decoder, KiB, MiB
 
-# of 1.4 GB on 2 cores: buffers of 256 KiB cost 3 % more CPU time, by twice the switches; 1 MiB costs no less
+# 256 KiB cost 3 % more CPU time (1.4 GB on 2 cores), because threads switch twice as often; 1 MiB saves nothing
 _BUFFER_BYTES: Final = 512 * KiB
 _BUFFERS: Final = 6
 _COMPRESSED_BUFFER_BYTES: Final = 256 * KiB
 _RATIO_IS_CHECKED_ABOVE: Final = 64 * MiB  # small layers may be all zeros
-_HEAD_BYTES: Final = 512  # of the stream, to tell what it is; a tar's first header
-_TAR_OVERHEAD: Final = 4 * KiB  # an entry, in the bound of a tar: header, pax records, padding
+_HEAD_BYTES: Final = 512  # of the stream, to detect the format; a tar's first header
+_TAR_OVERHEAD: Final = 4 * KiB  # allowed per entry for header, pax records and padding
 
-# the stubs declare the class to be an instance of Exception
+# the stubs declare the class as an instance of Exception
 _IsalError = cast("type[Exception]", igzip_lib.IsalError)
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -52,10 +52,14 @@ class _Reader(Protocol):
 
 
 class CompressedBytes:
-    """The compressed bytes as a file object, counted, and looked at to tell the format.
+    """The compressed bytes as a file object that counts them.
 
     Args:
-        next_span: gives the next bytes, valid until it is called again; None at the end.
+        next_span: returns the next bytes, valid until the next call; None at the end.
+
+    Attributes:
+        received_bytes: how many bytes came so far.
+        head: the first bytes, by which the format is detected.
     """
 
     def __init__(self, next_span: NextChunk) -> None:
@@ -70,7 +74,7 @@ class CompressedBytes:
         self.head = bytes(first[:_HEAD_BYTES])
 
     def next_span(self) -> memoryview | None:
-        """The next bytes, valid until the next call; None at the end."""
+        """Return the next bytes, valid until the next call; None at the end."""
         if self._span:
             span, self._span = self._span, memoryview(b"")
             return span
@@ -84,7 +88,7 @@ class CompressedBytes:
         return following
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill a buffer as far as there are bytes at once; 0 at the end."""
+        """Fill a buffer with the bytes that are available at once; 0 at the end."""
         span = self.next_span() or memoryview(b"")
         length = min(len(buffer), len(span))
         buffer[:length] = span[:length]
@@ -92,17 +96,17 @@ class CompressedBytes:
         return length
 
     def read(self, length: int) -> bytes:
-        """At most so many bytes; none at the end."""
+        """Return at most so many bytes; none at the end."""
         span = self.next_span() or memoryview(b"")
         self._span = span[length:]
         return bytes(span[:length])
 
 
 def decoder_of(head: bytes) -> Decoder:
-    """Tell how a layer is compressed by its first bytes, whatever its media type says.
+    """Detect how a layer is compressed by its first bytes, regardless of its media type.
 
     Raises:
-        TarError: it is compressed in a way that image layers are not.
+        TarError: the compression is not supported.
     """
     if head.startswith(_GZIP_MAGIC):
         return Decoder.GZIP
@@ -116,21 +120,20 @@ def decoder_of(head: bytes) -> Decoder:
 
 
 def max_tar_bytes(limits: Limits) -> int:
-    """The longest tar that a layer within these limits can have."""
+    """The size of the largest tar that a layer within these limits can have."""
     return limits.max_layer_bytes + _TAR_OVERHEAD * limits.max_layer_entries
 
 
 class Inflater:
-    """Turns compressed bytes into buffers of tar bytes, hashing them on the way.
+    """Decompresses and hashes a layer.
 
-    `next_chunk` is called by one thread, the tar reader's. After it gave None, `hexdigest` and `decoder` are
-    those of the whole stream.
+    One thread calls `next_chunk`, the tar reader's. After it returned None, `hexdigest` is that of the whole tar.
 
     Args:
-        next_span: gives the next compressed bytes, valid until it is called again; None at the end.
+        next_span: returns the next compressed bytes, valid until the next call; None at the end.
         hash_algorithm: the algorithm of the diff_id.
         limits: what the layer may cost.
-        hash_plain: whether a layer that is not compressed is hashed, too.
+        hash_plain: whether to hash a layer that is not compressed.
     """
 
     def __init__(
@@ -155,15 +158,15 @@ class Inflater:
 
     @property
     def hexdigest(self) -> str:
-        """Digest of the tar bytes so far; empty where they are not hashed."""
+        """The digest of the tar so far; empty if it is not hashed."""
         return self._hash.hexdigest() if self.is_hashed else ""
 
     def next_chunk(self) -> memoryview | None:
-        """The next tar bytes, valid until the next call; None at the end, and not to be called again then.
+        """Return the next tar bytes, valid until the next call; None at the end, which must be the last call.
 
         Raises:
             TarError: the stream cannot be decompressed.
-            LayerLimitExceeded: it expands too much.
+            LayerLimitExceeded: the stream is too large when decompressed.
         """
         if self._is_plain:
             return self._next_plain()
@@ -201,11 +204,11 @@ class Inflater:
             EOFError,
             BadGzipFile,
             OverflowError,
-        ) as error:  # the last: a header without an end
+        ) as error:  # OverflowError: an endless header
             self._inflated.put(TarError(f"it cannot be decompressed ({error})"))
         except zstandard.ZstdError as error:
             self._inflated.put(self._zstd_failure(error))
-        except Exception as error:  # noqa: BLE001 - the reader waits for whatever becomes of it
+        except Exception as error:  # noqa: BLE001 - the tar reader waits for a result, whatever it is
             self._inflated.put(error)
 
     def _hash_inflated(self) -> None:
@@ -228,7 +231,7 @@ class Inflater:
 
     def _reader(self) -> _Reader:
         if self.decoder is Decoder.GZIP:
-            # ISA-L takes half of zlib's time; the public IGzipFile copies what this reader writes in place
+            # ISA-L takes half the time of zlib; the public IGzipFile copies what this reader writes in place
             return _GzipReader(cast("BinaryIO", self._source), _COMPRESSED_BUFFER_BYTES)
         decompressor = zstandard.ZstdDecompressor(max_window_size=self._limits.max_zstd_window_bytes)
         return decompressor.stream_reader(
@@ -246,7 +249,7 @@ class Inflater:
 
 
 def _fill(reader: _Reader, buffer: memoryview) -> int:
-    """Fill the buffer, over as many reads as it takes; less than all of it only at the end of the stream."""
+    """Fill the buffer by as many reads as it takes; returns less than its length only at the end of the stream."""
     filled = 0
     while filled < len(buffer):
         length = reader.readinto(buffer[filled:])

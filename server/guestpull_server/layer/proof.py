@@ -1,24 +1,26 @@
-"""Whether a layer's directory is the layer: checked against the image's own diff_id, and by nothing else.
+"""Verifies that a directory is a layer, by the image's own diff_id and nothing else.
 
-    record ---- headers ----> replay -> the tree that must be there ---- compared with ----> the directory
-       |                                                                                          |
-       `------- headers -------------------> SHA-256 <------------------------ file contents -----'
+    tar-split --- headers ---> replay -> expected tree --- compared with ---> directory
+        |                                                                         |
+        `------- headers ------------------> SHA-256 <------- file contents ------'
                                                 |
                                             = diff_id ?
 
-The record and the directory are both untrusted. Together they make a tar; if its digest is the diff_id, the
-record's headers are the image's, and so are the contents; and the tree that these headers make must be the tree
-that is there, to every attribute. A record that was altered along with the directory gives another digest.
+Both the tar-split and the directory are untrusted. Together they make a tar. If its digest is the diff_id,
+then the headers and the contents are the image's, and the tree that the headers describe must be the tree
+that is there, in every attribute. A tar-split that was altered together with the directory makes another
+digest.
 
-The CRCs in a record are there to name the file when the digest is wrong; nobody relies on them.
+The CRCs in a tar-split only serve to name the file that was altered when the digest is wrong.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from isal.isal_zlib import crc32
@@ -26,25 +28,23 @@ from isal.isal_zlib import crc32
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import storage_errors
-from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
+from guestpull_server.layer.changes import Change, ChangeKind, Changes
 from guestpull_server.layer.comparison import Comparison
 from guestpull_server.layer.expected import Directory, File
-from guestpull_server.layer.implied import implied_fingerprint
 from guestpull_server.layer.inflate import max_tar_bytes
 from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
 from guestpull_server.layer.replay import Replay
 from guestpull_server.layer.stored_content import PIECE_BYTES, content_of, stored_part
 from guestpull_server.layer.tar_paths import joined
 from guestpull_server.layer.tar_split import TarSplitError, TarSplitReader
-from guestpull_server.layer.unpacked_tree import RootNotADirectory, UnpackedTree
+from guestpull_server.layer.unpacked_tree import UnpackedTree, find_changes
 from guestpull_server.models import Digest
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_MOST_CHANGES: Final = 1000
 _FILES_BETWEEN_CHECKS: Final = 64
-_DIGEST_IS_WRONG_ANYWAY: Final = frozenset(
+_CHANGES_THAT_ALTER_THE_DIGEST: Final = frozenset(
     {ChangeKind.CONTENT, ChangeKind.SIZE, ChangeKind.MISSING, ChangeKind.TYPE}
 )
 
@@ -58,51 +58,58 @@ def verify_layer(
     limits: Limits | None = None,
     cancellation: Cancellation | None = None,
 ) -> tuple[Change, ...]:
-    """Find what of a layer's directory is not as the layer with this diff_id has it; nothing, if all is.
+    """Find how a directory differs from the layer with this diff_id; nothing if it is the layer.
 
-    Thread-safe; most of the time is spent outside of the interpreter's lock. Nothing is written, no link is
-    followed, nothing blocks.
+    Thread-safe; most of the time is spent outside of the interpreter's lock. Writes nothing, follows no links, and
+    does not block.
 
     Args:
         directory: the layer's directory.
-        tar_split_path: the record that was written when it was unpacked.
-        diff_id: from the image's config, which the image's id proves.
-        implied: the `implied_fingerprint` that the directories without an entry must have; empty: it is not
-            compared.
-        limits: bounds of what a record may make us remember; those of the configuration.
-        cancellation: asked now and then.
+        tar_split_path: the tar-split that was written when the layer was unpacked.
+        diff_id: the layer's diff_id from the image's config, which the image's id proves.
+        implied: the expected `implied_fingerprint`; empty to skip the check.
+        limits: the limits of the configuration, which also bound memory.
+        cancellation: checked now and then.
 
     Raises:
-        StorageFailed: directory or record cannot be read.
+        StorageFailed: the directory or the tar-split cannot be read.
         Cancelled: the caller left.
         DeadlineExceeded: its time is up.
     """
-    changes = Changes(_MOST_CHANGES)
     with storage_errors("verifying a layer", tar_split_path):
-        record_file = _open_record(tar_split_path)
-    if record_file is None:
-        return (Change(b"", ChangeKind.TAR_SPLIT, "it is no file"),)
+        file = _open_tar_split(tar_split_path)
+    if file is None:
+        return (Change(b"", ChangeKind.TAR_SPLIT, "it is not a regular file"),)
+
+    def prove(tree: UnpackedTree, changes: Changes) -> None:
+        try:
+            tar_split = TarSplitReader(file)
+            _Proof(tar_split, tree, changes, limits or Limits(), cancellation).run(diff_id, implied)
+        except (TarSplitError, TarError) as error:
+            changes.add(b"", ChangeKind.TAR_SPLIT, str(error))
+        except LayerLimitExceeded as error:
+            changes.add(b"", ChangeKind.TAR_SPLIT, f"it exceeds limits.{error.limit} ({error.allowed})")
+
     try:
-        with storage_errors("verifying a layer", directory), UnpackedTree(directory) as tree:
-            record = TarSplitReader(record_file)
-            proof = _Proof(record, tree, changes, limits or Limits(), cancellation)
-            proof.run(diff_id, implied)
-    except TooManyChanges:
-        pass
-    except RootNotADirectory:
-        changes.found.append(Change(b"", ChangeKind.TYPE, "it is no directory"))
-    except (TarSplitError, TarError) as error:
-        changes.found.append(Change(b"", ChangeKind.TAR_SPLIT, f"it cannot be used: {error}"))
-    except LayerLimitExceeded as error:
-        problem = f"it exceeds limits.{error.limit} ({error.allowed})"
-        changes.found.append(Change(b"", ChangeKind.TAR_SPLIT, problem))
+        return find_changes(directory, prove)
     finally:
-        os.close(record_file)
-    return tuple(changes.found)
+        os.close(file)
 
 
-def _open_record(path: str) -> int | None:
-    """Open a record; None where there is something else."""
+def implied_fingerprint(paths: Iterable[bytes]) -> str:
+    """A digest of a layer's implied directories, which its tar has no entries for. It is never empty.
+
+    The list of them is kept beside the layer and decides what a mount shows, so it must be verified too. The list
+    may be long; a verifying worker is only sent this digest.
+
+    Args:
+        paths: the directories, in any order, relative to the layer's root, which is b"".
+    """
+    return hashlib.sha256(b"".join(path + b"\0" for path in sorted(set(paths)))).hexdigest()
+
+
+def _open_tar_split(path: str) -> int | None:
+    """Open a tar-split; None if it is not a regular file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -116,17 +123,17 @@ def _open_record(path: str) -> int | None:
 
 
 class _Proof:
-    """One verification under way."""
+    """One verification."""
 
     def __init__(
         self,
-        record: TarSplitReader,
+        tar_split: TarSplitReader,
         tree: UnpackedTree,
         changes: Changes,
         limits: Limits,
         cancellation: Cancellation | None,
     ) -> None:
-        self._record = record
+        self._tar_split = tar_split
         self._tree = tree
         self._changes = changes
         self._limits = limits
@@ -135,23 +142,24 @@ class _Proof:
         self._comparison = Comparison(tree, changes)
 
     def run(self, diff_id: Digest, implied: str) -> None:
-        headers = self._record.headers(self._max_headers)
+        headers = self._tar_split.headers(self._max_headers)
         replay = Replay(lambda: next(headers, None), self._limits)
         replay.apply_all()
-        if len(self._record.sums) != len(replay.contents) or self._record.lost_count != replay.replaced:
+        replaced = self._tar_split.replaced_count
+        if len(self._tar_split.sums) != len(replay.contents) or replaced != replay.replaced:
             raise TarSplitError("its parts do not belong together")
         if implied and implied_fingerprint(replay.implied_directories) != implied:
-            self._changes.add(b"", ChangeKind.IMPLIED, "they are others than those that are listed")
+            self._changes.add(b"", ChangeKind.IMPLIED, "they are not the ones that are listed")
         self._compare_names(replay.root)
         digest = self._digest(replay, diff_id.hasher())
         if digest == diff_id.hex:
             return
-        if not any(one.kind in _DIGEST_IS_WRONG_ANYWAY for one in self._changes.found):
+        if not any(one.kind in _CHANGES_THAT_ALTER_THE_DIGEST for one in self._changes.found):
             made = f"{diff_id.algorithm}:{digest}"
-            self._changes.add(b"", ChangeKind.DIFF_ID, f"record and directory make {made}, not {diff_id}")
+            self._changes.add(b"", ChangeKind.DIFF_ID, f"tar-split and directory make {made}, not {diff_id}")
 
     def _compare_names(self, root: Directory) -> None:
-        """Compare everything but the files whose content is to be hashed: they are when it is."""
+        """Compare everything but the files whose content is hashed, which are compared then."""
         left = [(root, b"")]
         while left:
             self._cancellation.check()
@@ -171,15 +179,15 @@ class _Proof:
                     self._comparison.file(child, descriptor)
 
     def _digest(self, replay: Replay, hasher: _Hash) -> str:
-        """The digest of the tar that record and directory make; files are compared on the way."""
-        headers = _Headers(self._record.headers(self._max_headers), hasher)
-        contents = zip(replay.starts, replay.contents, self._record.sums, strict=True)
+        """The digest of the tar that tar-split and directory make. Compares the files on the way."""
+        headers = _Headers(self._tar_split.headers(self._max_headers), hasher)
+        contents = zip(replay.starts, replay.contents, self._tar_split.sums, strict=True)
         for number, (start, file, expected_sum) in enumerate(contents):
             if number % _FILES_BETWEEN_CHECKS == 0:
                 self._cancellation.check()
             headers.feed(start)
             if file.replaced_as >= 0:
-                self._hash_lost(file, expected_sum, hasher)
+                self._hash_replaced(file, expected_sum, hasher)
             else:
                 self._hash_file(file, expected_sum, hasher)
         headers.feed_rest()
@@ -209,9 +217,9 @@ class _Proof:
             found_sum = crc32(piece, found_sum)
         return found_sum
 
-    def _hash_lost(self, file: File, expected_sum: int, hasher: _Hash) -> None:
+    def _hash_replaced(self, file: File, expected_sum: int, hasher: _Hash) -> None:
         found_sum = 0
-        for piece in stored_part(self._record.lost(file.replaced_as, file.size), file):
+        for piece in stored_part(self._tar_split.replaced(file.replaced_as, file.size), file):
             hasher.update(piece)
             found_sum = crc32(piece, found_sum)
         if found_sum != expected_sum:
@@ -219,17 +227,17 @@ class _Proof:
 
 
 class _Headers:
-    """Feeds the tar without its contents to a hash, part by part."""
+    """Feeds the tar without the contents of its files to a hash, part by part."""
 
     def __init__(self, pieces: Iterator[memoryview], hasher: _Hash) -> None:
         self._pieces = pieces
         self._hasher = hasher
         self._piece = memoryview(b"")
-        self._start = 0  # of the piece, in all
+        self._start = 0  # of the piece in the tar without contents
         self._position = 0  # in the piece
 
     def feed(self, end: int) -> None:
-        """Feed up to this byte of all."""
+        """Feed up to this byte."""
         while (stop := end - self._start) > len(self._piece):
             self._finish_piece()
             self._piece = next(self._pieces)
@@ -237,7 +245,7 @@ class _Headers:
         self._position = stop
 
     def feed_rest(self) -> None:
-        """Feed what is left."""
+        """Feed the rest."""
         self._finish_piece()
         for piece in self._pieces:
             self._hasher.update(piece)

@@ -1,14 +1,14 @@
-"""The way of a layer's bytes from the daemon to a worker: memory that both have mapped, used round and round.
+"""A ring buffer in shared memory that carries a layer's bytes from the daemon to a worker.
 
-    daemon: RingWriter.write -> copies into the ring, and announces how many bytes came
-    worker: RingReader.next_span -> the bytes where they are; the next call gives their place back
+    daemon: RingWriter.write copies bytes into the ring and announces how many
+    worker: RingReader.next_span returns the bytes in place; the next call releases them
 
-A pipe would copy each byte twice, into the kernel and out of it, with fresh pages in between: of a cold pull that
-is 3 % of the CPU time for gzip and a tenth for a plain tar, which the worker reads where it lies. Announcements
-and places given back are numbers in two pipes, so that either side waits in a read, and sees there that the
-other has gone.
+A pipe would copy each byte twice, into the kernel and out of it, with fresh pages in between. That is 3 % of
+the CPU time of a cold pull for gzip, and a tenth for a plain tar, which the worker reads in place.
+Announcements and releases are numbers in two pipes, so that either side waits in read(2) and sees there when
+the other one has ended.
 
-The worker only reads. The kernel denies it to map the memory for writing, and both to shrink it.
+The worker only reads: the kernel forbids it to map the memory for writing, and both sides to resize it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from typing import Final
 from guestpull_server.models import KiB, MiB
 
 _BYTES: Final = 2 * MiB
-_SPAN_BYTES: Final = 256 * KiB  # what is announced at once, and given back at once, at most
+_SPAN_BYTES: Final = 256 * KiB  # the most that is announced and released at once
 _NUMBER_BYTES: Final = 4
-_MAX_SPANS: Final = 512  # on their way at a time: even the smallest pipe, of one page, holds as many numbers
-_F_SEAL_FUTURE_WRITE: Final = 0x10  # Linux 5.1; Python knows no name for it
+_MAX_SPANS: Final = 512  # that are not released: even the smallest pipe, one page, holds as many numbers
+_F_SEAL_FUTURE_WRITE: Final = 0x10  # Linux 5.1; Python has no name for it
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
 
 
 class RingWriter:
-    """The daemon's end. Belongs to one thread.
+    """The daemon's end, for one thread.
 
     Attributes:
-        descriptors: what the worker's end is made of, in this order. `hand_over` closes them here.
+        descriptors: the arguments of RingReader. `hand_over` closes them here.
 
     Raises:
-        OSError: too many files are open, or there is no memory.
+        OSError: too many files are open, or memory is exhausted.
     """
 
     def __init__(self) -> None:
@@ -62,18 +62,17 @@ class RingWriter:
         self._spans = 0
 
     def hand_over(self) -> None:
-        """Close the worker's descriptors here: it has them now, and alone, so that its end can be seen."""
+        """Close the worker's descriptors here, so that only the worker has them and its end can be seen."""
         while self.descriptors:
             os.close(self.descriptors.pop())
 
     def write(self, piece: memoryview) -> None:
-        """Hand on bytes; blocks while the ring is full of bytes, or of spans.
+        """Write bytes; blocks while the ring is full, or while there are too many spans.
 
-        Neither pipe is ever full, however small the pieces are: each side would block in its own, and wait for the
-        other to read it.
+        The bound on spans keeps the pipes from filling up, in which case both sides would wait for each other.
 
         Raises:
-            BrokenPipeError: the worker has gone.
+            BrokenPipeError: the worker has ended.
         """
         while piece:
             if not self._free or self._spans == _MAX_SPANS:
@@ -87,13 +86,13 @@ class RingWriter:
             piece = piece[length:]
 
     def finish(self) -> None:
-        """Tell the worker that it has all. Harmless if it was told."""
+        """Tell the worker that these were all bytes. Harmless if repeated."""
         if self._announce >= 0:
             os.close(self._announce)
             self._announce = -1
 
     def close(self) -> None:
-        """Let go of everything; the worker sees an end of the bytes. Harmless if it was closed."""
+        """Release everything; the worker sees the end of the bytes. Harmless if repeated."""
         self.hand_over()
         self.finish()
         if self._given_back >= 0:
@@ -103,7 +102,7 @@ class RingWriter:
             self._memory.close()
 
     def _wait(self) -> None:
-        # they are written whole, by one system call each, so that none is cut
+        # each number is written by one system call, so that none is cut
         numbers = array("I", os.read(self._given_back, _MAX_SPANS * _NUMBER_BYTES))
         if not numbers:
             raise BrokenPipeError
@@ -115,9 +114,9 @@ class RingReader:
     """The worker's end.
 
     Args:
-        memory: descriptor of the memory; closed here.
-        announced: brings how many bytes came.
-        give_back: takes how many are not needed any more.
+        memory: descriptor of the memory; it is closed.
+        announced: descriptor that says how many bytes came.
+        give_back: descriptor that takes how many bytes are released.
     """
 
     def __init__(self, memory: int, announced: int, give_back: int) -> None:
@@ -129,7 +128,7 @@ class RingReader:
         self._lent = b""
 
     def next_span(self) -> memoryview | None:
-        """The next bytes, as they lie, until the next call; None at the end, and ever after."""
+        """Return the next bytes in place, valid until the next call; None at the end and after it."""
         if self._lent:
             os.write(self._give_back, self._lent)
         self._lent = os.read(self._announced, _NUMBER_BYTES)

@@ -1,4 +1,4 @@
-"""The contents of files as a tar has them: all bytes of a plain file, the segments of a sparse one."""
+"""The content of files as a tar stores it: all bytes of a plain file, the segments of a sparse one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ZEROS: Final = bytes(PIECE_BYTES)
 
 
 def content_of(descriptor: int, file: File, changes: Changes) -> Iterator[memoryview]:
-    """The bytes that a tar stores of an open file, as many as there are; each piece is valid until the next.
+    """Read the stored bytes of an open file, as many as there are. Each piece is valid until the next one.
 
-    Where a sparse file has bytes in its holes, that is noted.
+    Adds a change if the holes of a sparse file are not empty.
 
     Raises:
-        OSError: they cannot be read.
+        OSError: the file cannot be read.
     """
     if isinstance(file.extra, SparseMap):
         return _segments(descriptor, file, file.extra, changes)
@@ -30,7 +30,7 @@ def content_of(descriptor: int, file: File, changes: Changes) -> Iterator[memory
 
 
 def stored_part(pieces: Iterable[memoryview], file: File) -> Iterator[memoryview]:
-    """The bytes that a tar stores, cut from all of a file's bytes."""
+    """Cut the stored bytes out of all bytes of a file."""
     if not isinstance(file.extra, SparseMap):
         yield from pieces
         return
@@ -48,8 +48,8 @@ def stored_part(pieces: Iterable[memoryview], file: File) -> Iterator[memoryview
         position = end
 
 
-def check_hole(descriptor: int, start: int, end: int) -> bool:
-    """Whether a part of an open file holds nothing but zeros."""
+def is_hole(descriptor: int, start: int, end: int) -> bool:
+    """Whether a range of an open file is all zeros."""
     while start < end:
         try:
             start = os.lseek(descriptor, start, os.SEEK_DATA)
@@ -66,13 +66,13 @@ def check_hole(descriptor: int, start: int, end: int) -> bool:
 
 def _segments(descriptor: int, file: File, sparse_map: SparseMap, changes: Changes) -> Iterator[memoryview]:
     position = 0
-    is_hole = True
+    is_empty = True
     for start, length in sparse_map.segments:
-        is_hole = is_hole and check_hole(descriptor, position, start)
+        is_empty = is_empty and is_hole(descriptor, position, start)
         yield from _range(descriptor, start, length)
         position = start + length
-    if not (is_hole and check_hole(descriptor, position, file.size)):
-        changes.add(file.path, ChangeKind.CONTENT, "there is something in its holes")
+    if not (is_empty and is_hole(descriptor, position, file.size)):
+        changes.add(file.path, ChangeKind.CONTENT, "its holes are not empty")
 
 
 def _range(descriptor: int, start: int, length: int) -> Iterator[memoryview]:

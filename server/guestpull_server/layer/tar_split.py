@@ -1,29 +1,28 @@
-"""The record of a layer: all of its tar but the contents of its files, small, beside the layer's directory.
+"""The tar-split of a layer: its tar without the contents of its files, small, kept beside the layer's directory.
 
-With a record and the directory the tar can be put together again, so that the directory can be checked against
-the image's own diff_id (`proof.py`). It is the technique of vbatts/tar-split, which Docker and containers/storage
-use to push layers that they keep unpacked.
+Together with the directory it makes the tar again, so that the directory can be verified by the image's
+diff_id (`proof.py`). The technique is that of vbatts/tar-split, by which Docker and containers/storage push
+layers that they keep unpacked; the file format is our own.
 
     magic, then pieces: type (1 byte), length (4 bytes, little-endian), content
-      H   headers, padding, order, trailing bytes: the tar without the contents that the extraction took,
-          one zstd stream over all these pieces
-      S   CRC-32s of the contents taken, in their order, 4 bytes each: they only tell which file was changed;
-          that one was, SHA-256 tells
-      L   the content of a file that an entry behind it replaced, in a zstd stream of its own
-      M   more of that
+      H   headers, padding, trailing bytes: the tar without the contents that the extraction took; all these pieces
+          are one zstd stream
+      S   CRC-32s of these contents, in order, 4 bytes each, little-endian. They only tell which file was altered;
+          SHA-256 tells that one was
+      L   the content of a file that a later entry replaced, in a zstd stream of its own
+      M   the continuation of the last L
       E   the end
 
-Who writes the file and who may have altered it since are two: everything here is checked when it is read.
+Anybody may have altered the file since it was written, so the reader checks everything.
 """
 
 from __future__ import annotations
 
 import os
-import sys
+import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from struct import Struct
 from typing import BinaryIO, Final, cast
 
 import zstandard
@@ -32,27 +31,25 @@ from isal.isal_zlib import crc32
 from guestpull_server.models import KiB, MiB
 
 _MAGIC: Final = b"guestpull layer record 1\n"
-_HEAD: Final = Struct("<cI")
+_HEAD: Final = struct.Struct("<cI")
 _HEADERS: Final = b"H"
 _SUMS: Final = b"S"
-_LOST: Final = b"L"
+_REPLACED: Final = b"L"
 _MORE: Final = b"M"
 _END: Final = b"E"
 
-_LEVEL: Final = 1  # 3 makes records a fifth smaller, in thrice the time
-_PIECE_BYTES: Final = 64 * KiB  # larger ones cost fresh pages each time
+_LEVEL: Final = 1  # level 3 makes files a fifth smaller, in three times the time
+_PIECE_BYTES: Final = 64 * KiB  # larger pieces cost fresh pages each time
 _SUMS_A_PIECE: Final = 64 * KiB
 _MAX_WINDOW_BYTES: Final = 8 * MiB
-_MAX_PIECES: Final = 1_000_000  # each is remembered while a record is read
+_MAX_PIECES: Final = 1_000_000  # the reader remembers each
 
 
 class TarSplitWriter:
-    """Writes a record while a layer is unpacked. `finish` makes it whole.
-
-    It is a `tar_reader.Splitter`: the reader tells it all bytes of the tar.
+    """Writes a tar-split while a layer is unpacked; a `tar_bytes.Splitter`. `finish` completes it.
 
     Args:
-        file: the descriptor that it goes to; closed by nobody here.
+        file: the descriptor to write to; it is not closed.
     """
 
     def __init__(self, file: int) -> None:
@@ -64,14 +61,14 @@ class TarSplitWriter:
         self._write_all(_MAGIC)
 
     def literal(self, piece: memoryview) -> None:
-        """Take bytes that are no content."""
+        """Write bytes that are not content."""
         self._literal += piece
         if len(self._literal) >= _PIECE_BYTES:
             self._put(_HEADERS, self._compressor.compress(self._literal))
             self._literal.clear()
 
     def content(self, piece: memoryview, last: bool) -> None:
-        """Take note of bytes that went to a file; `last` are its last ones."""
+        """Add up bytes of a content; `last` if it ends with them."""
         self._crc = crc32(piece, self._crc)
         if last:
             self._sums.append(self._crc)
@@ -80,9 +77,9 @@ class TarSplitWriter:
                 self._put_sums()
 
     def replaced(self, file: int) -> None:
-        """Keep the content of an open file that goes away."""
+        """Write the content of an open file that is about to be removed."""
         compressor = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
-        kind = _LOST
+        kind = _REPLACED
         while piece := os.read(file, _PIECE_BYTES):
             if compressed := compressor.compress(piece):
                 self._put(kind, compressed)
@@ -90,13 +87,13 @@ class TarSplitWriter:
         self._put(kind, compressor.flush())
 
     def finish(self) -> None:
-        """Write what is left, and the end."""
+        """Write the rest and the end."""
         self._put(_HEADERS, self._compressor.compress(self._literal) + self._compressor.flush())
         self._put_sums()
         self._put(_END, b"")
 
     def _put_sums(self) -> None:
-        self._put(_SUMS, _little_endian(self._sums).tobytes())
+        self._put(_SUMS, struct.pack(f"<{len(self._sums)}I", *self._sums))
         self._sums = array("I")
 
     def _put(self, kind: bytes, content: bytes) -> None:
@@ -110,7 +107,7 @@ class TarSplitWriter:
 
 
 class TarSplitError(Exception):
-    """A record that cannot be used; the message says why."""
+    """The tar-split cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,49 +117,51 @@ class _Piece:
 
 
 class TarSplitReader:
-    """Reads a record, with no trust in it.
+    """Reads a tar-split, which is untrusted.
 
     Args:
-        file: descriptor of the record; closed by nobody here.
+        file: the descriptor to read from; it is not closed.
+
+    Attributes:
+        sums: the CRC-32s of the contents, in order.
 
     Raises:
-        TarSplitError: it is no record, or not a whole one.
+        TarSplitError: the file is not a complete tar-split.
     """
 
     def __init__(self, file: int) -> None:
         self._file = file
         self._headers: list[_Piece] = []
-        self._lost: list[list[_Piece]] = []
+        self._replaced: list[list[_Piece]] = []
         self.sums = array("I")
-        """The CRC-32s of the contents, in their order."""
         self._scan()
 
     @property
-    def lost_count(self) -> int:
-        """How many replaced contents there are."""
-        return len(self._lost)
+    def replaced_count(self) -> int:
+        """How many contents of replaced files there are."""
+        return len(self._replaced)
 
     def headers(self, max_bytes: int) -> Iterator[memoryview]:
-        """The tar without its contents; each piece is overwritten by the next.
+        """Read the tar without contents. Each piece is valid until the next one.
 
         Raises:
             TarSplitError: it cannot be decompressed, or is longer than `max_bytes`.
         """
         return self._inflated(self._headers, max_bytes)
 
-    def lost(self, number: int, max_bytes: int) -> Iterator[memoryview]:
-        """A replaced content, counted in the order in which they were replaced.
+    def replaced(self, number: int, max_bytes: int) -> Iterator[memoryview]:
+        """Read the content of a replaced file; files are numbered in the order in which they were replaced.
 
         Raises:
-            TarSplitError: it is not there, cannot be decompressed, or is longer than `max_bytes`.
+            TarSplitError: it is missing, cannot be decompressed, or is longer than `max_bytes`.
         """
-        if number >= len(self._lost):
-            raise TarSplitError("it lacks the content of a replaced file")
-        return self._inflated(self._lost[number], max_bytes)
+        if number >= len(self._replaced):
+            raise TarSplitError("the content of a replaced file is missing")
+        return self._inflated(self._replaced[number], max_bytes)
 
     def _scan(self) -> None:
         if os.pread(self._file, len(_MAGIC), 0) != _MAGIC:
-            raise TarSplitError("it is no record of a layer")
+            raise TarSplitError("it is in an unknown format")
         position = len(_MAGIC)
         for _ in range(_MAX_PIECES):
             head = os.pread(self._file, _HEAD.size, position)
@@ -173,25 +172,25 @@ class TarSplitReader:
             position = piece.start + length
             if kind == _END:
                 if length or os.fstat(self._file).st_size != position:
-                    raise TarSplitError("something follows its end")
+                    raise TarSplitError("there are bytes behind its end")
                 return
-            self._take(kind, piece)
+            self._add(kind, piece)
         raise TarSplitError("it has too many pieces")
 
-    def _take(self, kind: bytes, piece: _Piece) -> None:
+    def _add(self, kind: bytes, piece: _Piece) -> None:
         if kind == _HEADERS:
             self._headers.append(piece)
-        elif kind == _LOST:
-            self._lost.append([piece])
-        elif kind == _MORE and self._lost:
-            self._lost[-1].append(piece)
+        elif kind == _REPLACED:
+            self._replaced.append([piece])
+        elif kind == _MORE and self._replaced:
+            self._replaced[-1].append(piece)
         elif kind == _SUMS and piece.length % 4 == 0 and piece.length <= 4 * _SUMS_A_PIECE:
             content = os.pread(self._file, piece.length, piece.start)
             if len(content) < piece.length:
                 raise TarSplitError("it is cut short")
-            self.sums.extend(_little_endian(array("I", content)))
+            self.sums.extend(struct.unpack(f"<{piece.length // 4}I", content))
         else:
-            raise TarSplitError("it has a piece that cannot be there")
+            raise TarSplitError("it has a piece of an unexpected type")
 
     def _inflated(self, pieces: list[_Piece], max_bytes: int) -> Iterator[memoryview]:
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
@@ -214,7 +213,7 @@ class TarSplitReader:
 
 
 class _Concatenated:
-    """Some pieces of a file as one file object."""
+    """Pieces of a file as one file object."""
 
     def __init__(self, file: int, pieces: list[_Piece]) -> None:
         self._file = file
@@ -222,7 +221,7 @@ class _Concatenated:
         self._position = self._end = 0
 
     def read(self, length: int) -> bytes:
-        """At most so many bytes; none at the end."""
+        """Read at most so many bytes; none at the end."""
         while self._position == self._end:
             piece = next(self._pieces, None)
             if piece is None:
@@ -233,9 +232,3 @@ class _Concatenated:
             raise TarSplitError("it is cut short")
         self._position += len(content)
         return content
-
-
-def _little_endian(sums: array[int]) -> array[int]:
-    if sys.byteorder == "big":
-        sums.byteswap()
-    return sums

@@ -1,8 +1,8 @@
-"""A layer's directory as it lies on disk, read with no trust in it.
+"""Reads the directory of a layer, which is untrusted.
 
-No symbolic link is followed, nothing but directories and regular files is opened, nothing blocks. A path is
-entered component by component; the directories on the way to the current one stay open, because what is asked
-for next mostly lies beside it.
+No symbolic link is followed, only directories and regular files are opened, and nothing blocks. Paths are entered
+component by component. The directories on the way to the current one stay open, because the next path is usually
+near.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import ctypes
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Final, Self
+
+from guestpull_server.errors import storage_errors
+from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_MOST_CHANGES: Final = 1000
 _SQUASHFS_MAGIC: Final = 0x73717368
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class RootNotADirectory(Exception):
-    """What should be a layer's directory is a link, a file, or anything else."""
+    """A link, a file or something else is in place of the layer's directory."""
 
 
 class UnpackedTree:
@@ -34,7 +39,7 @@ class UnpackedTree:
     def __init__(self, root: str) -> None:
         try:
             descriptor = os.open(root, _DIRECTORY)
-        except NotADirectoryError:  # of a symbolic link, too
+        except NotADirectoryError:  # also raised for a symbolic link
             raise RootNotADirectory from None
         self._open = [(b"", descriptor)]  # names and descriptors, from the root on
         self._path = b""
@@ -49,7 +54,7 @@ class UnpackedTree:
 
     @property
     def is_squashfs(self) -> bool:
-        """Whether it lies in a squashfs, which keeps times as 32 bits of whole seconds."""
+        """Whether the directory is in a squashfs, which keeps times as 32 bits of whole seconds."""
         buffer = ctypes.create_string_buffer(256)
         if _libc.fstatfs(self._open[0][1], buffer) != 0:
             number = ctypes.get_errno()
@@ -57,7 +62,7 @@ class UnpackedTree:
         return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) == _SQUASHFS_MAGIC
 
     def enter(self, path: bytes) -> int | None:
-        """Make a directory the current one, and give its descriptor; None if it is no directory.
+        """Make a directory the current one and return its descriptor; None if it is not a directory.
 
         The descriptor is valid until another directory is entered.
         """
@@ -82,7 +87,7 @@ class UnpackedTree:
 
     @staticmethod
     def status(directory: int, name: bytes) -> os.stat_result | None:
-        """The attributes of what has a name in a directory; None if nothing has."""
+        """The attributes of a name in a directory; None if the name does not exist."""
         try:
             return os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
@@ -90,17 +95,17 @@ class UnpackedTree:
 
     @staticmethod
     def open_file(directory: int, name: bytes) -> int:
-        """Open what `status` just told to be a regular file; without waiting, should it be none any more.
+        """Open what `status` said is a regular file; does not block if it is replaced meanwhile.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: the file cannot be opened.
         """
         return os.open(name, OPEN_FILE, dir_fd=directory)
 
     @staticmethod
     def xattrs(directory: int, name: bytes) -> dict[bytes, bytes]:
-        """The xattrs of what has a name in a directory; links are not followed."""
-        # there is no *at() for xattrs before Linux 6.13; the link in /proc is the directory that we hold
+        """The xattrs of a name in a directory. Links are not followed."""
+        # *at() calls for xattrs came with Linux 6.13; the link in /proc leads to the directory that is open
         path = b"/proc/self/fd/%d/%s" % (directory, name)
         names = list_xattrs(path, follow_symlinks=False)
         return {os.fsencode(one): os.getxattr(path, one, follow_symlinks=False) for one in names}
@@ -115,15 +120,32 @@ class UnpackedTree:
 _NONE: Final[dict[bytes, bytes]] = {}
 
 
+def find_changes(directory: str, find: Callable[[UnpackedTree, Changes], None]) -> tuple[Change, ...]:
+    """Open a layer's directory, let `find` look for changes, and return them, at most a thousand.
+
+    Raises:
+        StorageFailed: the directory cannot be read.
+    """
+    changes = Changes(_MOST_CHANGES)
+    try:
+        with storage_errors("verifying a layer", directory), UnpackedTree(directory) as tree:
+            find(tree, changes)
+    except TooManyChanges:
+        pass
+    except RootNotADirectory:
+        changes.found.append(Change(b"", ChangeKind.TYPE, "it is not a directory"))
+    return tuple(changes.found)
+
+
 def names_in(directory: int) -> list[bytes]:
-    """The names in an open directory, in no order."""
+    """The names in an open directory, in no particular order."""
     names = os.listdir(directory)
-    # all at once: name by name it took a quarter of comparing a directory of plain files
+    # encoding all names at once saves a quarter of the time to compare a directory of plain files
     return os.fsencode("\0".join(names)).split(b"\0") if names else []
 
 
 def list_xattrs(what: bytes | int, *, follow_symlinks: bool = True) -> list[str]:
-    """The names of xattrs; none where the file system keeps none, as a squashfs in which nothing has any."""
+    """The names of xattrs; none if the file system has none, like a squashfs without any."""
     try:
         return os.listxattr(what, follow_symlinks=follow_symlinks)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The verifying worker: a child process that proves one layer, and reports what it found.
+"""The verifying worker: a process that verifies one layer and reports what differs.
 
-It is forked by the fork server, as the workers that unpack are: several at once keep as many cores busy, which
-threads do not, and what they remember of a layer's entries goes with them.
+The fork server forks it like the workers that unpack. Several of them use as many cores, which threads would not,
+and the memory for the expected tree is freed with the process.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from guestpull_server.models import Digest
 
 
 def run(request: VerifyRequest, report_socket: socket.socket, parent: int) -> None:
-    """Be a verifying worker: give up what it does not need, verify, report. The process is to end then.
+    """Drop what is not needed to read, verify, report. The process must end afterwards.
 
     Args:
-        request: what to do.
-        report_socket: takes the verdict.
-        parent: the process that must outlive this one.
+        request: what to verify.
+        report_socket: receives the verdict.
+        parent: the parent process; this process is killed when the parent ends.
     """
-    gc.disable()  # the expected tree lives as long as this process; looking through it again is of no use
+    gc.disable()  # the expected tree lives as long as the process; collecting garbage would only traverse it
     verdict: Verdict
     try:
         confine_to_reading(parent)
@@ -39,7 +39,7 @@ def run(request: VerifyRequest, report_socket: socket.socket, parent: int) -> No
         )
         verdict = Verified(list(found))
     except OSError as error:
-        verdict = Refused("confine a layer worker to reading", error.strerror or str(error), full=False)
+        verdict = Refused("confining a layer worker to reading", error.strerror or str(error), full=False)
     except StorageFailed as error:
         verdict = Refused(error.doing, f"{error.path}: {error.problem}", full=False)
     except GuestpullError as error:

@@ -1,8 +1,8 @@
-"""The layer worker: a child process that unpacks one layer into the directory that is its root.
+"""The layer worker: a process that unpacks one layer into its root directory.
 
-It is forked by the fork server with a request, a ring that carries the compressed layer, and a socket for its
-report. It never sees the network, the store or another layer. Killing it at any instant is safe: what it made
-is in a staging directory, which the daemon deletes.
+The fork server forks it with a request, a ring that carries the compressed layer, and a socket for its report. It
+never sees the network, the store or another layer. It can be killed at any time: what it made is in a staging
+directory, which the daemon deletes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from guestpull_server.layer.confinement import confine
 from guestpull_server.layer.extract import Extractor
 from guestpull_server.layer.inflate import Inflater
-from guestpull_server.layer.refusals import LayerLimitExceeded, TarError
+from guestpull_server.layer.refusals import LayerLimitExceeded, TarError, shown
 from guestpull_server.layer.ring import RingReader
 from guestpull_server.layer.tar_bytes import NextChunk
 from guestpull_server.layer.tar_reader import TarReader
@@ -53,20 +53,20 @@ _OF_THE_LAYER: Final = frozenset(
         errno.ERANGE,
     }
 )
-"""Refusals that the layer brings upon itself; all others are this machine's."""
+"""errno values caused by the layer's content; all others are host errors."""
 
 
 def run(
-    request: UnpackRequest, ring: RingReader, report_socket: socket.socket, record: int | None, parent: int
+    request: UnpackRequest, ring: RingReader, report_socket: socket.socket, tar_split: int | None, parent: int
 ) -> None:
-    """Be a layer worker: confine this process, unpack, report. Returns; the process is to end then.
+    """Confine this process, unpack, report. The process must end afterwards.
 
     Args:
         request: what to do.
-        ring: brings the compressed layer.
-        report_socket: takes the report.
-        record: file descriptor that the record goes to, or None.
-        parent: the process that must outlive this one.
+        ring: carries the compressed layer.
+        report_socket: receives the report.
+        tar_split: descriptor of the file for the tar-split, or None.
+        parent: the parent process; this process is killed when the parent ends.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     implied = b""
@@ -74,29 +74,29 @@ def run(
     try:
         confine(request.directory, parent)
     except OSError as error:
-        report = Refused(
-            "confine a layer worker to its staging directory", error.strerror or str(error), full=False
-        )
+        doing = "confining a layer worker to its staging directory"
+        report = Refused(doing, error.strerror or str(error), full=False)
     else:
-        report, implied = unpack(request, ring.next_span, record)
+        report, implied = unpack(request, ring.next_span, tar_split)
     report_socket.sendall(msgspec.json.encode(report) + b"\n")
     report_socket.sendall(implied)
 
 
-def unpack(request: UnpackRequest, next_span: NextChunk, record: int | None = None) -> tuple[Report, bytes]:
-    """Unpack the layer that `next_span` brings into the root directory, which is empty.
+def unpack(
+    request: UnpackRequest, next_span: NextChunk, tar_split: int | None = None
+) -> tuple[Report, bytes]:
+    """Unpack a layer into the root directory, which is empty. All errors become reports.
 
     Args:
         request: what to do.
-        next_span: gives the next compressed bytes, valid until it is called again; None at the end.
-        record: file descriptor that the record goes to, or None.
+        next_span: returns the next compressed bytes, valid until the next call; None at the end.
+        tar_split: descriptor of the file for the tar-split, or None.
 
-    Returns the report and the implied directories, each ended by a NUL. No error leaves here: all become
-    reports.
+    Returns the report and the implied directories, each ended by a NUL.
     """
     try:
         inflater = Inflater(next_span, request.hash_algorithm, request.limits, hash_plain=request.hash_plain)
-        writer = None if record is None else TarSplitWriter(record)
+        writer = None if tar_split is None else TarSplitWriter(tar_split)
         reader = TarReader(inflater.next_chunk, request.limits.max_header_bytes, writer)
         extractor = Extractor(reader, request.limits, writer)
         extractor.apply_all()
@@ -107,10 +107,10 @@ def unpack(request: UnpackRequest, next_span: NextChunk, record: int | None = No
     except TarError as error:
         return Corrupt(str(error)), b""
     except MemoryError:
-        return Refused("unpack a layer", "out of memory", full=False), b""
+        return Refused("unpacking a layer", "out of memory", full=False), b""
     except OSError as error:
         return _refusal(error), b""
-    except Exception as error:  # noqa: BLE001 - whatever it is, the daemon must hear of it
+    except Exception as error:  # noqa: BLE001 - the daemon must hear of any error
         return _defect(error), b""
     implied = b"".join(path + b"\0" for path in extractor.implied_directories)
     return Unpacked(
@@ -124,15 +124,14 @@ def unpack(request: UnpackRequest, next_span: NextChunk, record: int | None = No
 
 
 def _defect(error: Exception) -> Defect:
-    # without the message, which may hold anything, and without the source's text, which would be the layer's file
+    # without the message, which may contain anything, and without source text, which would come from the layer
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     return Defect(f"{type(error).__name__} at {PurePath(frame.f_code.co_filename).name}:{line}")
 
 
 def _refusal(error: OSError) -> Report:
-    path = error.filename
-    name = path.decode(errors="backslashreplace") if isinstance(path, bytes) else str(path or "")
+    path = shown(error.filename) if isinstance(error.filename, bytes) else repr(error.filename or "")
     problem = error.strerror or str(error)
     if error.errno in _OF_THE_LAYER:
-        return Corrupt(f"entry {name[:300]!r}: {problem}")
-    return Refused(f"unpack {name[:300]!r}", problem, full=error.errno in _FULL)
+        return Corrupt(f"entry {path}: {problem}")
+    return Refused(f"unpacking {path}", problem, full=error.errno in _FULL)

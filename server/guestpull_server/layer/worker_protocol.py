@@ -1,13 +1,13 @@
-"""What the daemon, the fork server and a layer worker say to each other.
+"""The messages between the daemon, the fork server and the layer workers.
 
-JSON by msgspec, over unix sockets that pass file descriptors along:
+JSON by msgspec, over unix sockets that also pass file descriptors:
 
-    daemon -> fork server   a datagram: UnpackRequest or VerifyRequest, with the report socket; to unpack, also
-                            with the ring that will carry the layer, and the file for the record, if there is
-                            to be one
-    worker -> daemon        over the report socket: a byte with a pidfd, by which the worker can be killed
-                            (from the fork server, and without one, where there could be no worker);
-                            then one line, a report; then what `Unpacked` announces
+    daemon -> fork server   a datagram: UnpackRequest or VerifyRequest, with the socket for the report. With
+                            UnpackRequest also the ring that carries the layer, and the file for the tar-split if
+                            one is wanted
+    worker -> daemon        over the report socket: a byte with a pidfd, by which the worker can be killed (or a
+                            byte alone, from the fork server, if no worker could be started); then one line with
+                            a report; then the bytes that `Unpacked` announces
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from guestpull_server.layer.changes import Change
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
 MAX_REPORT_BYTES: Final = 64 * 1024
-MAX_VERDICT_BYTES: Final = 64 * 1024 * 1024  # a thousand changes, of paths of PATH_MAX
+MAX_VERDICT_BYTES: Final = 64 * 1024 * 1024  # a thousand changes with paths of PATH_MAX
 
 
 class UnpackRequest(msgspec.Struct, frozen=True, tag=True):
-    """Unpack what the ring brings into `directory`; `hash_algorithm` is the one of the wanted diff_id.
+    """Unpack the layer in the ring into `directory`.
 
-    A layer that is not compressed is hashed only if `hash_plain` says so.
+    `hash_algorithm` is that of the diff_id. An uncompressed layer is hashed only if `hash_plain` is set.
     """
 
     directory: str
@@ -37,7 +37,7 @@ class UnpackRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, tag=True):
-    """Find what of `directory` is not as the layer with this diff_id has it; `implied` is verify_layer's."""
+    """Verify that `directory` is the layer with this diff_id; see `proof.verify_layer`."""
 
     directory: str
     tar_split_path: str
@@ -50,9 +50,9 @@ Request = UnpackRequest | VerifyRequest
 
 
 class Unpacked(msgspec.Struct, frozen=True, tag=True):
-    """It is done. `implied_bytes` of paths follow, each ended by a NUL: the implied directories.
+    """The layer is unpacked. `implied_bytes` follow: the paths of implied directories, each ended by a NUL.
 
-    `hexdigest` is empty where the tar was not hashed.
+    `hexdigest` is empty if the tar was not hashed.
     """
 
     hexdigest: str
@@ -64,7 +64,7 @@ class Unpacked(msgspec.Struct, frozen=True, tag=True):
 
 
 class Corrupt(msgspec.Struct, frozen=True, tag=True):
-    """The layer cannot be unpacked, whoever tries."""
+    """The layer cannot be unpacked on any machine."""
 
     problem: str
 
@@ -78,7 +78,7 @@ class TooMuch(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The operating system refused a step; `full` where the file system has no room."""
+    """A system call failed; `full` if the file system has no space left."""
 
     doing: str
     problem: str
@@ -86,13 +86,13 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Defect(msgspec.Struct, frozen=True, tag=True):
-    """A worker met an error that nobody foresaw: a bug of ours. `error` is its type and where it was raised."""
+    """The worker failed with an unexpected error, which is a bug. `error` is its type and where it was raised."""
 
     error: str
 
 
 class Verified(msgspec.Struct, frozen=True, tag=True):
-    """What was found; nothing, if the directory is the layer."""
+    """The result of a verification: no changes if the directory is the layer."""
 
     changes: list[Change]
 

@@ -1,13 +1,10 @@
-"""The daemon's side of the layer workers: start one, feed it, hear its result, kill it.
+"""The daemon's side of the layer workers: start one, feed it, read its result, kill it.
 
-    with workers.unpack(staging_directory, "sha256", what) as worker:
-        worker.write(compressed)          # as often as there are bytes; blocks when the worker is behind
-        unpacked = worker.finish()
+with workers.unpack(staging_directory, "sha256", layer) as worker:
+worker.write(compressed)          # as often as bytes arrive; blocks while the worker is behind
+unpacked = worker.finish()
 
-    changes = workers.verify(directory, tar_split_path, diff_id, cancellation)
-
-`LayerWorkers` is one per daemon, and thread-safe; a `LayerWorker` belongs to the thread that feeds it, but
-for `kill`.
+changes = workers.verify(directory, tar_split_path, diff_id, cancellation)
 """
 
 from __future__ import annotations
@@ -49,24 +46,24 @@ from guestpull_server.layer.worker_protocol import (
 )
 from guestpull_server.models import Decoder, Digest, UnpackedLayer
 
-_RECORD_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LayerWorkers:
-    """Starts layer workers. Thread-safe.
+    """Starts layer workers; one per daemon. Thread-safe.
 
     Raises:
-        StorageFailed: the fork server that they come from cannot be started.
+        StorageFailed: the fork server cannot be started.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._forks = ForkClient()
+        self._fork_client = ForkClient()
 
     @property
     def pid(self) -> int:
-        """The fork server's process id."""
-        return self._forks.pid
+        """The process id of the fork server."""
+        return self._fork_client.pid
 
     def unpack(
         self,
@@ -77,20 +74,20 @@ class LayerWorkers:
         checked_digest: Digest | None = None,
         tar_split_path: str | None = None,
     ) -> LayerWorker:
-        """Start a worker that unpacks what it is fed into `directory`, which is empty and ours alone.
+        """Start a worker that unpacks what it is fed.
 
         Args:
-            directory: absolute path of the staging directory.
-            hash_algorithm: the algorithm of the wanted diff_id.
-            layer: the layer's digest, as errors are to name it.
-            checked_digest: the digest that the caller itself checks the fed bytes against before it believes
-                the result. If the layer is not compressed, this is its diff_id, and nothing is hashed twice.
-            tar_split_path: a file to make, mode 0600, for the record by which `verify_layer` can prove later that
-                the directory is the layer; None: keep none.
+            directory: absolute path of the staging directory, which is empty.
+            hash_algorithm: the algorithm of the diff_id.
+            layer: the layer's digest, for error messages.
+            checked_digest: the digest that the caller checks the bytes against before it trusts the result. If
+                the layer is not compressed, this is its diff_id, and nothing is hashed twice.
+            tar_split_path: a file to create, mode 0600, for the tar-split by which `verify` can later prove that
+                the directory is the layer; None for no tar-split.
 
         Raises:
-            StorageFull: the file system has no room for a record.
-            StorageFailed: the record cannot be made, or no fork server be started.
+            StorageFull: the file system has no space for a tar-split.
+            StorageFailed: the tar-split cannot be created, or the fork server cannot be started.
             WorkerFailed: the fork server died.
         """
         request = UnpackRequest(
@@ -99,16 +96,16 @@ class LayerWorkers:
             hash_plain=checked_digest is None or checked_digest.algorithm != hash_algorithm,
             limits=self._limits,
         )
-        with ExitStack() as handed_on:
-            record = []
+        with ExitStack() as opened:
+            tar_split = []
             if tar_split_path is not None:
-                with storage_errors("keep a record of a layer", tar_split_path):
-                    record = [os.open(tar_split_path, _RECORD_FLAGS, 0o600)]
-                handed_on.callback(os.close, record[0])
-            with storage_errors("start a layer worker", directory):
+                with storage_errors("creating the tar-split of a layer", tar_split_path):
+                    tar_split = [os.open(tar_split_path, _NEW_FILE, 0o600)]
+                opened.callback(os.close, tar_split[0])
+            with storage_errors("starting a layer worker", directory):
                 ring = RingWriter()
             try:
-                process = self._forks.start(request, [*ring.descriptors, *record], layer)
+                process = self._fork_client.start(request, [*ring.descriptors, *tar_split], layer)
             except BaseException:
                 ring.close()
                 raise
@@ -124,10 +121,10 @@ class LayerWorkers:
         *,
         implied: str = "",
     ) -> tuple[Change, ...]:
-        """Do as `verify_layer`, in a process: several at once keep as many cores busy.
+        """Run `verify_layer` in a process of its own, so that several at once use as many cores.
 
         Raises:
-            StorageFailed: directory or record cannot be read.
+            StorageFailed: the directory or the tar-split cannot be read.
             WorkerFailed: the process died.
             Cancelled: the caller left.
             DeadlineExceeded: its time is up.
@@ -140,11 +137,11 @@ class LayerWorkers:
             implied=implied,
             limits=self._limits,
         )
-        process = self._forks.start(request, [], diff_id)
+        process = self._fork_client.start(request, [], diff_id)
         withdraw = cancellation.on_cancel(process.kill)
         try:
-            process.wait_at_most(cancellation.remaining())
-            verdict = _verdict(process.hear(MAX_VERDICT_BYTES))
+            process.set_timeout(cancellation.remaining())
+            verdict = _verdict(process.read(MAX_VERDICT_BYTES))
         except TimeoutError:
             verdict = None
         finally:
@@ -161,8 +158,8 @@ class LayerWorkers:
         assert_never(verdict)
 
     def close(self) -> None:
-        """End the fork server; workers that still run are killed."""
-        self._forks.close()
+        """Stop the fork server, which kills all workers."""
+        self._fork_client.close()
 
 
 def _verdict(line: bytes) -> Verdict | None:
@@ -173,7 +170,10 @@ def _verdict(line: bytes) -> Verdict | None:
 
 
 class LayerWorker:
-    """One layer worker at work. A context manager: leaving it kills the worker unless it is done."""
+    """A layer worker that unpacks; for one thread, except `kill`.
+
+    A context manager: at its end nothing writes to the directory any more.
+    """
 
     def __init__(
         self,
@@ -191,31 +191,31 @@ class LayerWorker:
         self._checked_digest = checked_digest
 
     def write(self, compressed: memoryview) -> None:
-        """Hand on the next bytes of the layer; blocks while the worker is behind.
+        """Feed the next bytes of the layer; blocks while the worker is behind.
 
         Raises:
-            GuestpullError: the worker gave up; the error says why.
+            GuestpullError: the worker ended early; the error says why.
         """
         try:
             self._ring.write(compressed)
         except BrokenPipeError:
-            raise self._failure(self._hear()) from None
+            raise self._failure(self._report()) from None
 
     def finish(self) -> UnpackedLayer:
-        """Tell the worker that it has all bytes, and wait for its result.
+        """Tell the worker that these were all bytes, and wait for its result.
 
         Raises:
             CorruptLayer: the layer cannot be decompressed or unpacked.
-            LimitExceeded: it costs more than allowed.
-            StorageFull: the file system has no room.
-            StorageFailed: the operating system refused a step.
-            WorkerFailed: the worker died, was killed, or met an error that it does not know.
+            LimitExceeded: the layer exceeds a limit.
+            StorageFull: the file system has no space left.
+            StorageFailed: a system call failed.
+            WorkerFailed: the worker died, was killed, or met an unexpected error.
         """
         self._ring.finish()
-        report = self._hear()
+        report = self._report()
         if not isinstance(report, Unpacked):
             raise self._failure(report)
-        implied = self._process.hear(report.implied_bytes)
+        implied = self._process.read(report.implied_bytes)
         if len(implied) < report.implied_bytes:
             raise self._failure(None)
         diff_id = self._checked_digest
@@ -231,7 +231,7 @@ class LayerWorker:
         )
 
     def kill(self) -> None:
-        """Kill the worker, from any thread. What waits for it gets WorkerFailed. Harmless if it is gone."""
+        """Kill the worker; who waits for it gets WorkerFailed. Thread-safe. Harmless if it has ended."""
         self._process.kill()
 
     def __enter__(self) -> Self:
@@ -240,15 +240,14 @@ class LayerWorker:
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Leave nothing running: once this returns, nothing writes to the directory any more."""
         self._process.kill()
         self._ring.close()
         self._process.end()
 
-    def _hear(self) -> Report | None:
-        """The worker's report; None if it died without one."""
+    def _report(self) -> Report | None:
+        """Read the worker's report; None if it died without one."""
         with suppress(msgspec.DecodeError):
-            report: Report = msgspec.json.decode(self._process.hear_line(MAX_REPORT_BYTES), type=Report)
+            report: Report = msgspec.json.decode(self._process.read_line(MAX_REPORT_BYTES), type=Report)
             return report
         return None
 
@@ -264,7 +263,7 @@ class LayerWorker:
                     return StorageFull(doing, self._directory)
                 return StorageFailed(doing, self._directory, problem)
             case Defect(error):
-                return WorkerFailed(self._layer, f"met an error that it does not know ({error})", "report it")
+                return WorkerFailed(self._layer, f"met an unexpected error ({error})", "report it")
             case Unpacked():
                 return CorruptLayer(self._layer, "there are bytes behind its end")
             case None:

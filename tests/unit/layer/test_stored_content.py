@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from guestpull_server.layer.changes import Changes
 from guestpull_server.layer.expected import Directory, File
 from guestpull_server.layer.sparse import SparseMap
-from guestpull_server.layer.stored_content import PIECE_BYTES, check_hole, content_of, stored_part
+from guestpull_server.layer.stored_content import PIECE_BYTES, content_of, is_hole, stored_part
 
 
 def _file(size: int, sparse_map: SparseMap | None = None) -> File:
@@ -80,7 +80,7 @@ def test_a_file_that_is_shorter_than_it_should_be_ends(opened: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "start", "end", "is_hole"),
+    ("at", "start", "end", "empty"),
     [
         (500, 0, 400, True),
         (500, 0, 501, False),
@@ -90,13 +90,13 @@ def test_a_file_that_is_shorter_than_it_should_be_ends(opened: int) -> None:
     ],
 )
 def test_a_hole_is_where_nothing_but_zeros_is(
-    opened: int, at: int, start: int, end: int, is_hole: bool
+    opened: int, at: int, start: int, end: int, empty: bool
 ) -> None:
     os.truncate(opened, 10_000)
     os.pwrite(opened, b"x", at)
-    assert check_hole(opened, start, end) is is_hole
+    assert is_hole(opened, start, end) is empty
 
 
 def test_zeros_that_were_written_are_a_hole(opened: int) -> None:
     os.write(opened, bytes(1_000_000))
-    assert check_hole(opened, 0, 1_000_000)
+    assert is_hole(opened, 0, 1_000_000)

@@ -1,4 +1,4 @@
-"""Records: what is written is read again, and nothing else is."""
+"""Tar-splits: what is written is read again, and nothing else is."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _BOUND = 1 << 20
 
 
 @pytest.fixture
-def record() -> Iterator[int]:
-    descriptor = os.memfd_create("record")
+def tar_split() -> Iterator[int]:
+    descriptor = os.memfd_create("tar-split")
     yield descriptor
     os.close(descriptor)
 
@@ -38,7 +38,7 @@ def _open(path: Path, content: bytes) -> int:
 def test_what_was_told_is_read_again(
     tmp_path: Path, literals: list[bytes], contents: list[bytes], lost: list[bytes]
 ) -> None:
-    descriptor = os.memfd_create("record")
+    descriptor = os.memfd_create("tar-split")
     writer = TarSplitWriter(descriptor)
     for literal in literals:
         writer.literal(memoryview(literal))
@@ -54,13 +54,13 @@ def test_what_was_told_is_read_again(
     reader = TarSplitReader(descriptor)
     assert _joined(reader.headers(_BOUND)) == b"".join(literals)
     assert list(reader.sums) == [crc32(content) for content in contents]
-    assert [_joined(reader.lost(number, _BOUND)) for number in range(reader.lost_count)] == lost
+    assert [_joined(reader.replaced(number, _BOUND)) for number in range(reader.replaced_count)] == lost
     os.close(descriptor)
 
 
-def test_a_large_record_is_read_again(record: int, tmp_path: Path) -> None:
+def test_a_large_tar_split_is_read_again(tar_split: int, tmp_path: Path) -> None:
     literal, content = os.urandom(3_000_000), os.urandom(2_000_000)
-    writer = TarSplitWriter(record)
+    writer = TarSplitWriter(tar_split)
     for start in range(0, len(literal), 1000):
         writer.literal(memoryview(literal)[start : start + 1000])
     for number in range(70_000):
@@ -70,24 +70,24 @@ def test_a_large_record_is_read_again(record: int, tmp_path: Path) -> None:
     os.close(file)
     writer.finish()
 
-    reader = TarSplitReader(record)
+    reader = TarSplitReader(tar_split)
     assert _joined(reader.headers(1 << 30)) == literal
-    assert _joined(reader.lost(0, 1 << 30)) == content
+    assert _joined(reader.replaced(0, 1 << 30)) == content
     assert list(reader.sums) == [crc32(b"%d" % number) for number in range(70_000)]
 
 
-def test_headers_can_be_read_more_than_once(record: int) -> None:
-    writer = TarSplitWriter(record)
+def test_headers_can_be_read_more_than_once(tar_split: int) -> None:
+    writer = TarSplitWriter(tar_split)
     writer.literal(memoryview(b"headers"))
     writer.finish()
-    reader = TarSplitReader(record)
+    reader = TarSplitReader(tar_split)
     assert [_joined(reader.headers(_BOUND)) for _ in range(2)] == [b"headers"] * 2
 
 
-def test_a_record_without_its_end_is_refused(record: int) -> None:
-    TarSplitWriter(record)
+def test_a_tar_split_without_its_end_is_refused(tar_split: int) -> None:
+    TarSplitWriter(tar_split)
     with pytest.raises(TarSplitError, match="cut short"):
-        TarSplitReader(record)
+        TarSplitReader(tar_split)
 
 
 @pytest.mark.parametrize(
@@ -105,43 +105,43 @@ def test_a_record_without_its_end_is_refused(record: int) -> None:
         b"guestpull layer record 1\nE\4\0\0\0more",
     ],
 )
-def test_what_is_no_record_is_refused(record: int, content: bytes) -> None:
-    os.write(record, content)
+def test_other_formats_are_refused(tar_split: int, content: bytes) -> None:
+    os.write(tar_split, content)
     with pytest.raises(TarSplitError):
-        TarSplitReader(record)
+        TarSplitReader(tar_split)
 
 
-def test_headers_that_are_no_zstd_are_refused(record: int) -> None:
-    os.write(record, b"guestpull layer record 1\nH\5\0\0\0helloE\0\0\0\0")
+def test_headers_that_are_not_zstd_are_refused(tar_split: int) -> None:
+    os.write(tar_split, b"guestpull layer record 1\nH\5\0\0\0helloE\0\0\0\0")
     with pytest.raises(TarSplitError, match="decompressed"):
-        _joined(TarSplitReader(record).headers(_BOUND))
+        _joined(TarSplitReader(tar_split).headers(_BOUND))
 
 
-def test_headers_are_bounded(record: int) -> None:
-    writer = TarSplitWriter(record)
+def test_headers_are_bounded(tar_split: int) -> None:
+    writer = TarSplitWriter(tar_split)
     for _ in range(100):
         writer.literal(memoryview(bytes(100_000)))
     writer.finish()
     with pytest.raises(TarSplitError, match="larger than"):
-        _joined(TarSplitReader(record).headers(_BOUND))
+        _joined(TarSplitReader(tar_split).headers(_BOUND))
 
 
-def test_a_replaced_content_that_is_not_there_is_told(record: int) -> None:
-    TarSplitWriter(record).finish()
+def test_a_missing_content_of_a_replaced_file_is_reported(tar_split: int) -> None:
+    TarSplitWriter(tar_split).finish()
     with pytest.raises(TarSplitError, match="replaced file"):
-        TarSplitReader(record).lost(0, _BOUND)
+        TarSplitReader(tar_split).replaced(0, _BOUND)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_record_or_refused(content: bytes) -> None:
-    descriptor = os.memfd_create("record")
+def test_any_bytes_are_a_tar_split_or_refused(content: bytes) -> None:
+    descriptor = os.memfd_create("tar-split")
     os.write(descriptor, b"guestpull layer record 1\n" + content)
     try:
         reader = TarSplitReader(descriptor)
         _joined(reader.headers(_BOUND))
-        for number in range(reader.lost_count):
-            _joined(reader.lost(number, _BOUND))
+        for number in range(reader.replaced_count):
+            _joined(reader.replaced(number, _BOUND))
     except TarSplitError:
         pass
     finally:
