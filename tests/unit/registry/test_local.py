@@ -312,10 +312,23 @@ def test_a_file_that_is_not_there_is_named(open_image: Open, kind: str) -> None:
         open_image(f"{kind}:/nonexistent/x")
 
 
+@pytest.mark.parametrize("kind", ["oci", "oci-archive", "docker-archive"])
+def test_a_path_that_no_file_can_have_is_refused(open_image: Open, kind: str) -> None:
+    with pytest.raises(InvalidRequest, match="/x"):
+        open_image(f"{kind}:/x\0y")
+
+
 def test_a_pipe_is_no_archive(tmp_path: Path, open_image: Open) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidRequest, match="regular file"):
         open_image(f"oci-archive:{tmp_path}/pipe")
+
+
+@pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
+def test_a_file_that_the_kernel_does_not_let_us_read_is_no_archive(open_image: Open, kind: str) -> None:
+    # it says that it is a regular file
+    with pytest.raises(InvalidRequest, match="/proc/self/mem: Input/output error"):
+        open_image(f"{kind}:/proc/self/mem")
 
 
 def test_a_pipe_is_no_blob(tmp_path: Path, open_image: Open) -> None:

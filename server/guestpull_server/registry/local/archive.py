@@ -79,20 +79,19 @@ class Archive:
             cancellation: ends it.
 
         Raises:
-            InvalidRequest: there is no such file.
+            InvalidRequest: there is no such file, or it cannot be read.
             InvalidManifest: it is no archive, or a damaged one.
             UnsupportedImage: this Python has no decompressor for it.
             LimitExceeded: it inflates to more than allowed.
             StorageFull: there is no room for what it inflates to.
         """
-        try:
-            descriptor = open_regular(path)
-        except OSError as error:
-            problem = f"{path}: {error.strerror}"
-            raise InvalidRequest(name, problem, "Name a file that docker save or skopeo wrote.") from None
         with ExitStack() as opened:
-            file: BinaryIO = opened.enter_context(open(descriptor, "rb"))
-            magic = os.pread(file.fileno(), 8, 0)
+            try:
+                file: BinaryIO = opened.enter_context(open(open_regular(path), "rb"))
+                magic = os.pread(file.fileno(), 8, 0)
+            except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+                problem = f"{path}: {error.strerror if isinstance(error, OSError) else error}"
+                raise InvalidRequest(name, problem, "Name a file that docker save or skopeo wrote.") from None
             if magic.startswith(_COMPRESSED):
                 with storage_errors(f"inflating {name}", scratch):
                     inflated = opened.enter_context(tempfile.TemporaryFile(dir=scratch))
