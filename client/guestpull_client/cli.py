@@ -7,6 +7,7 @@ wrong usage is 2; Ctrl-C cancels the call, and is 130. gRPC and rich are loaded 
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from guestpull_client.addresses import ADDRESS_VARIABLE, DEFAULT_ADDRESS, address_or_default, target_of
-from guestpull_client.errors import GuestpullError, InvalidArgument, NotFound
+from guestpull_client.errors import FailedPrecondition, GuestpullError, InvalidArgument, NotFound
 from guestpull_client.models import Image, PullPolicy
 from guestpull_client.text import is_terminal, one_line, short, size
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 _COMPLETION_SECONDS = 2.0
 _INTERRUPTED = 130
 _MAX_AUTH_BYTES = 64 * 1024
+_MIN_DESCRIPTORS = 16  # open files; a call has 12 open, and gRPC aborts the process where it gets none
 
 
 class Policy(Enum):
@@ -127,6 +129,21 @@ AuthStdin = Annotated[bool, typer.Option("--auth-stdin", help="Read USER:PASSWOR
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 
 
+def check_descriptors() -> None:
+    """Refuse to begin with too few files that may be open, before gRPC aborts the process.
+
+    Raises:
+        FailedPrecondition: the limit is too low.
+    """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed < _MIN_DESCRIPTORS:
+        raise FailedPrecondition(
+            f"The limit of open files is {allowed}; at least {_MIN_DESCRIPTORS} are needed. "
+            "Raise it: `ulimit -n 1024` in a shell, LimitNOFILE= in a systemd unit.",
+            "TOO_FEW_DESCRIPTORS",
+        )
+
+
 def parse_address(address: str | None) -> str:
     """The address to call; one that is none is wrong usage."""
     try:
@@ -162,6 +179,7 @@ def _guestpull(
     tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="PEM key of that certificate.")] = None,
     _version_asked: Version = False,
 ) -> None:
+    check_descriptors()
     tls = None
     if tls_authorities or tls_certificate or tls_key:
         if not (tls_authorities and tls_certificate and tls_key):

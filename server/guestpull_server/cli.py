@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from collections.abc import Iterable
 from typing import Annotated, NoReturn
@@ -15,8 +16,15 @@ from typing import Annotated, NoReturn
 import msgspec
 import typer
 
-from guestpull_server.config import A_YEAR, DEFAULT_WORK_DIR, Configuration, LayerNames, load_configuration
-from guestpull_server.errors import GuestpullError
+from guestpull_server.config import (
+    A_YEAR,
+    DEFAULT_WORK_DIR,
+    MIN_DESCRIPTORS,
+    Configuration,
+    LayerNames,
+    load_configuration,
+)
+from guestpull_server.errors import GuestpullError, TooFewDescriptors
 from guestpull_server.service.addresses import Address, parse_address
 from guestpull_server.service.log import LogFormat, LogLevel, configure
 from guestpull_server.version import __version__
@@ -66,7 +74,10 @@ def _guestpulld(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and end.")
     ] = False,
 ) -> None:
-    pass
+    # before gRPC is loaded, which aborts the process where it may open too few files
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed < MIN_DESCRIPTORS:
+        raise TooFewDescriptors(allowed, MIN_DESCRIPTORS)
 
 
 def _address(text: str) -> Address:

@@ -16,6 +16,7 @@ from guestpull_server.errors import InvalidConfiguration
 from guestpull_server.models import GiB, KiB, MiB, without_password
 
 DEFAULT_WORK_DIR = "/run/kata-containers/image"
+MIN_DESCRIPTORS = 64  # open files; a daemon at rest has 24, and gRPC aborts the process where it gets none
 FILE_NAME = "config.json"
 
 

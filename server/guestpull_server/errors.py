@@ -738,6 +738,21 @@ class AddressInUse(GuestpullError):
         return f"Cannot listen on {self.address}: {self.problem}. Use another --listen address."
 
 
+@dataclass(eq=False)
+class TooFewDescriptors(GuestpullError):
+    """The process may open too few files to work at all (RLIMIT_NOFILE)."""
+
+    status, reason = Status.FAILED_PRECONDITION, "TOO_FEW_DESCRIPTORS"
+    allowed: int
+    needed: int
+
+    def explain(self) -> str:
+        return (
+            f"The limit of open files is {self.allowed}; guestpulld needs {self.needed}, and more for each pull. "
+            "Raise it: `ulimit -n 1024` in a shell, LimitNOFILE= in a systemd unit."
+        )
+
+
 # -- the caller ---------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,13 @@ def into_closed_pipe(module: str, arguments: Sequence[str], *, buffered: bool) -
         os.close(writing)
 
 
+def with_few_descriptors(limit: int, module: str, arguments: Sequence[str]) -> Outcome:
+    """Run a program that may have so many files open."""
+    command = ["prlimit", f"--nofile={limit}", sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
 def _run(module: str, arguments: Sequence[str], buffered: bool, stdout: int) -> Outcome:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(

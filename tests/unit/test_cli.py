@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from guestpull_server.cli import main
-from support.command_lines import CommandLine, command_line, into_closed_pipe, into_full_disk
+from support.command_lines import (
+    CommandLine,
+    command_line,
+    into_closed_pipe,
+    into_full_disk,
+    with_few_descriptors,
+)
 
 
 @pytest.fixture
@@ -77,6 +83,21 @@ def test_credentials_without_a_user_are_refused_before_anything_is_asked(
 
     assert (refused.status, refused.out) == (1, "")
     assert refused.err.startswith("guestpulld: --auth: it has no user and password.")
+
+
+@pytest.mark.parametrize("command", ["serve", "bake oci:/images", "verify --deep", "gc"])
+def test_too_few_descriptors_are_refused_in_one_line_that_says_what_to_do(
+    work_dir: Path, command: str
+) -> None:
+    words = [*command.split(), "--work-dir", str(work_dir)]
+
+    ended = with_few_descriptors(16, "guestpull_server.cli", words)
+
+    told = (
+        "guestpulld: The limit of open files is 16; guestpulld needs 64, and more for each pull. Raise it: "
+    )
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert ended.err.startswith(told)
 
 
 BUFFERED = pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])

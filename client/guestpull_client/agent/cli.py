@@ -21,6 +21,7 @@ from guestpull_client.cli import (
     Policy,
     Version,
     WhenToAsk,
+    check_descriptors,
     parse_address,
     read_auth,
     run_app,
@@ -52,6 +53,7 @@ Time = Annotated[bool, typer.Option("--time", help="Tell on standard error what 
 
 @app.callback()
 def _agent(context: typer.Context, address: Address = None, _version_asked: Version = False) -> None:
+    check_descriptors()
     context.obj = parse_address(address)
 
 

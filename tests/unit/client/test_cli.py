@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from guestpull_protos import image_service_pb2 as pb
-from support.command_lines import CommandLine, into_closed_pipe, into_full_disk
+from support.command_lines import CommandLine, into_closed_pipe, into_full_disk, with_few_descriptors
 from support.scripted_service import ScriptedService, refusal
 from support.waiting import PATIENCE
 
@@ -387,6 +387,23 @@ def test_what_a_registry_says_cannot_command_the_terminal(
 )
 def test_wrong_usage_is_status_2(guestpull: CommandLine, arguments: tuple[str, ...]) -> None:
     assert guestpull(*arguments).status == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("guestpull_client.cli", "images"), ("guestpull_client.agent.cli", "run shop")],
+)
+def test_too_few_descriptors_are_refused_in_one_line_that_says_what_to_do(module: str, command: str) -> None:
+    ended = with_few_descriptors(10, module, command.split())
+
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert "The limit of open files is 10; at least 16 are needed. Raise it: " in ended.err
+
+
+def test_a_call_needs_no_more_descriptors_than_that(service: ScriptedService) -> None:
+    ended = with_few_descriptors(16, "guestpull_client.cli", ["--address", service.address, "images"])
+
+    assert (ended.status, ended.err) == (0, "")
 
 
 BUFFERED = pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
