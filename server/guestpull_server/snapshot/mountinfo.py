@@ -107,10 +107,10 @@ def mount_id_of(descriptor: int) -> int:
     return int(fields[b"mnt_id"])
 
 
-def _identity(process: str) -> tuple[int, int, int]:
-    """Equal for processes that see the same mounts."""
-    root = os.stat(f"/proc/{process}/root")
-    return os.stat(f"/proc/{process}/ns/mnt").st_ino, root.st_dev, root.st_ino
+def _identity(process: str) -> tuple[str, str]:
+    """The namespace and the root directory of a process: equal for processes that see the same mounts."""
+    # stat(2) would ask the root directory's file system, which may be a container's own, and never answer
+    return os.readlink(f"/proc/{process}/ns/mnt"), os.readlink(f"/proc/{process}/root")
 
 
 def _read(process: str) -> bytes:
