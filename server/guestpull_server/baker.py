@@ -158,7 +158,7 @@ def _named(found: ResolvedImage, name: str, source: str) -> ResolvedImage:
     Raises:
         InvalidRequest: it has none, or one that is another image's.
     """
-    resolved = dataclasses.replace(found, reference=name or found.reference)
+    resolved = dataclasses.replace(found, reference=name, is_confirmed=True) if name else found
     if not resolved.reference:
         raise InvalidRequest(source, "the image has no name in there", "Give it one by --reference.")
     if name or is_local(source):

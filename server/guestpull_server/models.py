@@ -104,6 +104,8 @@ class ResolvedImage:
         layers: bottom-most first.
         index: the outermost image index that led here, byte for byte; empty if none was read.
         manifest: the manifest, byte for byte; empty if the image comes from the store.
+        is_confirmed: whether its source says that the image has this reference. It does not if the store has found
+            the image by the digest in the reference: nobody has asked the repository.
     """
 
     reference: str
@@ -113,6 +115,7 @@ class ResolvedImage:
     layers: tuple[LayerDescriptor, ...]
     index: bytes = b""
     manifest: bytes = b""
+    is_confirmed: bool = True
 
 
 class ImageProcess(msgspec.Struct, frozen=True, rename="pascal"):

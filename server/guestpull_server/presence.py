@@ -7,6 +7,7 @@ registry is asked for it; an image of another program (image-rs), which keeps no
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 
@@ -69,7 +70,11 @@ class Presence:
         """
         manifest = source.manifest(platform, cancellation)
         stored = self._store.image_by_manifest(manifest.digest)
-        known = _unless_altered(lambda: self._usable(stored, source.reference, manifest.digest))
+        # a registry is not asked for the manifest of a pinned reference
+        is_confirmed = not source.registry or "@" not in source.reference
+        known = _unless_altered(
+            lambda: self._usable(stored, source.reference, manifest.digest, is_confirmed=is_confirmed)
+        )
         return source.image(manifest, cancellation) if known is None else manifest.from_store(known)
 
     def has_vanished(self, resolved: ResolvedImage) -> bool:
@@ -89,6 +94,7 @@ class Presence:
             ImageChanged: it is not what its id says.
         """
         image = self._store.image_for(str(reference), platform)
+        is_confirmed = image is not None
         if image is None and reference.digest is not None:
             image = self._store.image_by_manifest(reference.digest)
             if image is not None and not platform.runs(platform_of(image.config)):
@@ -101,15 +107,16 @@ class Presence:
             manifest = led_to(store, reference.digest, image.manifest_digests)
         if manifest is None:
             return None  # whatever somebody called it
-        return self._usable(image, str(reference), manifest)
+        return self._usable(image, str(reference), manifest, is_confirmed=is_confirmed)
 
     def _usable(
-        self, image: StoredImage | None, reference: str, manifest_digest: Digest
+        self, image: StoredImage | None, reference: str, manifest_digest: Digest, *, is_confirmed: bool
     ) -> ResolvedImage | None:
         if image is None or not self._is_whole(image):
             return None
         config = self._proved_config(image) if self._proves else image.config
-        return _as_resolved(image, reference, manifest_digest, config)
+        resolved = _as_resolved(image, reference, manifest_digest, config)
+        return dataclasses.replace(resolved, is_confirmed=is_confirmed)
 
     def _proved_config(self, image: StoredImage) -> bytes:
         """The image config to the byte; of another program's image, as it was written anew.

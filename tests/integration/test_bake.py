@@ -508,6 +508,19 @@ def test_a_name_that_is_pinned_to_an_earlier_form_leads_to_the_image(
         assert not (daemon.work_dir / "meta_store.json").exists()
 
 
+def test_a_pinned_source_that_is_there_already_is_a_name_only_if_it_is_given_as_one(
+    disk: Path, copies: dict[str, str]
+) -> None:
+    elsewhere = f"other.example/there@{SHOP.digest}"
+    bake(disk / "store", copies["oci"], "--reference", NAME)
+
+    bake(disk / "store", elsewhere)
+    assert references(disk / "store") == {NAME}
+
+    bake(disk / "store", elsewhere, "--reference", elsewhere)
+    assert references(disk / "store") == {NAME, elsewhere}
+
+
 def test_a_name_that_is_pinned_to_another_image_is_refused(disk: Path, copies: dict[str, str]) -> None:
     other = f"registry.example/shop@{OF_IMAGE_RS.digest}"
     refused = guestpulld("bake", disk / "store", copies["oci"], "--reference", other)

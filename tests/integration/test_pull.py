@@ -159,6 +159,38 @@ def test_a_digest_that_is_there_needs_no_network(daemon: Daemon, registry: Regis
     assert pulled.image_id == pushed.image_id
 
 
+@pytest.mark.parametrize("policy", [PullPolicy.UNSPECIFIED, PullPolicy.IF_NOT_PRESENT, PullPolicy.NEVER])
+def test_a_pinned_name_of_a_repository_that_nobody_has_asked_is_not_a_name_of_the_image(
+    daemon: Daemon, registry: RegistrySimulator, policy: PullPolicy
+) -> None:
+    pushed = image(runnable())
+    tag = registry.push("here:1", pushed)
+    daemon.client.pull(tag, str(daemon.bundle("one")))
+    elsewhere = f"other.example/there@{pushed.digest}"
+
+    pulled = daemon.client.pull(elsewhere, str(daemon.bundle("two")), policy=policy)
+
+    assert pulled.reference == elsewhere
+    assert Path(pulled.rootfs_path, "etc/passwd").exists()
+    assert [one.references for one in daemon.client.images()] == [(tag,)]
+    with pytest.raises(NotFound):
+        daemon.client.remove_image(elsewhere)
+
+
+def test_a_pinned_name_is_a_name_of_the_image_once_the_registry_has_confirmed_its_repository(
+    daemon: Daemon, registry: RegistrySimulator
+) -> None:
+    pushed = image(runnable())
+    tag, elsewhere = registry.push("here:1", pushed), registry.push("there:1", pushed)
+    by_digest = f"{elsewhere.rpartition(':')[0]}@{pushed.digest}"
+    daemon.client.pull(tag, str(daemon.bundle("one")))
+    daemon.client.pull(elsewhere, str(daemon.bundle("two")))
+
+    daemon.client.pull(by_digest, str(daemon.bundle("three")))
+
+    assert [one.references for one in daemon.client.images()] == [(tag, elsewhere, by_digest)]
+
+
 def test_an_index_whose_image_is_there_needs_no_network(daemon: Daemon, registry: RegistrySimulator) -> None:
     pushed = image(runnable())
     both = index(pushed, image(layer(file("arm")), platform="linux/arm64"))

@@ -89,6 +89,7 @@ class ImageShelf:
         """See Store.record_image."""
         with self._lock:
             record = self._ledger.catalog.images.get(resolved.image_id)
+            resolved = dataclasses.replace(resolved, reference=_name_to_record(resolved, record))
             if record is None:
                 for store in self._read_only:
                     covered = store.covers(resolved.image_id, resolved.manifest_digest, resolved.reference)
@@ -112,7 +113,7 @@ class ImageShelf:
         ] == [layer.compressed_digest for layer in layers]
         if (
             is_same_form
-            and resolved.reference in known.references
+            and (not resolved.reference or resolved.reference in known.references)
             and known.config == resolved.config.strip()  # another program may have written it anew
             and all(self._has_entry(layer) for layer in layers)
         ):
@@ -153,7 +154,7 @@ class ImageShelf:
         try:
             self._ledger.catalog.put_image(dataclasses.replace(record, layers=entries))
         except Unreadable as error:
-            raise InvalidManifest(reference, record.image_id, str(error)) from None
+            raise InvalidManifest(reference or record.image_id, record.image_id, str(error)) from None
 
     def rename(self, image_id: Digest, references: tuple[str, ...]) -> None:
         """Give an image other names.
@@ -241,6 +242,14 @@ class ImageShelf:
     def _known(self, layer: StoredLayer) -> StoredLayer:
         known = self._ledger.catalog.layers.get(layer.compressed_digest, layer)
         return known if known.uncompressed_digest == layer.uncompressed_digest else layer
+
+
+def _name_to_record(resolved: ResolvedImage, record: ImageRecord | None) -> str:
+    """The reference of an image, or nothing if nobody has confirmed that its repository has the image."""
+    known = () if record is None else record.references
+    if resolved.is_confirmed or repository(resolved.reference) in map(repository, known):
+        return resolved.reference
+    return ""
 
 
 def _read_only_image(record: ImageRecord, store: ReadOnlyStore) -> StoredImage:

@@ -68,13 +68,18 @@ class ReadOnlyStore:
         return found if found is not None and is_directory(found.store_path) else None
 
     def covers(self, image_id: Digest, manifest_digest: Digest, reference: str) -> ImageRecord | None:
-        """The image, if it is here whole and under that name: then it need not be recorded elsewhere."""
+        """The image, if it is here whole and under that name: then it need not be recorded elsewhere.
+
+        An empty reference stands for any name.
+        """
         record = self.images.get(image_id)
         if record is None or manifest_digest not in record.manifest_digests:
             return None
         if any(self.layer(layer.compressed_digest) is None for layer in record.layers):
             return None
-        named = reference in record.references or reference.partition("@")[2] == manifest_digest
+        named = (
+            not reference or reference in record.references or reference.partition("@")[2] == manifest_digest
+        )
         return record if named else None
 
     def _as_known(self, layer: StoredLayer) -> StoredLayer:
