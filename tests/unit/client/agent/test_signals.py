@@ -14,7 +14,7 @@ def test_a_process_is_waited_for_beside_many_open_descriptors() -> None:
     heard: list[int] = []
     signals = Signals()
     # it ends only once its signal was heard
-    command = ["sh", "-c", f"kill -USR1 {os.getpid()}; read end; exit 7"]
+    command = ["sh", "-c", f"read begin; kill -USR1 {os.getpid()}; read end; exit 7"]
 
     def end(number: int) -> None:
         heard.append(number)
@@ -23,6 +23,9 @@ def test_a_process_is_waited_for_beside_many_open_descriptors() -> None:
 
     with many_descriptors_open(), signals.heard(), signals.sent_to(end):  # noqa: SIM117
         with subprocess.Popen(command, stdin=subprocess.PIPE) as program:
+            assert program.stdin is not None
+            program.stdin.write(b"\n")
+            program.stdin.flush()
             status = signals.wait_for(program)
 
     assert (status, heard) == (7, [signal.SIGUSR1])
