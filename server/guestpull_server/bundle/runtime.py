@@ -1,8 +1,8 @@
 """Image config -> OCI runtime config: the bundle's config.json.
 
 Follows the image specification's conversion.md for what the image says, and Docker's defaults for what it does
-not: capabilities, mounts, masked paths, device rules. `runc run` and `crun run` start it as it is, without a
-terminal.
+not: capabilities, mounts, masked paths, device rules. It has no seccomp filter; README.md says why.
+`runc run` and `crun run` start it as it is, without a terminal.
 
 Where conversion.md leaves a choice: an image that has neither Entrypoint nor Cmd gets `sh`, as in image-rs, for
 the caller, a kata-agent, brings arguments of its own; volumes.py says what becomes of volumes, and annotations.py
