@@ -1,7 +1,7 @@
-"""Bearer tokens and Basic: what an exchange with a registry carries, and how a refusal is answered.
+"""Basic and Bearer authentication at registries.
 
-Follows the distribution specification's "Token Authentication". Tokens are kept for as long as they last, by
-host, repository and credentials: nobody profits from a token that another caller's password bought.
+Follows "Token Authentication" of the distribution specification. Tokens are cached until they expire, by host,
+repository and credentials, so that no caller uses a token that another caller's credentials obtained.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from guestpull_server.registry.endpoints import Endpoint
 from guestpull_server.registry.urls import is_usable
 
 FetchToken: TypeAlias = Callable[[str, dict[str, str]], bytes]
-"""GETs an URL with headers, by the retry rules; returns the body, or raises a GuestpullError."""
+"""Sends a GET request with headers, with retries; returns the body or raises a GuestpullError."""
 
-_DEFAULT_TOKEN_SECONDS: Final = 60  # what the specification says where expires_in is missing
+_DEFAULT_TOKEN_SECONDS: Final = 60  # the specification's default for expires_in
 _MAX_TOKEN_SECONDS: Final = 3600
 _RENEW_BEFORE_SECONDS: Final = 5
 _MAX_CACHED: Final = 1000
@@ -39,40 +39,40 @@ class _TokenAnswer(msgspec.Struct, frozen=True):
 
 
 class Tokens:
-    """Authorization headers that registries accepted, until they expire. Thread-safe."""
+    """A cache of Authorization headers. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._headers: dict[tuple[str, ...], tuple[str, float]] = {}
 
     def get(self, key: tuple[str, ...]) -> str | None:
-        """The header for a key, if it is still good."""
+        """Return the header for a key; None if there is none or it expired."""
         with self._lock:
             header, expires = self._headers.get(key, ("", 0.0))
             return header if time.monotonic() < expires else None
 
     def put(self, key: tuple[str, ...], header: str, seconds: float) -> None:
-        """Remember a header for so many seconds."""
+        """Cache a header for a number of seconds."""
         with self._lock:
             if len(self._headers) >= _MAX_CACHED:
                 self._headers.clear()
             self._headers[key] = header, time.monotonic() + seconds - _RENEW_BEFORE_SECONDS
 
     def drop(self, key: tuple[str, ...], header: str) -> None:
-        """Forget a header that was refused."""
+        """Remove a header that the registry rejected."""
         with self._lock:
             if self._headers.get(key, ("", 0.0))[0] == header:
                 del self._headers[key]
 
 
 class Authorization:
-    """How one caller authenticates at one endpoint.
+    """Authentication of one caller at one endpoint.
 
     Args:
-        reference: what errors name.
-        endpoint: where it is.
-        credentials: finds the caller's; called once there is something to send, since what is here needs none.
-        tokens: those that were given before.
+        reference: the image, as errors name it.
+        endpoint: the registry or mirror.
+        credentials: finds the credentials. Called before the first request, not for images of the store.
+        tokens: the cache.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class Authorization:
 
     @property
     def with_credentials(self) -> bool:
-        """Whether the caller, or the configuration, gave any."""
+        """Whether the caller or the configuration has credentials."""
         return self._credentials is not None
 
     @property
     def header(self) -> str | None:
-        """The Authorization header to send; None before the registry has asked for any.
+        """The Authorization header to send; None until the registry has asked for one.
 
         Raises:
             InvalidConfiguration: the credentials file cannot be read.
@@ -110,31 +110,31 @@ class Authorization:
         return self._tokens.get(self._key)
 
     def answer(
-        self, base_url: str, challenges: Sequence[str], refused: str | None, fetch: FetchToken
+        self, base_url: str, challenges: Sequence[str], rejected: str | None, fetch: FetchToken
     ) -> None:
-        """Meet a 401: afterwards `header` is what the registry asked for.
+        """Answer a 401 response: afterwards `header` is what the registry asked for.
 
         Args:
-            base_url: of the registry; plain HTTP to a token server is acceptable only if it is plain itself.
+            base_url: of the registry. A token server may use plain HTTP only if the registry does.
             challenges: the WWW-Authenticate headers.
-            refused: the header that was sent with the request that was answered so.
-            fetch: how to ask the token server.
+            rejected: the Authorization header of the request, if it had one.
+            fetch: sends the request to the token server.
 
         Raises:
-            Unauthenticated: there is nothing to answer with, or it was refused.
-            RegistryUnavailable: the token server answers nonsense.
+            Unauthenticated: there are no credentials, or they were rejected.
+            RegistryUnavailable: the token server's response is unusable.
         """
-        if refused is not None:
-            self._tokens.drop(self._key, refused)
+        if rejected is not None:
+            self._tokens.drop(self._key, rejected)
         by_scheme = {challenge.scheme: challenge for challenge in reversed(parse_challenges(challenges))}
         if "bearer" in by_scheme:
             self._fetch_token(base_url, by_scheme["bearer"], fetch)
         elif "basic" in by_scheme and self._credentials is not None:
-            if refused is not None:
-                raise self._refusal()
+            if rejected is not None:
+                raise self._unauthenticated()
             self._tokens.put(self._key, _basic(self._credentials), float("inf"))
         else:
-            raise self._refusal()
+            raise self._unauthenticated()
 
     def _fetch_token(self, base_url: str, challenge: Challenge, fetch: FetchToken) -> None:
         realm = self._realm(base_url, challenge)
@@ -153,13 +153,13 @@ class Authorization:
             answer = _TokenAnswer()
         token = answer.token or answer.access_token
         if not token or not token.isascii() or not token.isprintable():
-            problem = f"its token server {realm.netloc} gives no token"
+            problem = f"no token in the response of token server {realm.netloc}"
             raise RegistryUnavailable(self._reference, self._endpoint.host, problem, 1)
         seconds = min(max(answer.expires_in or 0, _DEFAULT_TOKEN_SECONDS), _MAX_TOKEN_SECONDS)
         self._tokens.put(self._key, f"Bearer {token}", seconds)
 
     def _realm(self, base_url: str, challenge: Challenge) -> SplitResult:
-        """The token server's URL, if credentials may be sent there."""
+        """Return the token server's URL if credentials may be sent there."""
         text = challenge.parameters.get("realm", "")
         allowed = ("https",) if base_url.startswith("https:") else ("https", "http")
         try:
@@ -169,22 +169,22 @@ class Authorization:
             usable = False
         if not usable:
             named = without_password(text[:200])
-            problem = f"it names the token server {named!r}, which is no {' or '.join(allowed)} URL"
+            problem = f"invalid token server {named!r}: expected an {' or '.join(allowed)} URL"
             raise RegistryUnavailable(self._reference, self._endpoint.host, problem, 1)
         return realm
 
-    def _refusal(self) -> Unauthenticated:
+    def _unauthenticated(self) -> Unauthenticated:
         return Unauthenticated(
             self._reference, self._endpoint.host, with_credentials=self._credentials is not None
         )
 
 
 def _basic(credentials: Credentials) -> str:
-    # an argument of a command line need not be UTF-8
+    # command line arguments can contain bytes that are not UTF-8
     pair = f"{credentials.user}:{credentials.password}".encode(errors="surrogateescape")
     return f"Basic {base64.b64encode(pair).decode()}"
 
 
 def _fingerprint(credentials: Credentials | None) -> str:
-    """Tells credentials apart without keeping them."""
+    """Identify credentials without storing them."""
     return "" if credentials is None else hashlib.sha256(_basic(credentials).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""One blob, streamed: verified as it comes, and resumed where it broke off.
+"""Blob downloads: streamed, verified, and resumed after failures.
 
-Bytes that were handed on are never asked for again: a broken or stalled connection is followed by a request for
-the rest (Range); where a registry ignores that, or answers something else, what is known already is skipped.
-Where one endpoint fails for good, the next goes on at the same place: the digest decides in the end.
+After a broken or stalled connection, the rest of the blob is requested (Range). If the registry ignores the range,
+the bytes that were already returned are skipped. If an endpoint fails finally, the download continues at the next
+endpoint from the same position. The digest of the whole blob is verified at the end.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from guestpull_server.registry.session import Session
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _PROGRESS: Final = 256 * KiB
-"""A connection that brought less than this counts as a failed attempt; others start the count again."""
+"""A connection that received at least this much resets the count of failed attempts."""
 _MAX_CONNECTIONS: Final = 1000
 _MAX_PIECE: Final = 1024 * KiB
 
 
 def _have_malloc_keep_pages() -> None:
-    """Free one big block, which makes glibc's malloc keep the pages of those that are not bigger.
+    """Free one large block, which makes glibc's malloc keep the pages of smaller ones.
 
-    Otherwise it maps, and the kernel clears, fresh pages for each piece: 1.4 s of CPU time a GiB instead of 0.7.
+    Otherwise each piece is read into pages that the kernel must clear: 1.4 s of CPU time per GiB instead of 0.7.
     """
     bytes(_MAX_PIECE + 64 * KiB)
 
@@ -48,14 +48,14 @@ _have_malloc_keep_pages()
 
 
 class RegistryBlob:
-    """A BlobStream from a registry, or its mirrors.
+    """A BlobStream from a registry or its mirrors.
 
     Args:
-        sessions: the endpoints that have it, in the order in which they are to be used; one or more.
-        blob: its digest and size are what the bytes must have.
-        cancellation: of whoever reads it.
-        limits: how patient to be.
-        distrust: told of every endpoint that had a part in bytes that turned out to be wrong.
+        sessions: the endpoints to use, in order; one or more.
+        blob: the expected digest and size.
+        cancellation: of the request.
+        limits: timeouts and number of attempts.
+        distrust: called for each endpoint that sent a part of a blob with a wrong digest.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RegistryBlob:
         self._offset = 0
         self._skip = 0
         self._knows_ranges = True
-        self._fruitless = 0
+        self._failures = 0
         self._connections = 0
         self._body: Body | None = None
         self._connected_at = 0
@@ -115,10 +115,10 @@ class RegistryBlob:
 
     def _finish(self) -> None:
         if self._body is not None:
-            # a registry that did not say how long the blob is may have more
-            unsaid = self._body.response.headers.get("Content-Length") is None
+            # without a Content-Length, more bytes can follow
+            no_length = self._body.response.headers.get("Content-Length") is None
             try:
-                more = self._body.read(1) if unsaid else b""
+                more = self._body.read(1) if no_length else b""
             except TransportError:
                 more = b""
             self._disconnect(broken=bool(more))
@@ -138,7 +138,7 @@ class RegistryBlob:
     # -- connections ----------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        """Ask for what is missing; afterwards there is a body, or another attempt is to be made."""
+        """Request the missing bytes. Afterwards `_body` is set, or another attempt is due."""
         session = self._session
         self._connections += 1
         headers = {"Range": f"bytes={self._offset}-"} if self._offset and self._knows_ranges else {}
@@ -161,12 +161,12 @@ class RegistryBlob:
                 self._check_length(response, self._blob.size - start)
             case status:
                 self._knows_ranges = False
-                self._failed(f"it answers {status} with another part of a blob than the one asked for")
+                self._failed(f"status {status} with the wrong part of a blob")
         if self._body is not None and session not in self._used:
             self._used.append(session)
 
     def _start_of(self, response: urllib3.BaseHTTPResponse) -> int | None:
-        """Where a partial response starts; None if it is of no use."""
+        """Return where a partial response starts; None if it cannot be used."""
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         return int(match[1]) if match is not None and int(match[1]) <= self._offset else None
 
@@ -176,7 +176,7 @@ class RegistryBlob:
             self._give_up(self._wrong_size(self._blob.size - expected + int(value)))
 
     def _receive(self, body: Body, limit: int) -> bytes:
-        """Bytes of the response; none where the connection failed, and another attempt is to be made."""
+        """Return bytes of the response; empty if the connection failed and another attempt is due."""
         try:
             piece = body.read(limit)
         except TransportError as error:
@@ -184,27 +184,27 @@ class RegistryBlob:
             return b""
         self.received_bytes += len(piece)
         if not piece and self._offset < self._blob.size:
-            self._failed("the connection broke off in the middle of a blob")
+            self._failed("connection broken in the middle of a blob")
         return piece
 
     def _failed(self, problem: str) -> None:
-        """Let this connection go; wait before the next, or give up where there was no good in the last ones."""
-        brought = self._offset - self._connected_at
-        self._fruitless = 1 if brought >= _PROGRESS else self._fruitless + 1
+        """Close the connection; then wait before the next attempt, or give up after too many."""
+        received = self._offset - self._connected_at
+        self._failures = 1 if received >= _PROGRESS else self._failures + 1
         self._disconnect(broken=True)
-        if self._fruitless >= self._session.max_attempts or self._connections >= _MAX_CONNECTIONS:
+        if self._failures >= self._session.max_attempts or self._connections >= _MAX_CONNECTIONS:
             session = self._session
             self._give_up(RegistryUnavailable(session.reference, session.host, problem, self._connections))
         else:
-            self._session.backoff(self._fruitless, self._cancellation)
+            self._session.backoff(self._failures, self._cancellation)
 
     def _give_up(self, error: GuestpullError) -> None:
-        """Go on to the next endpoint, or raise the error where this was the last."""
+        """Continue at the next endpoint; raise the error if there is none."""
         self._disconnect(broken=True)
         if not self._others:
             raise error
         self._session = self._others.pop(0)
-        self._fruitless = 0
+        self._failures = 0
         self._knows_ranges = True
 
     def _disconnect(self, *, broken: bool) -> None:

@@ -1,4 +1,4 @@
-"""WWW-Authenticate: what a registry wants to know (RFC 9110, section 11.6.1)."""
+"""Parser of WWW-Authenticate headers (RFC 9110, section 11.6.1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SCHEME: Final = re.compile(rf"[\s,]*({_TOKEN})(?:[ \t]+|$|(?=,))")
-# some servers forget the quotes around an URL: whatever has no blank and no comma is taken as a value
+# some servers omit the quotes around a URL, so accept any value without blanks and commas
 _PARAMETER: Final = re.compile(rf'[\s,]*({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=][^\s,"]*))')
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
 _ESCAPE: Final = re.compile(r"\\(.)")
@@ -18,14 +18,14 @@ _MAX_HEADER_LENGTH: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to authenticate: its scheme and the names of its parameters in lower case."""
+    """One challenge. The scheme and the parameter names are in lower case."""
 
     scheme: str
     parameters: dict[str, str] = field(default_factory=dict)
 
 
 def parse_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
-    """All challenges of all WWW-Authenticate headers; what cannot be read, and what follows it, is left out."""
+    """Return the challenges of all headers. Malformed text and what follows it in a header is ignored."""
     return tuple(challenge for header in headers for challenge in _parse(header[:_MAX_HEADER_LENGTH]))
 
 
@@ -44,7 +44,9 @@ def _parse(header: str) -> list[Challenge]:
             break
         challenges.append(Challenge(scheme[1].lower()))
         position = scheme.end()
-        credentials = _TOKEN68.match(header, position)  # Negotiate and its like; nothing that we answer
+        credentials = _TOKEN68.match(
+            header, position
+        )  # of Negotiate and similar schemes, which are not supported
         if credentials is not None:
             position = credentials.end()
     return challenges

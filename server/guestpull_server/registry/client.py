@@ -1,11 +1,11 @@
-"""The distribution client: a reference -> an image's manifest and config -> its blobs.
+"""The distribution client: reads manifests, configs and blobs from registries and mirrors.
 
     source = client.image(Reference.parse("busybox"), credentials)
     image = source.image(source.manifest(platform, cancellation), cancellation)
     with source.open_blob(image.layers[0].blob, cancellation) as stream:
         ...
 
-Follows the OCI distribution specification, "Pull".
+Follows "Pull" of the OCI distribution specification.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from guestpull_server.models import Credentials, Descriptor, Digest, ResolvedIma
 from guestpull_server.platforms import Platform
 from guestpull_server.registry.authentication import Authorization, Tokens
 from guestpull_server.registry.blobs import RegistryBlob
-from guestpull_server.registry.contents import RegistryContents
 from guestpull_server.registry.credentials import CredentialsFile
+from guestpull_server.registry.documents import RegistryDocuments
 from guestpull_server.registry.endpoints import Endpoint, Endpoints
+from guestpull_server.registry.image_source import BlobStream, ImageSource, ResolvedManifest
 from guestpull_server.registry.reference import Reference
 from guestpull_server.registry.resolution import Resolution
 from guestpull_server.registry.session import Session
-from guestpull_server.registry.source import BlobStream, ImageSource, ResolvedManifest
 from guestpull_server.registry.transport import Transport
 
 
 class RegistryClient:
-    """Access to all registries, by the configuration. Thread-safe; keep one.
+    """Access to all registries. Thread-safe; create one and keep it.
 
     Raises:
-        InvalidConfiguration: the configuration names files or settings that cannot be used.
+        InvalidConfiguration: a file or setting of the configuration cannot be used.
     """
 
     def __init__(self, configuration: Configuration) -> None:
@@ -48,12 +48,12 @@ class RegistryClient:
         self._transport.close()
 
     def image(self, reference: Reference, credentials: Credentials | None) -> ImageSource:
-        """An image as one caller sees it.
+        """Return the source of an image, with the access rights of one caller.
 
         Args:
-            reference: its name.
-            credentials: the caller's, for the registry itself. A mirror never sees them; it gets those that the
-                configured credentials file has for it, and so does the registry where the caller has none.
+            reference: the image.
+            credentials: the caller's, sent to the registry only. Mirrors, and the registry if the caller has no
+                credentials, get those of the configured credentials file.
 
         Raises:
             RegistryBlocked: the configuration blocks the registry.
@@ -72,7 +72,7 @@ class RegistryClient:
 
 
 class _RegistryImage:
-    """An ImageSource by the distribution API. Mirrors are asked first; the last session is the registry's own."""
+    """An ImageSource over the distribution API. Mirrors come first; the last session is the registry's."""
 
     def __init__(self, reference: Reference, sessions: tuple[Session, ...], limits: Limits) -> None:
         self._reference = reference
@@ -106,7 +106,7 @@ class _RegistryImage:
         return self._resolution(manifest.platform, cancellation).image(manifest)
 
     def _drop_mirror(self, cancellation: Cancellation) -> None:
-        """Give up the first mirror, its blobs included, unless the failure is the caller's cancellation."""
+        """Stop using the first mirror, for blobs as well, unless the request was cancelled."""
         cancellation.check()
         del self._mirrors[0]
 
@@ -119,7 +119,7 @@ class _RegistryImage:
         return RegistryBlob((*trusted, self._registry), blob, cancellation, self._limits, distrust)
 
     def _resolution(self, platform: Platform, cancellation: Cancellation) -> Resolution:
-        """A resolution at the first mirror, or at the registry if no mirror is left."""
+        """Resolve at the first mirror, or at the registry if no mirror is left."""
         name, session = self.reference, next(iter(self._mirrors), self._registry)
-        contents = RegistryContents(name, session, self._limits, cancellation)
-        return Resolution(name, name, contents, platform, self._limits)
+        documents = RegistryDocuments(name, session, self._limits, cancellation)
+        return Resolution(name, name, documents, platform, self._limits)

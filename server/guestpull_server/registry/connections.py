@@ -79,7 +79,7 @@ class _Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         assert isinstance(self.timeout, int | float), "Transport sets it"
         try:
-            failure = OSError("its name has no address")
+            failure = OSError("the host name has no address")
             for family, kind, protocol, _, address in _resolve(self.host.strip("[]"), self.port):
                 made = _Socket(family, kind, protocol)
                 try:
@@ -95,7 +95,7 @@ class _Connection(HTTPConnection):
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
         except TimeoutError as error:
-            raise ConnectTimeoutError(self, "no connection in time") from error
+            raise ConnectTimeoutError(self, "connection timed out") from error
         except OSError as error:
             raise NewConnectionError(self, error.strerror or str(error)) from error
 

@@ -1,7 +1,7 @@
-"""Who we are at a registry: the caller's auth_info, or what the credentials file says.
+"""Credentials from the configured file (`authenticated_registry_credentials_uri`).
 
-The file (`authenticated_registry_credentials_uri`) is containers-auth.json(5), which is Docker's config.json:
-the entry with the longest matching name wins. Credential helpers are programs, and are not run.
+The format is containers-auth.json(5), the same as Docker's config.json. The entry with the longest matching name
+wins. Credential helpers are not supported, because they are programs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class _AuthFile(msgspec.Struct, frozen=True):
 
 
 class CredentialsFile:
-    """The entries of the configured credentials file. It is read anew each time: it may come after the start.
+    """The configured credentials file, read for each request because it can change after the start.
 
     Raises:
-        InvalidConfiguration: the URI is not of a file.
+        InvalidConfiguration: the URI does not name a file.
     """
 
     def __init__(self, configuration: Configuration) -> None:
@@ -38,7 +38,7 @@ class CredentialsFile:
         self._path = file_of_uri(uri, "authenticated_registry_credentials_uri") if uri else None
 
     def find(self, endpoint: Endpoint) -> Credentials | None:
-        """The credentials for an endpoint, if the file has any.
+        """Return the credentials for an endpoint; None if the file has none.
 
         Raises:
             InvalidConfiguration: the file cannot be read.
@@ -51,8 +51,8 @@ class CredentialsFile:
         except OSError as error:
             raise InvalidConfiguration(self._path, "", error.strerror or str(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            # the decoder's message might repeat a part of the file
-            raise InvalidConfiguration(self._path, "", "it is no auth.json") from None
+            # the decoder's message can contain a part of the file
+            raise InvalidConfiguration(self._path, "", "not a valid auth.json") from None
         matching = [
             (key, entry) for key, entry in auths.items() if entry.auth and _covers(key, endpoint.name)
         ]
@@ -67,7 +67,7 @@ def _covers(key: str, name: str) -> bool:
 
 
 def _name(key: str) -> str:
-    """An entry's key as a name's beginning; Docker writes its hub's as an URL."""
+    """Return the prefix of names that an entry's key stands for. Docker writes Docker Hub's key as a URL."""
     name = key.removeprefix("https://").removeprefix("http://").rstrip("/")
     for suffix in ("/v1", "/v2"):
         name = name.removesuffix(suffix)
@@ -80,6 +80,6 @@ def _decoded(entry: _Entry, path: str) -> Credentials:
     except (binascii.Error, ValueError):
         colon = ""
     if not colon:
-        raise InvalidConfiguration(path, "auths", "an entry holds no base64 of user:password")
-    # Docker's old base64 padded with zeros
+        raise InvalidConfiguration(path, "auths", "an entry is not the base64 of user:password")
+    # old versions of Docker pad with zeros
     return Credentials(user, password.rstrip("\0"))

@@ -134,7 +134,7 @@ class Body:
     def _check_pace(self) -> None:
         minimum = self._limits.min_bytes_per_second
         if not self._at_end and self._bytes < minimum * self._seconds:
-            raise TooSlow(f"it sends less than limits.min_bytes_per_second ({minimum})")
+            raise TooSlow(f"slower than limits.min_bytes_per_second ({minimum})")
         self._seconds, self._bytes = 0.0, 0
 
     def close(self, *, broken: bool) -> None:

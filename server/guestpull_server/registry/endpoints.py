@@ -1,9 +1,9 @@
-"""Where a reference's image is fetched from: mirrors first, then the registry itself.
+"""The endpoints of a reference: mirrors first, then the registry.
 
-Follows containers-registries.conf(5), as image-rs does: the `registry` entry with the longest matching prefix
-may rewrite the location, block it, or name mirrors; its settings come inline (`registry_config`) or from a file
-(`registry_configuration_uri`). `unqualified-search-registries` is read and not used: a short name means Docker
-Hub, as Docker has it, so that the same text is the same image on every machine.
+Follows containers-registries.conf(5), as image-rs does. The `registry` entry with the longest matching prefix can
+rewrite the location, block it, or list mirrors. Entries come from `registry_config` or from the file at
+`registry_configuration_uri`. `unqualified-search-registries` is accepted but ignored: a short name means Docker
+Hub, as for Docker, so that a name means the same image on every machine.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _DOCKER_HUB_API: Final = "registry-1.docker.io"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A registry's API for one repository.
+    """The API of a registry for one repository.
 
     Attributes:
-        name: host and repository as references and credentials write them; Docker Hub's is `docker.io`.
-        host: what is connected to, `host[:port]`.
+        name: host and repository as in references and credentials; Docker Hub's host is `docker.io`.
+        host: the `host[:port]` to connect to.
         repository: the path after `/v2/`.
-        insecure: plain HTTP and unverified certificates are acceptable. Loopback may be plain HTTP anyway.
-        is_mirror: it is a copy of the registry that was named.
+        insecure: allow plain HTTP and unverified certificates. Plain HTTP is always allowed on loopback.
+        is_mirror: whether it is a mirror of the registry in the reference.
     """
 
     name: str
@@ -43,26 +43,26 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether the host is this machine."""
         return is_loopback(self.host)
 
 
 class Endpoints:
-    """The registry configuration, applied.
+    """The registry configuration.
 
     Raises:
-        InvalidConfiguration: `registry_configuration_uri` names what cannot be read.
+        InvalidConfiguration: the file at `registry_configuration_uri` cannot be read.
     """
 
     def __init__(self, configuration: Configuration) -> None:
         self._config = _load(configuration)
 
     def of(self, reference: Reference) -> tuple[Endpoint, ...]:
-        """All endpoints for a reference, in the order in which they are to be tried; the last is no mirror.
+        """Return the endpoints for a reference in the order to try them; the last is the registry.
 
         Raises:
-            RegistryBlocked: the configuration blocks it.
-            InvalidReference: a location of the configuration makes no reference of it.
+            RegistryBlocked: the configuration blocks the registry.
+            InvalidReference: a location of the configuration turns it into an invalid reference.
         """
         entry = self._entry(reference)
         if entry is None:
@@ -78,7 +78,7 @@ class Endpoints:
         return (*mirrors, _relocated(reference, length, registry.location, insecure=registry.insecure))
 
     def _entry(self, reference: Reference) -> tuple[int, Registry] | None:
-        """The entry with the longest prefix, and how much of the reference's name that prefix covers."""
+        """Return the entry with the longest matching prefix, and how much of the name the prefix covers."""
         found: tuple[int, Registry] | None = None
         for registry in self._config.registry:
             length = _matched(_prefix(registry), reference)
@@ -100,27 +100,27 @@ def _load(configuration: Configuration) -> RegistryConfig:
     except OSError as error:
         raise InvalidConfiguration(path, "", error.strerror or str(error)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfiguration(path, "", f"it is no TOML ({error})") from None
+        raise InvalidConfiguration(path, "", f"invalid TOML ({error})") from None
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at ")
         raise InvalidConfiguration(path, place.strip("`"), problem) from None
 
 
 def _checked(config: RegistryConfig, path: str, place: str) -> RegistryConfig:
-    """The settings without slashes at the ends of names, as containers/image reads them.
+    """Return the settings without trailing slashes in names, as containers/image reads them.
 
     Raises:
-        InvalidConfiguration: an entry is for nothing: it has no name, or an URL for one.
+        InvalidConfiguration: an entry has no name, or a URL as its name.
     """
     registries: list[Registry] = []
     for number, registry in enumerate(config.registry):
         where = f"{place}[{number}]"
         if not _prefix(registry):
-            raise InvalidConfiguration(path, where, "it has neither a prefix nor a location")
+            raise InvalidConfiguration(path, where, "an entry needs a prefix or a location")
         named = (registry.prefix, registry.location, *(mirror.location for mirror in registry.mirror))
         if any("://" in name for name in named):
             raise InvalidConfiguration(
-                path, where, "a prefix or a location is host[:port][/path], without a scheme"
+                path, where, "expected host[:port][/path] without a scheme in prefix and location"
             )
         registries.append(
             msgspec.structs.replace(
@@ -141,12 +141,12 @@ def _trimmed(name: str) -> str:
 
 
 def file_of_uri(uri: str, key: str) -> str:
-    """The path of a file:// URI.
+    """Return the path of a file:// URI.
 
     Raises:
-        InvalidConfiguration: it is of another kind; image-rs would ask a key broker for `kbs://`.
+        InvalidConfiguration: the URI has another scheme, such as `kbs://`, which image-rs supports.
     """
-    problem = f"{uri!r} is no file:///path; others are not supported"
+    problem = f"unsupported URI {uri!r}: expected file:///path"
     try:
         parts = urlsplit(uri)
     except ValueError:
@@ -164,9 +164,9 @@ def _prefix(registry: Registry) -> str:
 
 
 def _matched(prefix: str, reference: Reference) -> int:
-    """How many characters of the reference's name a prefix stands for; 0 where it does not match.
+    """Return how many characters of the reference's name a prefix matches; 0 if it does not match.
 
-    Hosts are the same in capitals: what is blocked cannot be had by writing it otherwise.
+    Host names are case-insensitive, so that `blocked` cannot be circumvented with capital letters.
     """
     prefix, name = prefix.lower(), reference.name.lower()
     if prefix.startswith("*."):
@@ -177,7 +177,7 @@ def _matched(prefix: str, reference: Reference) -> int:
 
 
 def _serves(registry: Registry, mirror: Mirror, reference: Reference) -> bool:
-    """Whether a mirror is meant for this kind of pull; tags may be behind at a mirror, digests cannot be."""
+    """Whether a mirror may serve this kind of reference. Tags of a mirror can be outdated, digests cannot."""
     if registry.mirror_by_digest_only:
         return reference.digest is not None
     match mirror.pull_from_mirror:
@@ -195,13 +195,13 @@ def _relocated(
     if not location:
         return _endpoint(reference.name, insecure=insecure, is_mirror=is_mirror)
     text = location + reference.name[length:]
-    problem = f"location {location!r} of the registry configuration makes {text!r} of it"
+    problem = f"location {location!r} of the registry configuration rewrites it to {text!r}"
     try:
         relocated = Reference.parse(text)
     except InvalidReference as error:
         raise InvalidReference(str(reference), f"{problem}: {error.problem}") from None
     if not text.startswith((f"{relocated.host}/", "index.docker.io/")):
-        raise InvalidReference(str(reference), f"{problem}, which names no registry")
+        raise InvalidReference(str(reference), f"{problem}, which has no registry host")
     return _endpoint(relocated.name, insecure=insecure, is_mirror=is_mirror)
 
 

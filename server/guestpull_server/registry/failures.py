@@ -1,4 +1,4 @@
-"""Why an exchange failed, in a few words; and whether another attempt can fare better."""
+"""Describes failed requests, and tells whether a retry can succeed."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from guestpull_server.registry.deadlines import TooSlow
 
 
 def is_final(error: Exception) -> bool:
-    """Whether the same request would fail in the same way again: a certificate stays what it is."""
+    """Whether a retry would fail in the same way, as for an untrusted certificate."""
     return _refused_certificate(error) is not None
 
 
 def plain(error: Exception) -> str:
-    """What went wrong with an exchange."""
+    """Describe why a request failed."""
     refused = _refused_certificate(error)
     if refused is not None:
         return (
             f"TLS: certificate verify failed: {refused.verify_message}; "
-            "extra_root_certificates in the configuration names further authorities"
+            "add its authority to extra_root_certificates in the configuration if you trust it"
         )
     match error:
         case TooSlow():
             return str(error)
         case urllib3.exceptions.NameResolutionError():
-            return "its name cannot be resolved"
+            return "host name cannot be resolved"
         case urllib3.exceptions.NewConnectionError():
             return str(error).rpartition(": ")[2].lower()
         case urllib3.exceptions.ConnectTimeoutError():
-            return "no connection in time"
+            return "connection timed out"
         case urllib3.exceptions.SSLError():
             return f"TLS: {error}"
         case urllib3.exceptions.TimeoutError() | TimeoutError():
-            return "it sends nothing in time"
+            return "read timed out"
         case urllib3.exceptions.ProtocolError():
-            return "the connection broke"
+            return "connection broken"
         case urllib3.exceptions.InvalidHeader():
-            return "it contradicts itself in a header"
+            return "contradictory headers"
         case urllib3.exceptions.ProxyError():
-            return f"the proxy cannot be used: {_of_proxy(error.original_error)}"
+            return f"proxy error: {_of_proxy(error.original_error)}"
         case _:
-            # the message of an error that nobody foresaw might hold anything
+            # the message of an unknown error can contain secrets
             return type(error).__name__
 
 
 def _of_proxy(error: Exception) -> str:
-    # what http.client says of a tunnel that a proxy refused is an OSError without a number
+    # http.client raises an OSError without errno if the proxy refuses a tunnel
     is_refusal = isinstance(error, OSError) and error.errno is None and not isinstance(error, TimeoutError)
     return str(error)[:200] if is_refusal else plain(error)
 

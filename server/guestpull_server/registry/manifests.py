@@ -1,7 +1,7 @@
-"""Manifests, indexes and image configs: read, checked, and told apart from what cannot be run here.
+"""Parses and validates manifests, indexes and image configs, and rejects what is not a runnable image.
 
 Follows the OCI image specification (manifest.md, image-index.md, config.md) and Docker's image manifest V2,
-schema 2. The bytes have been checked against their digest when they come here; what they say has not.
+schema 2. The caller has verified the digest of the bytes, but their content is untrusted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SCHEMA_1: Final = "application/vnd.docker.distribution.manifest.v1+"
 _LAYER_PREFIXES: Final = (
     OCI_LAYER,
     "application/vnd.docker.image.rootfs.diff.tar",
-    # layers like any other where a registry has them (OCI image-spec 1.1, layer.md); their `urls` are not followed
+    # ordinary layers if the registry has them (OCI image-spec 1.1, layer.md); `urls` are ignored
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 )
@@ -59,7 +59,7 @@ class _Descriptor(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
-    """A manifest or an index: which one is told by what it has."""
+    """The fields of a manifest or an index."""
 
     schema_version: int = 2
     media_type: str = ""
@@ -71,7 +71,7 @@ class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Kind(Enum):
-    """What a document is."""
+    """The kinds of documents."""
 
     MANIFEST = "manifest"
     INDEX = "index"
@@ -79,7 +79,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ImageManifest:
-    """An image's manifest: its config, and its layers' blobs, bottom-most first."""
+    """The manifest of an image. The layers are bottom-most first."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
@@ -95,14 +95,14 @@ class IndexEntry:
 
 @dataclass(frozen=True, slots=True)
 class ImageIndex:
-    """An index: the images in it."""
+    """An image index."""
 
     entries: tuple[IndexEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Some bytes that a registry gave for a manifest, and what they are called in errors."""
+    """The bytes of a manifest or index, and the reference that errors name."""
 
     reference: str
     digest: Digest
@@ -111,12 +111,12 @@ class Document:
 
 
 def read(document: Document, max_layers: int) -> ImageManifest | ImageIndex:
-    """Read a manifest or an index.
+    """Parse a manifest or an index.
 
     Raises:
-        UnsupportedImage: it is something else; the error says what.
-        InvalidManifest: it is not as its specification says.
-        LimitExceeded: it has more layers than allowed.
+        UnsupportedImage: the document is something else; the error says what.
+        InvalidManifest: the document does not follow its specification.
+        LimitExceeded: the image has too many layers.
     """
     parsed = _parse(document)
     kind = _kind(document, parsed)
@@ -135,26 +135,28 @@ def _parse(document: Document) -> _Manifest:
 
 
 def _kind(document: Document, parsed: _Manifest) -> Kind:
-    """What it is: its shape decides, and what it says of itself must not contradict that.
+    """Determine the kind by the fields present; the media type must not contradict them.
 
-    Registries' Content-Type lies most often, so that it counts only where the document has no mediaType; one
-    that could be read as either kind is neither (CVE-2021-41190).
+    Content-Type is often wrong, so it is used only if the document has no mediaType. Reject a document that can be
+    read as both kinds (CVE-2021-41190).
     """
-    said = parsed.media_type or document.content_type.partition(";")[0].strip()
-    if parsed.schema_version == 1 or parsed.fs_layers is not None or said.startswith(_SCHEMA_1):
-        raise UnsupportedImage(document.reference, "it is a Docker schema 1 manifest, given up in 2017")
+    media_type = parsed.media_type or document.content_type.partition(";")[0].strip()
+    if parsed.schema_version == 1 or parsed.fs_layers is not None or media_type.startswith(_SCHEMA_1):
+        raise UnsupportedImage(document.reference, "it is a Docker schema 1 manifest")
     is_manifest = parsed.config is not None or parsed.layers is not None
     is_index = parsed.manifests is not None
     if is_manifest and is_index:
         raise InvalidManifest(document.reference, document.digest, "it is both a manifest and an index")
-    if (is_manifest and said in _INDEXES) or (is_index and said in _MANIFESTS):
-        raise InvalidManifest(document.reference, document.digest, f"it is no {said}, though it says so")
+    if (is_manifest and media_type in _INDEXES) or (is_index and media_type in _MANIFESTS):
+        raise InvalidManifest(
+            document.reference, document.digest, f"its media type {media_type} contradicts its content"
+        )
     if is_index:
         return Kind.INDEX
     if parsed.config is not None:
         return Kind.MANIFEST
-    if said and said not in _INDEXES | _MANIFESTS:
-        raise UnsupportedImage(document.reference, f"it is of media type {said}")
+    if media_type and media_type not in _INDEXES | _MANIFESTS:
+        raise UnsupportedImage(document.reference, f"it has media type {media_type}")
     raise InvalidManifest(document.reference, document.digest, "it is neither a manifest nor an index")
 
 
@@ -164,7 +166,7 @@ def _index(document: Document, parsed: _Manifest) -> ImageIndex:
         if entry.media_type and entry.media_type not in _INDEXES | _MANIFESTS:
             continue
         if entry.artifact_type and entry.platform is None:
-            continue  # a signature, or another thing that belongs to an image
+            continue  # a signature or other artifact
         platform = None
         if entry.platform is not None:
             platform = Platform(entry.platform.os, entry.platform.architecture, entry.platform.variant)
@@ -175,7 +177,7 @@ def _index(document: Document, parsed: _Manifest) -> ImageIndex:
 def _manifest(document: Document, parsed: _Manifest, max_layers: int) -> ImageManifest:
     assert parsed.config is not None
     if parsed.config.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
-        found = parsed.artifact_type or parsed.config.media_type or "of no type"
+        found = parsed.artifact_type or parsed.config.media_type or "without a type"
         raise UnsupportedImage(document.reference, f"it is an artifact ({found}), not an image")
     layers = tuple(_layer(document, layer) for layer in parsed.layers or ())
     if len(layers) > max_layers:
@@ -189,7 +191,7 @@ def _layer(document: Document, layer: _Descriptor) -> Descriptor:
         raise UnsupportedImage(document.reference, f"layer {layer.digest} is encrypted ({media_type})")
     if not media_type.startswith(_LAYER_PREFIXES):
         raise UnsupportedImage(
-            document.reference, f"layer {layer.digest} is of media type {media_type or 'none'}"
+            document.reference, f"layer {layer.digest} has media type {media_type or 'none'}"
         )
     return _descriptor(document, layer)
 
@@ -200,56 +202,60 @@ def _descriptor(document: Document, found: _Descriptor) -> Descriptor:
     try:
         return Descriptor(found.media_type, Digest(found.digest), found.size, found.annotations or {})
     except InvalidDigest as error:
-        raise InvalidManifest(document.reference, document.digest, f"{error.digest!r} is no digest") from None
+        raise InvalidManifest(
+            document.reference, document.digest, f"invalid digest {error.digest!r}"
+        ) from None
 
 
 # -- platforms ---------------------------------------------------------------------------------------------
 
 
-def candidates(reference: str, index: ImageIndex, wanted: Platform) -> tuple[Descriptor, ...]:
-    """What in an index may be the image for a platform: one, or several of which each must be looked at.
+def candidates(reference: str, index: ImageIndex, requested: Platform) -> tuple[Descriptor, ...]:
+    """Return the entries of an index that can be the image for a platform.
 
-    It is the nearest one that the platform runs (Platform.distance); of equals the first. Where nothing fits, it
-    is the entries that do not say what they are for, such as nested indexes.
+    This is the entry that runs on the platform at the smallest Platform.distance, the first of equals. If there is
+    none, these are all entries without a platform, such as nested indexes; the caller must examine each.
 
     Raises:
-        NoMatchingPlatform: there is none; the error lists what there is.
+        NoMatchingPlatform: no entry matches; the error lists the available platforms.
     """
     best: tuple[int, Descriptor] | None = None
     for entry in index.entries:
-        rank = None if entry.platform is None else wanted.distance(entry.platform)
+        rank = None if entry.platform is None else requested.distance(entry.platform)
         if rank is not None and (best is None or rank < best[0]):
             best = rank, entry.descriptor
     if best is not None:
         return (best[1],)
-    unsaid = tuple(entry.descriptor for entry in index.entries if entry.platform is None)
-    if unsaid:
-        return unsaid
-    said = [entry.platform for entry in index.entries if entry.platform and entry.platform.os != "unknown"]
-    raise NoMatchingPlatform(reference, str(wanted), ", ".join(dict.fromkeys(map(str, said))))
+    without_platform = tuple(entry.descriptor for entry in index.entries if entry.platform is None)
+    if without_platform:
+        return without_platform
+    available = [
+        entry.platform for entry in index.entries if entry.platform and entry.platform.os != "unknown"
+    ]
+    raise NoMatchingPlatform(reference, str(requested), ", ".join(dict.fromkeys(map(str, available))))
 
 
-def check_platform(reference: str, built_for: Platform, wanted: Platform) -> None:
-    """Refuse an image that the platform that was asked for does not run.
+def check_platform(reference: str, built_for: Platform, requested: Platform) -> None:
+    """Verify that an image runs on the requested platform.
 
     Raises:
-        UnsupportedImage: it is for another operating system than Linux.
-        NoMatchingPlatform: it is for another platform.
+        UnsupportedImage: the image is for another operating system than Linux.
+        NoMatchingPlatform: the image is for another platform.
     """
-    if built_for.os != wanted.os and wanted.os == "linux":
-        raise UnsupportedImage(reference, f"it is for {built_for.os} ({built_for})")
-    if not wanted.runs(built_for):
-        raise NoMatchingPlatform(reference, str(wanted), str(built_for))
+    if built_for.os != requested.os and requested.os == "linux":
+        raise UnsupportedImage(reference, f"it is built for {built_for.os} ({built_for})")
+    if not requested.runs(built_for):
+        raise NoMatchingPlatform(reference, str(requested), str(built_for))
 
 
 # -- configs -----------------------------------------------------------------------------------------------
 
 
 def read_config(reference: str, digest: Digest, content: bytes) -> ImageConfig:
-    """Read an image config.
+    """Parse an image config.
 
     Raises:
-        InvalidManifest: it is not as its specification says.
+        InvalidManifest: the config does not follow its specification.
     """
     try:
         return msgspec.json.decode(content, type=ImageConfig)
@@ -260,10 +266,10 @@ def read_config(reference: str, digest: Digest, content: bytes) -> ImageConfig:
 def pair_layers(
     reference: str, digest: Digest, manifest: ImageManifest, config: ImageConfig
 ) -> tuple[LayerDescriptor, ...]:
-    """Put the manifest's blobs and the config's diff_ids together.
+    """Pair the manifest's blobs with the config's diff_ids.
 
     Raises:
-        InvalidManifest: they are not as many, or a diff_id is no digest.
+        InvalidManifest: their numbers differ, or a diff_id is not a digest.
     """
     diff_ids = (config.rootfs.diff_ids if config.rootfs else None) or []
     if len(diff_ids) != len(manifest.layers):
@@ -275,4 +281,4 @@ def pair_layers(
             for blob, diff_id in zip(manifest.layers, diff_ids, strict=True)
         )
     except InvalidDigest as error:
-        raise InvalidManifest(reference, digest, f"diff_id {error.digest!r} is no digest") from None
+        raise InvalidManifest(reference, digest, f"invalid diff_id {error.digest!r}") from None

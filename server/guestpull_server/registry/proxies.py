@@ -1,7 +1,7 @@
-"""Which proxy a request goes through: the configuration's (`image_pull_proxy`), else the environment's.
+"""HTTP proxies from the configuration (`image_pull_proxy`) or the environment.
 
-As with podman and containerd, HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the daemon's own environment count where
-the configuration has no `image_pull_proxy`. This machine itself is never reached through a proxy.
+As in podman and containerd, HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the daemon's environment apply if the
+configuration has no `image_pull_proxy`. Loopback is never reached through a proxy.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from guestpull_server.registry.urls import is_loopback
 
 
 class Proxies:
-    """The proxies, by scheme, and the hosts that need none.
+    """The proxies by scheme, and the hosts to connect to directly.
 
     Raises:
-        InvalidConfiguration: a proxy is no http:// or https:// URL.
+        InvalidConfiguration: a proxy is not an http:// or https:// URL.
     """
 
     def __init__(self, configuration: Configuration) -> None:
@@ -35,7 +35,7 @@ class Proxies:
         self._excepted = [name.strip().lower() for name in no_proxy.split(",") if name.strip()]
 
     def for_url(self, url: str) -> str | None:
-        """The proxy's URL for an URL; None: go there directly."""
+        """Return the proxy for a URL; None to connect directly."""
         parts = urlsplit(url)
         proxy = self._by_scheme.get(parts.scheme)
         if proxy is None or is_loopback(parts.netloc):
@@ -45,19 +45,21 @@ class Proxies:
 
 
 def _checked(proxy: str, scheme: str) -> str:
-    url = proxy if "://" in proxy else f"http://{proxy}"  # host:port is what many a proxy variable says
+    url = proxy if "://" in proxy else f"http://{proxy}"  # variables often have host:port only
     try:
         usable = urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname)
     except ValueError:
         usable = False
     if not usable:
-        # no repr of it: it may hold a password
-        raise InvalidConfiguration("the configuration", f"{scheme}_proxy", "it is no http(s):// URL")
+        # do not show the value, which can contain a password
+        raise InvalidConfiguration(
+            "the configuration", f"{scheme}_proxy", "expected an http:// or https:// URL"
+        )
     return url
 
 
 def _names(entry: str, name: str, netloc: str) -> bool:
-    """Whether an entry of no_proxy means a host: `*`, a host[:port], a domain, an address or a network."""
+    """Whether an entry of no_proxy (`*`, host[:port], domain, address or network) matches a host."""
     domain = entry.removeprefix("*").removeprefix(".")
     if entry == "*" or domain in (name, netloc) or name.endswith(f".{domain}"):
         return True

@@ -1,12 +1,12 @@
-"""Image references: the distribution project's grammar, and Docker's way of completing short ones.
+"""Image references in the grammar of the distribution project, with Docker's short names.
 
     busybox                        -> docker.io/library/busybox:latest
     org/img:1.0                    -> docker.io/org/img:1.0
-    localhost/img, host:5000/img   -> as they are, with :latest
-    quay.io/org/img@sha256:...     -> as it is: a digest needs no tag
+    localhost/img, host:5000/img   -> unchanged, with :latest
+    quay.io/org/img@sha256:...     -> unchanged, because a digest needs no tag
 
-Follows distribution/reference (`ParseDockerRef` without its dropping of the tag beside a digest): the same
-texts are accepted, and mean the same, as for docker, podman and containerd.
+Follows `ParseDockerRef` of distribution/reference, but keeps the tag beside a digest. The same texts are accepted,
+with the same meaning, as by docker, podman and containerd.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _IMAGE_ID: Final = re.compile(r"[a-f0-9]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An image reference in full: always with a host, and with a tag, a digest, or both.
+    """A complete image reference: a host, a repository, and a tag, a digest, or both.
 
-    `str(reference)` is the normalised form, and parses to the same again.
+    `str(reference)` is the normalized form, which parses to an equal reference.
     """
 
     host: str
@@ -46,37 +46,37 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read a reference in any of its spellings.
+        """Parse a reference, short or complete.
 
         Raises:
-            InvalidReference: it is none.
+            InvalidReference: the text is not a reference.
         """
         if (shown := without_password(text)) != text:
-            raise InvalidReference(shown, "it has a user and a password in it, which are not part of a name")
+            raise InvalidReference(shown, "a reference cannot contain a user and a password")
         name, _, digest_text = text.partition("@")
         try:
             digest = Digest(digest_text) if "@" in text else None
         except InvalidDigest as error:
-            raise InvalidReference(text, f"{error.digest!r} is no digest") from None
+            raise InvalidReference(text, f"invalid digest {error.digest!r}") from None
         name, tag = _split_tag(name)
         if tag is not None and _TAG.fullmatch(tag) is None:
-            raise InvalidReference(text, f"{tag!r} is no tag (letters, digits, _ . -, at most 128)")
+            raise InvalidReference(text, f"invalid tag {tag!r} (at most 128 letters, digits, _ . -)")
         if _IMAGE_ID.fullmatch(text):
-            raise InvalidReference(text, "it is an image id, which no registry can be asked for")
+            raise InvalidReference(text, "an image id is not a reference")
         host, repository = _split_host(name)
         if not _is_host(host):
-            raise InvalidReference(text, f"{host!r} is no registry's host")
+            raise InvalidReference(text, f"invalid host {host!r}")
         if _REPOSITORY.fullmatch(repository) is None:
-            raise InvalidReference(text, _what_is_wrong_with(repository))
+            raise InvalidReference(text, _problem(repository))
         if len(host) + 1 + len(repository) > _MAX_NAME_LENGTH:
-            raise InvalidReference(text, f"its name is longer than {_MAX_NAME_LENGTH} characters")
+            raise InvalidReference(text, f"the name is longer than {_MAX_NAME_LENGTH} characters")
         if tag is None and digest is None:
             tag = "latest"
         return cls(host, repository, tag or "", digest)
 
     @classmethod
     def in_full(cls, text: str) -> str | None:
-        """The normalised form of a reference; None where the text is none, but perhaps an image id."""
+        """Return the normalized form of a reference; None if the text is not a reference."""
         try:
             return str(cls.parse(text))
         except InvalidReference:
@@ -89,7 +89,7 @@ class Reference:
 
     @property
     def target(self) -> str:
-        """What is asked of the registry: the digest if there is one, else the tag."""
+        """What to request from the registry: the digest, or the tag if there is no digest."""
         return self.digest or self.tag
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Reference:
 
 def _split_tag(name: str) -> tuple[str, str | None]:
     before, colon, after = name.rpartition(":")
-    # in host:5000/img the colon is the port's
+    # the colon in host:5000/img separates the port
     return (before, after) if colon and "/" not in after else (name, None)
 
 
@@ -119,13 +119,13 @@ def _is_host(host: str) -> bool:
         return False
     try:
         return urlsplit(f"//{host}").port != 0
-    except ValueError:  # a port above 65535, brackets around what is no IPv6 address
+    except ValueError:  # a port above 65535, or brackets around an invalid IPv6 address
         return False
 
 
-def _what_is_wrong_with(repository: str) -> str:
+def _problem(repository: str) -> str:
     if not repository:
-        return "it has no name"
+        return "the repository is missing"
     if repository.lower() != repository:
-        return "a repository's name is in lower case"
-    return f"{repository!r} is no repository's name"
+        return "the repository must be lower case"
+    return f"invalid repository {repository!r}"

@@ -9,7 +9,8 @@ from guestpull_server.config import Limits
 from guestpull_server.errors import InvalidManifest, NoMatchingPlatform, UnsupportedImage
 from guestpull_server.models import Digest, ResolvedImage
 from guestpull_server.platforms import Platform
-from guestpull_server.registry.contents import Contents
+from guestpull_server.registry.documents import Documents
+from guestpull_server.registry.image_source import ResolvedManifest
 from guestpull_server.registry.manifests import (
     Document,
     ImageIndex,
@@ -20,39 +21,38 @@ from guestpull_server.registry.manifests import (
     read,
     read_config,
 )
-from guestpull_server.registry.source import ResolvedManifest
 
 _MAX_INDEX_DEPTH: Final = 4  # nested indexes are rare; deeper nesting is a loop or hostile
-_MAX_DOCUMENTS: Final = 32  # manifests and indexes read by one resolution
+_MAX_READS: Final = 32  # manifests and indexes that one resolution reads
 
 
 class Resolution:
-    """The steps of ImageSource, on any Contents.
+    """The steps of ImageSource, on any Documents.
 
     Args:
         name: the image, as errors name it.
         reference: the name to store the image under.
-        contents: where manifests and configs come from.
+        documents: where manifests and configs come from.
         platform: the platform that the image must run on.
         limits: bounds on what is read.
     """
 
     def __init__(
-        self, name: str, reference: str, contents: Contents, platform: Platform, limits: Limits
+        self, name: str, reference: str, documents: Documents, platform: Platform, limits: Limits
     ) -> None:
         self._name = name
         self._reference = reference
-        self._contents = contents
+        self._documents = documents
         self._platform = platform
         self._limits = limits
-        self._documents = 0
+        self._reads = 0
 
     def manifest(self, target: str) -> ResolvedManifest:
         """Resolve a tag or a digest; see ImageSource.manifest. A digest needs no request."""
         if ":" in target:
             return ResolvedManifest(Digest(target), self._platform)
-        self._documents += 1
-        document = self._contents.manifest(target)
+        self._reads += 1
+        document = self._documents.manifest(target)
         match read(document, self._limits.max_layers):
             case ImageManifest():
                 return ResolvedManifest(document.digest, self._platform, document)
@@ -62,7 +62,7 @@ class Resolution:
     def choose(self, digest: str, index: ImageIndex, depth: int = 0) -> ResolvedManifest:
         """Choose the manifest for the platform from an index, which errors call `digest`."""
         *others, last = candidates(self._name, index, self._platform)
-        if depth >= _MAX_INDEX_DEPTH or self._documents + len(others) > _MAX_DOCUMENTS:
+        if depth >= _MAX_INDEX_DEPTH or self._reads + len(others) > _MAX_READS:
             raise InvalidManifest(self._name, digest, "too many indexes, or nested too deeply")
         for candidate in others:
             try:
@@ -79,8 +79,8 @@ class Resolution:
         return dataclasses.replace(image, index=manifest.index or image.index)
 
     def _image(self, digest: Digest, depth: int = 0, document: Document | None = None) -> ResolvedImage:
-        self._documents += 1
-        document = document or self._contents.manifest(digest)
+        self._reads += 1
+        document = document or self._documents.manifest(digest)
         match read(document, self._limits.max_layers):
             case ImageManifest() as manifest:
                 return self._with_config(document, manifest)
@@ -91,7 +91,7 @@ class Resolution:
 
     def _with_config(self, document: Document, manifest: ImageManifest) -> ResolvedImage:
         image_id, digest = manifest.config.digest, document.digest
-        content = self._contents.config(manifest.config)
+        content = self._documents.config(manifest.config)
         config = read_config(self._name, image_id, content)
         check_platform(self._name, config.platform, self._platform)
         layers = pair_layers(self._name, digest, manifest, config)

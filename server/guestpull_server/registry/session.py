@@ -1,8 +1,7 @@
-"""One caller at one registry endpoint: exchanges with authentication, redirects and retries.
+"""Requests of one caller to one endpoint, with authentication, redirects and retries.
 
-What is tried again: connections that fail or break, 408, 425, 429 and 5xx, with exponential backoff and jitter,
-or after as long as Retry-After says; within `limits.max_attempts` and the caller's time. What is not: answers
-that will be the same next time.
+Failed connections and the status codes 408, 425, 429 and 5xx are retried with exponential backoff and jitter, or
+after Retry-After, within `limits.max_attempts` and the deadline of the request. Other failures are final.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from guestpull_server.registry.urls import is_loopback, is_usable, origin
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _WORTH_A_RETRY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _FIRST_DELAY: Final = 0.25  # seconds; doubles with each attempt
-_MOST_ATTEMPTS_AT_A_MIRROR: Final = 2  # the next endpoint is sooner there than a mirror that is down
+_MOST_ATTEMPTS_AT_A_MIRROR: Final = 2  # the next endpoint is faster than a mirror that is down
 _MAX_TOKEN_BYTES: Final = 256 * KiB
 _PIECE_BYTES: Final = 64 * KiB
 
@@ -47,12 +46,12 @@ _T = TypeVar("_T")
 
 
 class TooLong(Exception):
-    """A body that is longer than it may be."""
+    """The body exceeds its limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """An attempt that failed in a way that another may not."""
+    """A failed attempt that is worth a retry."""
 
     problem: str
     status: int = 0
@@ -60,12 +59,12 @@ class _Failure:
 
 
 class Session:
-    """Exchanges on behalf of one caller.
+    """Requests on behalf of one caller.
 
     Attributes:
-        reference: what errors name.
-        endpoint: where it is.
-        max_attempts: of one request, the first included.
+        reference: the image, as errors name it.
+        endpoint: the registry or mirror.
+        max_attempts: the maximum number of attempts for one request.
     """
 
     def __init__(
@@ -95,22 +94,24 @@ class Session:
     def get(
         self, path: str, headers: Mapping[str, str], cancellation: Cancellation
     ) -> urllib3.BaseHTTPResponse:
-        """GET `/v2/<repository>/<path>`; returns 200, 206, 404 or 416, the body unread. Release it.
+        """GET `/v2/<repository>/<path>`.
+
+        Returns a response with status 200, 206, 404 or 416 and an unread body, which the caller must close.
 
         Raises:
-            Unauthenticated: credentials are missing or refused.
-            AccessDenied: the registry does not allow it.
-            RateLimited: after all retries it still answers 429.
-            RegistryUnavailable: it does not answer, or not with what can be used.
-            Cancelled: the caller left.
-            DeadlineExceeded: its time ran out.
+            Unauthenticated: credentials are missing or were rejected.
+            AccessDenied: the registry denied access.
+            RateLimited: the status is still 429 after all retries.
+            RegistryUnavailable: the registry does not respond, or its response is unusable.
+            Cancelled: the request was cancelled.
+            DeadlineExceeded: the deadline of the request passed.
         """
         return self._retrying(lambda: self._attempt(path, headers, cancellation), cancellation)
 
     def document(
         self, path: str, headers: Mapping[str, str], limit: int, cancellation: Cancellation
     ) -> tuple[urllib3.BaseHTTPResponse, bytes]:
-        """`get`, with the body of a 200; one that breaks off is asked for again.
+        """Like `get`, and read the body if the status is 200. Retry if the body breaks off.
 
         Raises:
             TooLong: the body is longer than `limit` bytes.
@@ -141,7 +142,7 @@ class Session:
         return bytes(received)
 
     def backoff(self, attempt: int, cancellation: Cancellation) -> None:
-        """Wait before the next attempt, the first being 1: exponentially longer, with full jitter."""
+        """Wait after a failed attempt, counted from 1: exponential backoff with full jitter."""
         longest = min(self._limits.max_retry_delay, _FIRST_DELAY * 2 ** (attempt - 1))
         cancellation.sleep(random.uniform(0, longest))
 
@@ -157,7 +158,7 @@ class Session:
             attempt += 1
 
     def _wait(self, failure: _Failure, attempt: int, cancellation: Cancellation) -> None:
-        if not failure.retry_after:  # none, or at once: then not faster than without it
+        if not failure.retry_after:  # absent or 0: a retry at once would be faster than the backoff
             self.backoff(attempt, cancellation)
             return
         remaining = cancellation.remaining()
@@ -174,12 +175,12 @@ class Session:
     def _attempt(
         self, path: str, headers: Mapping[str, str], cancellation: Cancellation
     ) -> urllib3.BaseHTTPResponse | _Failure:
-        """One request, with whatever authentication and redirects it takes."""
+        """Send one request, with authentication and redirects."""
         base_url = self._transport.base_url(self.endpoint, cancellation)
         url = f"{base_url}/v2/{self.endpoint.repository}/{path}"
         sent = self._authorization.header
         response = self._follow(url, headers, sent, cancellation)
-        # a token may have expired: it is renewed once, a second refusal is final
+        # the token can have expired, so renew it once; a second 401 is final
         if isinstance(response, urllib3.BaseHTTPResponse) and response.status == HTTPStatus.UNAUTHORIZED:
             response.close()
             challenges = response.headers.getlist("WWW-Authenticate")
@@ -187,9 +188,9 @@ class Session:
                 base_url, challenges, sent, lambda url, headers: self._token(url, headers, cancellation)
             )
             response = self._follow(url, headers, self._authorization.header, cancellation)
-        return response if isinstance(response, _Failure) else self._judged(response, path)
+        return response if isinstance(response, _Failure) else self._checked(response, path)
 
-    def _judged(self, response: urllib3.BaseHTTPResponse, path: str) -> urllib3.BaseHTTPResponse | _Failure:
+    def _checked(self, response: urllib3.BaseHTTPResponse, path: str) -> urllib3.BaseHTTPResponse | _Failure:
         status = response.status
         if status in (200, 206, 404, 416):
             return response
@@ -198,11 +199,11 @@ class Session:
             raise Unauthenticated(self.reference, self.host, self._authorization.with_credentials)
         if status == HTTPStatus.FORBIDDEN:
             raise AccessDenied(self.reference, self.host)
-        problem = f"it answers {status} to GET {path.partition('/')[0]}"
-        if status == HTTPStatus.BAD_REQUEST:  # what a server says to plain HTTP that speaks TLS by now
+        problem = f"status {status} for GET {path.partition('/')[0]}"
+        if status == HTTPStatus.BAD_REQUEST:  # the server can have switched to TLS
             self._transport.forget_scheme(self.endpoint)
         if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            problem = "a proxy wants credentials (407), which its URL in image_pull_proxy may have"
+            problem = "the proxy requires credentials (407); add them to its URL in image_pull_proxy"
         if status in _WORTH_A_RETRY or status > HTTPStatus.INTERNAL_SERVER_ERROR:
             return _Failure(problem, status, _retry_after(response))
         raise RegistryUnavailable(self.reference, self.host, problem, 1)
@@ -210,7 +211,7 @@ class Session:
     def _follow(
         self, url: str, headers: Mapping[str, str], authorization: str | None, cancellation: Cancellation
     ) -> urllib3.BaseHTTPResponse | _Failure:
-        """One request and its redirects. What authenticates us here is sent nowhere else."""
+        """Send one request and follow redirects. Do not send the Authorization header to other hosts."""
         home = origin(url)
         for _ in range(self._limits.max_redirects + 1):
             own = origin(url) == home
@@ -229,20 +230,20 @@ class Session:
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:
                 if not own and response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                    # no challenge of somebody else's is met: it could name a token server of its own
+                    # do not answer the challenge of another host, which can name its own token server
                     response.close()
                     raise AccessDenied(self.reference, urlsplit(url).netloc)
                 return response
             response.close()
             url = self._redirected(url, location)
-        problem = f"it redirects more than {self._limits.max_redirects} times"
+        problem = f"more than {self._limits.max_redirects} redirects"
         raise RegistryUnavailable(self.reference, self.host, problem, 1)
 
     def _problem(self, url: str, error: Exception, *, own: bool) -> str:
-        """What went wrong, and how far from the registry."""
+        """Describe a failure, with the redirect and the proxy that led to it."""
         proxy = self._transport.proxy_of(url)
-        where = "" if own else f"it redirects to {urlsplit(url).netloc}: "
-        return f"{where}{plain(error)}{'' if proxy is None else f', through the proxy {proxy}'}"
+        where = "" if own else f"redirect to {urlsplit(url).netloc}: "
+        return f"{where}{plain(error)}{'' if proxy is None else f', via proxy {proxy}'}"
 
     def _redirected(self, url: str, location: str) -> str:
         try:
@@ -251,37 +252,35 @@ class Session:
         except ValueError:
             usable = False
         if not usable:
-            # the query may be a signature that is as good as a password
-            problem = (
-                f"it redirects to {without_password(location.partition('?')[0][:200])!r}, "
-                "which is nothing to download from"
-            )
+            # the query can be a signature, which is a secret
+            shown = without_password(location.partition("?")[0][:200])
+            problem = f"redirect to an unusable URL {shown!r}"
         elif here.scheme == "https" and target.scheme == "http" and not _are_loopback(here, target):
-            problem = f"it redirects from HTTPS to plain HTTP at {target.netloc}"
+            problem = f"redirect from HTTPS to plain HTTP at {target.netloc}"
         else:
             return target.geturl()
         raise RegistryUnavailable(self.reference, self.host, problem, 1)
 
     def _token(self, url: str, headers: Mapping[str, str], cancellation: Cancellation) -> bytes:
-        """Ask a token server, by the same rules."""
+        """Send a request to a token server, with the same rules."""
         server = urlsplit(url).netloc
 
         def attempt() -> bytes | _Failure:
             response = self._follow(url, {}, headers.get("Authorization"), cancellation)
             if isinstance(response, _Failure):
-                return _Failure(f"its token server {server}: {response.problem}")
+                return _Failure(f"token server {server}: {response.problem}")
             status = response.status
             if status == HTTPStatus.OK:
                 try:
                     return self._body(response, _MAX_TOKEN_BYTES, cancellation)
                 except TooLong:
-                    return _Failure(f"its token server {server} sends more than any token")
+                    return _Failure(f"token server {server}: response too large")
                 except TransportError as error:
-                    return _Failure(f"its token server {server}: {plain(error)}")
+                    return _Failure(f"token server {server}: {plain(error)}")
             response.close()
             if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.BAD_REQUEST):
                 raise Unauthenticated(self.reference, server, "Authorization" in headers)
-            return _Failure(f"its token server {server} answers {status}", status, _retry_after(response))
+            return _Failure(f"token server {server}: status {status}", status, _retry_after(response))
 
         return self._retrying(attempt, cancellation)
 
@@ -291,12 +290,12 @@ def _are_loopback(*urls: SplitResult) -> bool:
 
 
 def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
-    """Retry-After in seconds, from its number or its date (RFC 9110, section 10.2.3)."""
+    """Return Retry-After in seconds, from a number or a date (RFC 9110, section 10.2.3)."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal() and len(value) < 10:
         return float(value)
     try:
         when = parsedate_to_datetime(value)
         return max(0.0, (when - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # no date, or of a year that there is not
+    except (ValueError, TypeError, OverflowError):  # not a date, or out of range
         return None

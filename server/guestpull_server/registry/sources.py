@@ -9,9 +9,9 @@ from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.models import Credentials
 from guestpull_server.registry.client import RegistryClient
+from guestpull_server.registry.image_source import ImageSource
 from guestpull_server.registry.local import is_local, open_local
 from guestpull_server.registry.reference import Reference
-from guestpull_server.registry.source import ImageSource
 
 
 @contextmanager

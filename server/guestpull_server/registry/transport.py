@@ -1,8 +1,7 @@
-"""HTTP as registries need it: pooled connections, TLS or plain by the endpoint's rules, proxies, and an end.
+"""HTTP connections to registries: pools, TLS, proxies, deadlines.
 
-`Transport.get` makes one exchange: no retries, no redirects, no authentication; these are the room's other
-modules. What it adds to urllib3 is that nothing waits for ever: an exchange, from the first question to a name
-server to the last byte of the response's header, has one deadline, and ends at once when the caller leaves.
+`Transport.get` sends one request without retries, redirects or authentication, which session.py adds. One deadline
+bounds the request from name resolution to the end of the response header, and cancellation ends it at once.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Transport:
     """All connections to registries. Thread-safe.
 
     Raises:
-        InvalidConfiguration: `extra_root_certificates` or a proxy cannot be used.
+        InvalidConfiguration: `extra_root_certificates` or a proxy is invalid.
     """
 
     def __init__(self, configuration: Configuration) -> None:
@@ -44,7 +43,7 @@ class Transport:
         self._kept_connections = limits.max_concurrent_pulls + limits.max_concurrent_layers
         self._proxies = Proxies(configuration)
         self._extra_certificates = configuration.extra_root_certificates
-        _add(self._extra_certificates, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # so that errors come early
+        _add(self._extra_certificates, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # to report errors early
         self._lock = threading.Lock()
         self._managers: dict[tuple[str, bool, str | None], urllib3.PoolManager] = {}
         self._schemes: dict[tuple[str, bool], str] = {}
@@ -56,7 +55,7 @@ class Transport:
                 manager.clear()
 
     def base_url(self, endpoint: Endpoint, cancellation: Cancellation) -> str:
-        """`scheme://host` of an endpoint: https, or http where the rules allow it and the server wants it."""
+        """Return `scheme://host` of an endpoint: https, or http if it is allowed and the server uses it."""
         if not endpoint.insecure and not endpoint.is_loopback:
             return f"https://{endpoint.host}"
         key = (endpoint.host, endpoint.insecure)
@@ -68,12 +67,12 @@ class Transport:
         return f"{scheme}://{endpoint.host}"
 
     def proxy_of(self, url: str) -> str | None:
-        """The `host:port` of the proxy that an URL is reached through; None: there is none."""
+        """Return the `host:port` of the proxy for a URL; None if there is none."""
         proxy = self._proxies.for_url(url)
         return None if proxy is None else urlsplit(proxy).netloc.rpartition("@")[2]
 
     def forget_scheme(self, endpoint: Endpoint) -> None:
-        """Ask an endpoint again what it speaks: it failed, and may be another server than it was."""
+        """Probe the scheme of an endpoint again, because the server failed and can have changed."""
         self._schemes.pop((endpoint.host, endpoint.insecure), None)
 
     def get(
@@ -85,24 +84,24 @@ class Transport:
         insecure: bool = False,
         seconds: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """One GET; returns with the response's header, its body unread.
+        """Send a GET request; returns after the response header, with the body unread.
 
         Args:
-            url: absolute, http or https.
-            headers: added to the usual ones.
-            cancellation: ends the exchange; reading the body is the caller's to watch.
+            url: an absolute http or https URL.
+            headers: sent in addition to the default ones.
+            cancellation: of the request. Read the body through `Body`, which observes it as well.
             insecure: do not verify the certificate.
-            seconds: how long it may take; the limits' patience where this is None.
+            seconds: the timeout; None for `limits.connect_timeout` plus `limits.read_timeout`.
 
         Raises:
-            TransportError: there was no response in time.
-            Cancelled: the caller left.
-            DeadlineExceeded: its time ran out.
+            TransportError: the request failed or timed out.
+            Cancelled: the request was cancelled.
+            DeadlineExceeded: the deadline of the request passed.
         """
         cancellation.check()
         manager = self._manager(urlsplit(url).scheme, insecure, self._proxies.for_url(url))
-        patience = self._limits.connect_timeout + self._limits.read_timeout
-        deadline = Deadline(cancellation, seconds or patience)
+        seconds = seconds or self._limits.connect_timeout + self._limits.read_timeout
+        deadline = Deadline(cancellation, seconds)
         try:
             with deadline:
                 return manager.request(
@@ -147,7 +146,7 @@ class Transport:
         return manager
 
     def _verifying_context(self) -> ssl.SSLContext:
-        """The system's certificates and the extra ones; made when first needed, as reading them takes 30 ms."""
+        """Load the system's and the extra certificates. Done on first use, because it takes 30 ms."""
         context = ssl.create_default_context()
         _add(self._extra_certificates, context)
         context.sslsocket_class = TlsSocket
@@ -156,11 +155,11 @@ class Transport:
     # -- http or https --------------------------------------------------------------------------------------
 
     def _probed_scheme(self, endpoint: Endpoint, cancellation: Cancellation) -> tuple[str, bool]:
-        """Find out whether a server speaks TLS; returns the scheme to use, and whether that is certain.
+        """Probe whether a server uses TLS; returns the scheme, and whether the result is certain.
 
-        A port of its own is asked by plain HTTP first: a TLS server answers that at once by an alert, a reset or
-        a 400, whereas some plain servers wait for the end of a line that a TLS greeting never has. Without a port
-        the two schemes have one each, and https comes first; so it does through a proxy.
+        With an explicit port, try plain HTTP first: a TLS server answers at once with an alert, a reset or a 400,
+        whereas some plain HTTP servers wait for the end of a line after a TLS greeting. Without a port, or through
+        a proxy, try https first.
         """
         is_direct = self._proxies.for_url(f"http://{endpoint.host}") is None
         own_port = is_direct and urlsplit(f"//{endpoint.host}").port is not None
@@ -175,20 +174,20 @@ class Transport:
                 seconds=_PROBE_SECONDS,
             )
         except TransportError as error:
-            if _speaks_no(first, error):
+            if _uses_other_scheme(first, error):
                 return other, True
-            untrusted = isinstance(error, urllib3.exceptions.SSLError)  # the request itself will say so
-            nobody_there = own_port and not isinstance(error, urllib3.exceptions.ProtocolError)
-            return (first if untrusted or nobody_there else other), False
+            untrusted = isinstance(error, urllib3.exceptions.SSLError)  # the request itself reports it
+            unreachable = own_port and not isinstance(error, urllib3.exceptions.ProtocolError)
+            return (first if untrusted or unreachable else other), False
         response.close()
-        # what many TLS servers say to plain HTTP
+        # many TLS servers answer plain HTTP with 400
         return (
             (other, True) if first == "http" and response.status == HTTPStatus.BAD_REQUEST else (first, True)
         )
 
 
-def _speaks_no(scheme: str, error: Exception) -> bool:
-    """Whether what a server answered shows that it speaks the other scheme."""
+def _uses_other_scheme(scheme: str, error: Exception) -> bool:
+    """Whether a server's answer shows that it uses the other scheme."""
     if scheme == "http":
         reason = error.args[-1] if isinstance(error, urllib3.exceptions.ProtocolError) else None
         return isinstance(reason, BadStatusLine) and not isinstance(reason, RemoteDisconnected)
@@ -207,10 +206,10 @@ def _unverifying_context() -> ssl.SSLContext:
 def _add(certificates: Sequence[str], context: ssl.SSLContext) -> None:
     for number, certificate in enumerate(certificates):
         try:
-            # what stands between the certificates of a bundle are often the names of their owners
+            # bundles often have the owners' names between the certificates
             context.load_verify_locations(cadata=certificate.encode("ascii", "ignore").decode())
         except (ssl.SSLError, ValueError) as error:
-            place, problem = f"extra_root_certificates[{number}]", f"it is no PEM certificate ({error})"
+            place, problem = f"extra_root_certificates[{number}]", f"invalid PEM certificate ({error})"
             raise InvalidConfiguration("the configuration", place, problem) from None
 
 

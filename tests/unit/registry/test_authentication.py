@@ -211,14 +211,14 @@ def test_a_token_server_that_gives_no_token_is_named(
 ) -> None:
     registry.authentication = Bearer()
     registry.fault("token", Instead(body))
-    with pytest.raises(RegistryUnavailable, match="gives no token"):
+    with pytest.raises(RegistryUnavailable, match="no token"):
         pull.resolve(shop)
 
 
 def test_a_token_that_never_ends_is_left(registry: RegistrySimulator, shop: str, pull: Pull) -> None:
     registry.authentication = Bearer()
     registry.fault("token", Instead(b'{"token": "' + b"x" * 1_000_000 + b'"}'))
-    with pytest.raises(RegistryUnavailable, match="more than any token"):
+    with pytest.raises(RegistryUnavailable, match="response too large"):
         pull.resolve(shop)
 
 
@@ -346,7 +346,7 @@ def test_a_password_given_over_tls_does_not_go_to_a_plain_token_server(
     pull = Pull(client_of(extra_root_certificates=[certificate]))
     with RegistrySimulator(tls=True, authentication=Bearer(realm=f"{elsewhere.url}/token")) as registry:
         reference = registry.push("shop:1.0", SHOP)
-        with pytest.raises(RegistryUnavailable, match="no https URL"):
+        with pytest.raises(RegistryUnavailable, match="expected an https URL"):
             pull.resolve(reference, credentials=ALICE)
     assert elsewhere.requests == []
 

@@ -179,7 +179,7 @@ def test_a_registries_conf_file_counts_the_same(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("registry = 1", "array"),
-        ("[[registry]", "no TOML"),
+        ("[[registry]", "invalid TOML"),
         ("[[registry]]\ninsecure = 'yes'", "bool"),
         ("\x00", "TOML"),
     ],

@@ -144,7 +144,7 @@ def test_a_tag_that_is_not_there_is_not_found(tmp_path: Path, open_image: Open) 
 
 def test_an_empty_layout_has_no_image(tmp_path: Path, open_image: Open) -> None:
     write_layout(tmp_path, {})
-    with pytest.raises(ImageNotFound, match="empty"):
+    with pytest.raises(ImageNotFound, match="no images"):
         open_image(f"oci:{tmp_path}")
 
 
@@ -320,7 +320,7 @@ def test_a_path_that_no_file_can_have_is_refused(open_image: Open, kind: str) ->
 
 def test_a_pipe_is_no_archive(tmp_path: Path, open_image: Open) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InvalidRequest, match="regular file"):
+    with pytest.raises(InvalidRequest, match="not a regular file"):
         open_image(f"oci-archive:{tmp_path}/pipe")
 
 
@@ -342,7 +342,7 @@ def test_a_pipe_is_no_blob(tmp_path: Path, open_image: Open) -> None:
 @pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
 def test_another_archive_is_no_image(tmp_path: Path, open_image: Open, kind: str) -> None:
     (tmp_path / "x.tar").write_bytes(archived({"readme": b""}))
-    with pytest.raises(InvalidManifest, match="there is no such file"):
+    with pytest.raises(InvalidManifest, match="file not found"):
         open_image(f"{kind}:{tmp_path}/x.tar")
 
 
@@ -360,7 +360,7 @@ def test_what_only_begins_as_if_it_were_compressed_is_refused(
     tmp_path: Path, open_image: Open, content: bytes
 ) -> None:
     (tmp_path / "x.tar").write_bytes(content)
-    with pytest.raises(InvalidManifest, match="decompress"):
+    with pytest.raises(InvalidManifest, match="decompression failed"):
         open_image(f"docker-archive:{tmp_path}/x.tar")
 
 
@@ -388,7 +388,7 @@ def test_an_archive_that_takes_too_much_memory_is_refused(tmp_path: Path, open_i
     writer = lzma.LZMACompressor(lzma.FORMAT_XZ, filters=filters)
     content = writer.compress(archived(layout_of({"": SHOP}))) + writer.flush()
     (tmp_path / "x.tar").write_bytes(content)
-    with pytest.raises(InvalidManifest, match="decompress"):
+    with pytest.raises(InvalidManifest, match="decompression failed"):
         open_image(f"oci-archive:{tmp_path}/x.tar")
 
 
@@ -510,14 +510,14 @@ def test_an_altered_layer_of_a_docker_archive_is_found_out(tmp_path: Path, open_
 
 def test_links_that_lead_in_a_circle_lead_nowhere(tmp_path: Path, open_image: Open) -> None:
     (tmp_path / "x.tar").write_bytes(archived({}, links={"index.json": "b", "b": "index.json"}))
-    with pytest.raises(InvalidManifest, match="no such file"):
+    with pytest.raises(InvalidManifest, match="file not found"):
         open_image(f"oci-archive:{tmp_path}/x.tar")
 
 
 def test_links_do_not_lead_out_of_the_archive(tmp_path: Path, open_image: Open) -> None:
     write_layout(tmp_path, {"": SHOP})
     (tmp_path / "x.tar").write_bytes(archived({}, links={"index.json": f"{tmp_path}/index.json"}))
-    with pytest.raises(InvalidManifest, match="no such file"):
+    with pytest.raises(InvalidManifest, match="file not found"):
         open_image(f"oci-archive:{tmp_path}/x.tar")
 
 

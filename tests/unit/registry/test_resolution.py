@@ -310,7 +310,7 @@ HELM_CONFIG = "application/vnd.cncf.helm.config.v1+json"
 @pytest.mark.parametrize(
     ("pushed", "found"),
     [
-        (image(BASE, platform="windows/amd64"), "it is for windows"),
+        (image(BASE, platform="windows/amd64"), "it is built for windows"),
         (image(BASE, config_media_type=HELM_CONFIG), HELM_CONFIG),
         (
             image(config_media_type="application/vnd.oci.empty.v1+json", manifest={"artifactType": "a/sbom"}),
@@ -416,7 +416,7 @@ def test_a_manifest_that_says_it_is_an_index_is_neither(registry: RegistrySimula
         ({"rootfs": {"type": "layers", "diff_ids": []}}, "0 diff_ids, the manifest 1 layers"),
         ({"rootfs": {"type": "layers", "diff_ids": [BASE.diff_id] * 2}}, "2 diff_ids"),
         ({"rootfs": None}, "0 diff_ids"),
-        ({"rootfs": {"type": "layers", "diff_ids": ["sha256:0"]}}, "no digest"),
+        ({"rootfs": {"type": "layers", "diff_ids": ["sha256:0"]}}, "invalid diff_id"),
         ({"architecture": 1}, "architecture"),
         (b"not json", "malformed"),
     ],

@@ -215,7 +215,7 @@ def test_a_certificate_of_the_configuration_that_is_none_is_named(client_of: Cli
 def test_an_endless_redirect_is_left(registry: RegistrySimulator, pull: Pull) -> None:
     reference = registry.push("shop:1.0", SHOP)
     registry.fault("manifests/1.0", RedirectLoop())
-    with pytest.raises(RegistryUnavailable, match="redirects more than 5 times"):
+    with pytest.raises(RegistryUnavailable, match="more than 5 redirects"):
         pull.resolve(reference)
     assert len(registry.requests_for("manifests/1.0")) == 1 + PATIENT.max_redirects
 
@@ -239,14 +239,14 @@ def test_a_redirect_to_what_is_no_address_is_refused(
     registry.fault("manifests/1.0", RedirectTo(f"{location}?signature=hunter2"))
     with pytest.raises(RegistryUnavailable) as raised:
         pull.resolve(reference)
-    assert "nothing to download from" in raised.value.problem
+    assert "unusable URL" in raised.value.problem
     assert "hunter2" not in str(raised.value)
 
 
 def test_a_password_in_a_redirect_is_not_repeated(registry: RegistrySimulator, pull: Pull) -> None:
     reference = registry.push("shop:1.0", SHOP)
     registry.fault("manifests/1.0", RedirectTo("http://alice:hunter2@127.0.0.1/x"))
-    with pytest.raises(RegistryUnavailable, match="nothing to download from") as raised:
+    with pytest.raises(RegistryUnavailable, match="unusable URL") as raised:
         pull.resolve(reference)
     assert "hunter2" not in str(raised.value)
 
@@ -254,7 +254,7 @@ def test_a_password_in_a_redirect_is_not_repeated(registry: RegistrySimulator, p
 def test_of_a_redirect_that_leads_nowhere_the_host_is_named(registry: RegistrySimulator, pull: Pull) -> None:
     reference = registry.push("shop:1.0", SHOP)
     registry.fault("manifests/1.0", RedirectTo("http://127.0.0.1:1"))
-    with pytest.raises(RegistryUnavailable, match=r"it redirects to 127\.0\.0\.1:1: connection refused"):
+    with pytest.raises(RegistryUnavailable, match=r"redirect to 127\.0\.0\.1:1: connection refused"):
         pull.resolve(reference)
 
 
@@ -343,7 +343,7 @@ def test_a_manifest_whose_framing_never_ends_is_asked_for_again_and_given_up(
 ) -> None:
     reference = registry.push("shop:1.0", SHOP)
     registry.fault("manifests/1.0", fault)
-    with pytest.raises(RegistryUnavailable, match="it sends nothing in time; 4 attempts"):
+    with pytest.raises(RegistryUnavailable, match="read timed out; 4 attempts"):
         impatient_pull.resolve(reference)
     assert len(registry.requests_for("manifests/1.0")) == 4
 
@@ -369,7 +369,7 @@ def deaf() -> Iterator[str]:
 
 def test_a_host_that_takes_no_connection_is_given_up(deaf: str, client_of: ClientOf) -> None:
     once = msgspec.structs.replace(PATIENT, connect_timeout=0.1, max_attempts=1)
-    with pytest.raises(RegistryUnavailable, match="no connection in time"):
+    with pytest.raises(RegistryUnavailable, match="connection timed out"):
         Pull(client_of(limits=once)).resolve(f"{deaf}/shop:1.0")
 
 
@@ -414,7 +414,7 @@ def test_a_tls_handshake_that_trickles_is_given_up(
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda _host, port, **settings: resolve_name("127.0.0.1", port, **settings)
     )
-    with Trickle(TLS_RECORD) as server, pytest.raises(RegistryUnavailable, match="in time; 4 attempts"):
+    with Trickle(TLS_RECORD) as server, pytest.raises(RegistryUnavailable, match="timed out; 4 attempts"):
         impatient_pull.resolve(f"trickle.example:{server.port}/shop:1.0")
 
 
@@ -426,7 +426,7 @@ def test_a_proxy_that_trickles_is_given_up(client_of: ClientOf, scheme: str, beg
     with Trickle(beginning) as proxy:
         proxied = ProxyConfig(https_proxy=f"{scheme}://127.0.0.1:{proxy.port}")
         client = client_of(limits=IMPATIENT, image_pull_proxy=proxied)
-        with pytest.raises(RegistryUnavailable, match="in time, through the proxy"):
+        with pytest.raises(RegistryUnavailable, match="timed out, via proxy"):
             Pull(client, Cancellation("pull", time.monotonic() + PATIENCE)).resolve("shop.example/shop:1.0")
 
 
@@ -600,7 +600,7 @@ def test_of_a_proxy_that_refuses_a_tunnel_its_answer_and_its_name_are_told(
     with pytest.raises(RegistryUnavailable) as raised:
         Pull(client_of(image_pull_proxy=proxied)).resolve("shop.example/shop:1.0")
     assert "failed: 501" in raised.value.problem
-    assert raised.value.problem.endswith(f"through the proxy {registry.host}")
+    assert raised.value.problem.endswith(f"via proxy {registry.host}")
 
 
 def test_a_proxy_that_wants_credentials_is_not_taken_for_the_registry(
@@ -609,5 +609,5 @@ def test_a_proxy_that_wants_credentials_is_not_taken_for_the_registry(
     registry.fault("manifests/1.0", Status(407))
     proxied = ProxyConfig(http_proxy=registry.url)
     client = client_of(image_pull_proxy=proxied, registry_config=insecure("shop.example:80"))
-    with pytest.raises(RegistryUnavailable, match="a proxy wants credentials"):
+    with pytest.raises(RegistryUnavailable, match="proxy requires credentials"):
         Pull(client).resolve("shop.example:80/shop:1.0")

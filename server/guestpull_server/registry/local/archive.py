@@ -1,11 +1,11 @@
-"""A local image in a tar archive, read without unpacking anything.
+"""Reads the files of a tar archive without unpacking it.
 
     with Archive.open("shop.tar.gz", name, limits, scratch, cancellation) as files:
         with files.find("manifest.json") as part:
             first = part.read_at(0, 4096)
 
-Nothing is ever written under a name that an archive gives: members are read where they lie, by their offset. A
-compressed archive is inflated once, to a file without a name that is gone when the archive is closed.
+Members are read in place, by their offset; nothing is written under a name from the archive. A compressed archive
+is first inflated to an unnamed file, which is deleted when the archive is closed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _XZ_MAGIC: Final = b"\xfd7zXZ\x00"
 _BZIP2_MAGIC: Final = b"BZh"
 _COMPRESSED: Final = (GZIP_MAGIC, ZSTD_MAGIC, _XZ_MAGIC, _BZIP2_MAGIC)
-_MAX_XZ_BYTES: Final = 128 * MiB  # of memory; what `xz -9` made takes 65 MiB
+_MAX_XZ_BYTES: Final = 128 * MiB  # of memory; files of `xz -9` need 65 MiB
 _MAX_MEMBERS: Final = 100_000  # an image of 500 layers has some 1,500
 _MAX_LINKS: Final = 8
 _PIECE_BYTES: Final = 1 * MiB
@@ -49,7 +49,7 @@ _PIECE_BYTES: Final = 1 * MiB
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A member of an archive; `link` is where else to look, and empty for what is neither link nor file."""
+    """A member of an archive. `link` is the target of a link, and empty for other members."""
 
     offset: int = 0
     size: int = 0
@@ -58,7 +58,7 @@ class _Member:
 
 
 class Archive:
-    """A tree in a tar archive."""
+    """The Files of a tar archive."""
 
     def __init__(self, descriptor: int, members: dict[str, _Member]) -> None:
         self._descriptor = descriptor
@@ -69,29 +69,31 @@ class Archive:
     def open(
         cls, path: str, name: str, limits: Limits, scratch: str, cancellation: Cancellation
     ) -> Iterator[Archive]:
-        """Read an archive: plain, or compressed by gzip, zstd, xz or bzip2.
+        """Open an archive: plain, or compressed with gzip, zstd, xz or bzip2.
 
         Args:
             path: the file.
-            name: what errors call the image.
-            limits: `max_layer_bytes` and `max_compression_ratio` bound what it may inflate to.
-            scratch: the directory on whose file system it is inflated.
-            cancellation: ends it.
+            name: the image, as errors name it.
+            limits: `max_layer_bytes` and `max_compression_ratio` bound the inflated size.
+            scratch: a directory on the file system to inflate to.
+            cancellation: of the request.
 
         Raises:
-            InvalidRequest: there is no such file, or it cannot be read.
-            InvalidManifest: it is no archive, or a damaged one.
+            InvalidRequest: the file does not exist, is not a regular file, or cannot be read.
+            InvalidManifest: the file is not an archive, or is damaged.
             UnsupportedImage: this Python has no decompressor for it.
-            LimitExceeded: it inflates to more than allowed.
-            StorageFull: there is no room for what it inflates to.
+            LimitExceeded: the inflated size exceeds a limit.
+            StorageFull: the inflated archive does not fit on the file system.
         """
         with ExitStack() as opened:
             try:
                 file: BinaryIO = opened.enter_context(open(open_regular(path), "rb"))
                 magic = os.pread(file.fileno(), 8, 0)
-            except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+            except (OSError, ValueError) as error:  # ValueError: NUL in the path
                 problem = f"{path}: {error.strerror if isinstance(error, OSError) else error}"
-                raise InvalidRequest(name, problem, "Name a file that docker save or skopeo wrote.") from None
+                raise InvalidRequest(
+                    name, problem, "Use a file written by docker save, podman or skopeo."
+                ) from None
             if magic.startswith(_COMPRESSED):
                 with storage_errors(f"inflating {name}", scratch):
                     inflated = opened.enter_context(tempfile.TemporaryFile(dir=scratch))
@@ -102,7 +104,7 @@ class Archive:
             yield cls(file.fileno(), _members(file, name, limits, cancellation))
 
     def find(self, path: str) -> Part | None:
-        """See Files. Links within the archive are followed."""
+        """See Files. Links are followed within the archive."""
         path = _normalised(path)
         for _ in range(_MAX_LINKS):
             member = self._members.get(path)
@@ -122,38 +124,40 @@ def _inflated(
     try:
         read, broken = _decompressor(file, magic, limits)
     except ImportError as error:
-        raise UnsupportedImage(name, f"how it is compressed is not known here ({error})") from None
+        raise UnsupportedImage(name, f"its compression is not supported by this Python ({error})") from None
     size = 0
     while True:
         cancellation.check()
         try:
             piece = read(_PIECE_BYTES)
         except broken as error:
-            raise InvalidManifest(name, "the archive", f"it does not decompress ({error})") from None
+            raise InvalidManifest(name, "the archive", f"decompression failed ({error})") from None
         if not piece:
             return
         size += len(piece)
         if size > allowed:
-            raise LimitExceeded(f"{name}: what the archive inflates to", "max_layer_bytes", allowed)
+            raise LimitExceeded(f"{name}: the inflated size of the archive", "max_layer_bytes", allowed)
         if size > allowed_by_ratio:
-            raise LimitExceeded(f"{name}: the archive's compression", "max_compression_ratio", ratio)
+            raise LimitExceeded(
+                f"{name}: the compression ratio of the archive", "max_compression_ratio", ratio
+            )
         yield piece
 
 
 def _decompressor(
     file: BinaryIO, magic: bytes, limits: Limits
 ) -> tuple[Callable[[int], bytes], tuple[type[Exception], ...]]:
-    """How to read what is compressed, and what that raises where it is broken."""
+    """Return a function that reads inflated bytes, and the exceptions that it raises for damaged input."""
     if magic.startswith(GZIP_MAGIC):
         broken: tuple[type[Exception], ...] = (OSError, EOFError, IsalError)  # type: ignore[assignment]
         return _GzipReader(file, _PIECE_BYTES).read, broken
     if magic.startswith(_XZ_MAGIC):
-        import lzma  # not every Python has it
+        import lzma  # missing in some builds of Python
 
         make = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, _MAX_XZ_BYTES)
         return _Streams(file, make).read, (lzma.LZMAError, EOFError)
     if magic.startswith(_BZIP2_MAGIC):
-        import bz2  # likewise
+        import bz2  # missing in some builds of Python
 
         return _Streams(file, bz2.BZ2Decompressor).read, (OSError, ValueError, EOFError)
     decompressor = zstandard.ZstdDecompressor(max_window_size=limits.max_zstd_window_bytes)
@@ -161,30 +165,30 @@ def _decompressor(
 
 
 class _Decompressor(Protocol):
-    """What lzma and bz2 have in common."""
+    """The common interface of the decompressors of lzma and bz2."""
 
     @property
     def eof(self) -> bool:
-        """Whether its stream has ended."""
+        """Whether the end of the stream was reached."""
 
     @property
     def needs_input(self) -> bool:
-        """Whether there is nothing more to be had from what it was fed."""
+        """Whether more input is needed to produce output."""
 
     @property
     def unused_data(self) -> bytes:
-        """What it was fed behind the end of its stream."""
+        """The input after the end of the stream."""
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        """Feed it; at most so many bytes come out."""
+        """Decompress input; returns at most `max_length` bytes."""
 
 
 class _Streams:
-    """A file of compressed streams one behind the other, as xz and bzip2 make them, with zeros between them.
+    """Reads concatenated compressed streams, with optional zero padding, as xz and bzip2 write them.
 
     Args:
-        file: where they are read from.
-        make: makes what decompresses one.
+        file: the compressed file.
+        make: creates the decompressor of one stream.
     """
 
     def __init__(self, file: BinaryIO, make: Callable[[], _Decompressor]) -> None:
@@ -193,10 +197,10 @@ class _Streams:
         self._stream = make()
 
     def read(self, limit: int) -> bytes:
-        """The next bytes, at most so many; none at the end.
+        """Return the next bytes, at most `limit`; empty at the end.
 
         Raises:
-            EOFError: the file ends within a stream.
+            EOFError: the file is truncated.
         """
         while True:
             fed = b""
@@ -208,7 +212,7 @@ class _Streams:
             elif self._stream.needs_input:
                 fed = self._file.read(_PIECE_BYTES)
                 if not fed:
-                    raise EOFError("it is cut short")
+                    raise EOFError("it is truncated")
             piece = self._stream.decompress(fed, limit)
             if piece:
                 return piece
@@ -224,7 +228,7 @@ class _Streams:
 
 
 class _BoundedReader:
-    """What tarfile reads an archive through: never more at once than a header may have."""
+    """Bounds the size of the headers that tarfile reads."""
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
         self._file = file
@@ -243,7 +247,7 @@ class _BoundedReader:
 
 
 def _members(file: BinaryIO, name: str, limits: Limits, cancellation: Cancellation) -> dict[str, _Member]:
-    """What the archive has, by path. Of members of one name, the last counts, as for tar."""
+    """Return the members by path. If names repeat, the last member counts, as in tar."""
     members: dict[str, _Member] = {}
     size = os.fstat(file.fileno()).st_size
     at = -1
@@ -253,16 +257,16 @@ def _members(file: BinaryIO, name: str, limits: Limits, cancellation: Cancellati
         with closing(tarfile.TarFile(fileobj=_BoundedReader(file, limits.max_header_bytes))) as tar:  # type: ignore[arg-type]
             while (header := tar.next()) is not None:
                 cancellation.check()
-                # a negative size would lead back to where it came from, for ever (CVE-2025-8194)
+                # a negative size would make tarfile loop forever (CVE-2025-8194)
                 if header.offset <= at or not 0 <= header.size <= size - header.offset_data or header.sparse:
-                    raise tarfile.ReadError(f"the header at {header.offset} is wrong")
+                    raise tarfile.ReadError(f"invalid header at {header.offset}")
                 at = header.offset
                 count += 1
                 if count > _MAX_MEMBERS:
-                    raise tarfile.ReadError(f"it has more than {_MAX_MEMBERS} members")
+                    raise tarfile.ReadError(f"more than {_MAX_MEMBERS} members")
                 members[_normalised(header.name)] = _member(header)
     except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError, OSError) as error:
-        raise InvalidManifest(name, "the archive", f"it is no tar archive ({error})") from None
+        raise InvalidManifest(name, "the archive", f"not a tar archive ({error})") from None
     return members
 
 

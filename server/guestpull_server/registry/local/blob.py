@@ -1,4 +1,4 @@
-"""One blob of a local image, streamed, and verified as it comes."""
+"""Blobs and documents of local images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class LocalBlob:
     """A BlobStream from a file.
 
     Args:
-        name: what errors call the image.
-        part: where the bytes are.
-        blob: its digest and size are what the bytes must have.
-        cancellation: of whoever reads it.
+        name: the image, as errors name it.
+        part: the bytes.
+        blob: the expected digest and size.
+        cancellation: of the request.
     """
 
     def __init__(self, name: str, part: Part, blob: Descriptor, cancellation: Cancellation) -> None:
@@ -51,7 +51,7 @@ class LocalBlob:
         return piece
 
     def _finish(self) -> None:
-        if self.received_bytes != self._blob.size:  # somebody cut the file meanwhile
+        if self.received_bytes != self._blob.size:  # the file was truncated meanwhile
             raise self._wrong_size(self.received_bytes)
         actual = f"{self._blob.digest.algorithm}:{self._hash.hexdigest()}"
         if actual != self._blob.digest:
@@ -70,20 +70,20 @@ class LocalBlob:
 
 
 def read_document(name: str, files: Files, path: str, limit: int, limit_name: str) -> bytes:
-    """A small file, whole.
+    """Read a whole file.
 
     Raises:
-        InvalidManifest: there is none.
-        LimitExceeded: it is longer than `limit` bytes.
+        InvalidManifest: the file does not exist.
+        LimitExceeded: the file is longer than `limit` bytes.
     """
     content = read_if_there(name, files, path, limit, limit_name)
     if content is None:
-        raise InvalidManifest(name, path, "there is no such file in it")
+        raise InvalidManifest(name, path, "file not found")
     return content
 
 
 def read_if_there(name: str, files: Files, path: str, limit: int, limit_name: str) -> bytes | None:
-    """As read_document, but None where there is no such file."""
+    """Like read_document, but return None if the file does not exist."""
     part = files.find(path)
     if part is None:
         return None

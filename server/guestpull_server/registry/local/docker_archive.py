@@ -1,13 +1,12 @@
-"""What `docker save`, podman and skopeo write: images as tars of layers, and a manifest.json that lists them.
+"""Archives written by `docker save`, podman and skopeo: layers, configs, and a manifest.json that lists them.
 
-Such an archive has no manifest as registries know it. So that the store has one name for the same image whenever
-it comes from such an archive, one is made up: an OCI manifest of the config and the layers as they lie in it, in
-compact JSON with the keys in the order below; its digest is the image's manifest digest. Layers are plain tars, as
-a rule, so that a layer's compressed digest is its diff_id. A compressed one (Docker's containerd image store
-writes them) is known by the digest of its bytes.
+These archives do not contain manifests as registries have them. So that an image has the same manifest digest each
+time, a manifest is generated: an OCI manifest of the config and the layers as they are in the archive, in compact
+JSON with the keys in the order below. Layers are usually plain tars, so the compressed digest of a layer is its
+diff_id. The digest of a compressed layer (written by Docker's containerd image store) is that of its bytes.
 
-The newer form, in which the archive is an OCI layout as well, is read by its manifest.json; `oci-archive:` reads
-the same file by its index.json, and finds the manifest as it was pushed.
+The newer form of archive is an OCI layout as well. `docker-archive:` reads its manifest.json; `oci-archive:` reads
+its index.json, and with it the manifest as it was pushed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ from guestpull_server.errors import (
 )
 from guestpull_server.models import Descriptor, Digest, MiB, ResolvedImage
 from guestpull_server.platforms import Platform
-from guestpull_server.registry.contents import check_digest
+from guestpull_server.registry.documents import check_digest
+from guestpull_server.registry.image_source import BlobStream, ResolvedManifest
 from guestpull_server.registry.local.archive import GZIP_MAGIC, ZSTD_MAGIC
 from guestpull_server.registry.local.blob import LocalBlob, read_document
 from guestpull_server.registry.local.tree import Files, Part
@@ -50,7 +50,6 @@ from guestpull_server.registry.manifests import (
     read_config,
 )
 from guestpull_server.registry.reference import Reference
-from guestpull_server.registry.source import BlobStream, ResolvedManifest
 
 _MANIFEST: Final = "manifest.json"
 _NAMED_BY_DIGEST: Final = re.compile(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?")
@@ -58,7 +57,7 @@ _PIECE_BYTES: Final = 1 * MiB
 
 
 class _Image(msgspec.Struct, frozen=True, rename="pascal"):
-    """One image of manifest.json."""
+    """An image in manifest.json."""
 
     config: str
     layers: list[str] | None = None
@@ -70,19 +69,19 @@ class DockerArchiveImage:
 
     Args:
         files: the archive.
-        name: what errors call the image: the text that named it.
-        wanted: which image: a reference, or @N; empty if there is one alone.
-        limits: what it may cost.
+        name: the image, as errors name it.
+        selected: a reference, or @N; empty if the archive has one image.
+        limits: bounds on what is read.
 
     Raises:
-        InvalidRequest: there are several images, and none was named.
-        ImageNotFound: there is none of that name.
-        InvalidManifest: it is no docker-archive.
+        InvalidRequest: the archive has several images, and none was selected.
+        ImageNotFound: the selected image is not in the archive.
+        InvalidManifest: the file is not a docker-archive.
     """
 
     registry: Final = ""
 
-    def __init__(self, files: Files, name: str, wanted: str, limits: Limits) -> None:
+    def __init__(self, files: Files, name: str, selected: str, limits: Limits) -> None:
         self._files = files
         self._name = name
         self._limits = limits
@@ -92,7 +91,7 @@ class DockerArchiveImage:
             images = msgspec.json.decode(content, type=list[_Image])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidManifest(name, _MANIFEST, str(error)) from None
-        self._image, self.reference = _chosen(name, images, wanted)
+        self._image, self.reference = _chosen(name, images, selected)
 
     def manifest(self, platform: Platform, cancellation: Cancellation) -> ResolvedManifest:
         """See ImageSource."""
@@ -112,7 +111,7 @@ class DockerArchiveImage:
         blobs = [
             self._layer(path, diff_id, cancellation) for path, diff_id in zip(layers, diff_ids, strict=True)
         ]
-        document = _made_up(name, Descriptor(OCI_CONFIG, image_id, len(content)), blobs)
+        document = _generated_manifest(name, Descriptor(OCI_CONFIG, image_id, len(content)), blobs)
         manifest = read(document, self._limits.max_layers)
         assert isinstance(manifest, ImageManifest)
         pairs = pair_layers(name, document.digest, manifest, config)
@@ -135,10 +134,10 @@ class DockerArchiveImage:
         return LocalBlob(self._name, part, blob, cancellation)
 
     def _layer(self, path: str, diff_id: str, cancellation: Cancellation) -> Descriptor:
-        """What a manifest says of a layer of the archive."""
+        """Describe a layer of the archive, for the generated manifest."""
         part = self._files.find(path)
         if part is None:
-            raise InvalidManifest(self._name, path, "there is no such layer in the archive")
+            raise InvalidManifest(self._name, path, "layer not found in the archive")
         with storage_errors(f"reading {self._name}", path):
             magic = part.read_at(0, 4)
         suffix = "+gzip" if magic.startswith(GZIP_MAGIC) else "+zstd" if magic == ZSTD_MAGIC else ""
@@ -149,7 +148,7 @@ class DockerArchiveImage:
             else:
                 digest = Digest(f"sha256:{named[1]}") if named else self._hashed(part, path, cancellation)
         except InvalidDigest:
-            raise InvalidManifest(self._name, path, f"diff_id {diff_id!r} is no digest") from None
+            raise InvalidManifest(self._name, path, f"invalid diff_id {diff_id!r}") from None
         self._parts[digest] = part
         return Descriptor(f"{OCI_LAYER}{suffix}", digest, part.size)
 
@@ -164,8 +163,8 @@ class DockerArchiveImage:
         return Digest(f"sha256:{hasher.hexdigest()}")
 
 
-def _made_up(name: str, config: Descriptor, layers: Sequence[Descriptor]) -> Document:
-    """The manifest that stands for an image of the archive; see the module's docstring."""
+def _generated_manifest(name: str, config: Descriptor, layers: Sequence[Descriptor]) -> Document:
+    """Generate the manifest of an image; see the module's docstring."""
 
     def described(one: Descriptor) -> dict[str, str | int]:
         return {"mediaType": one.media_type, "digest": str(one.digest), "size": one.size}
@@ -180,24 +179,24 @@ def _made_up(name: str, config: Descriptor, layers: Sequence[Descriptor]) -> Doc
     return Document(name, Digest.of(content), content, OCI_MANIFEST)
 
 
-def _chosen(name: str, images: Sequence[_Image], wanted: str) -> tuple[_Image, str]:
-    """The image that is wanted, and the reference that it has there; empty where it has none."""
-    if wanted.startswith("@"):
-        chosen = [image for number, image in enumerate(images) if str(number) == wanted[1:]]
-    elif wanted:
-        wanted = str(Reference.parse(wanted))
-        chosen = [image for image in images if wanted in _references(image)]
+def _chosen(name: str, images: Sequence[_Image], selected: str) -> tuple[_Image, str]:
+    """Return the selected image, and its reference in the archive; empty if it has none."""
+    if selected.startswith("@"):
+        chosen = [image for number, image in enumerate(images) if str(number) == selected[1:]]
+    elif selected:
+        selected = str(Reference.parse(selected))
+        chosen = [image for image in images if selected in _references(image)]
     else:
         chosen = list(images)
     if not chosen:
-        if not wanted:
-            raise ImageNotFound(name, "the archive", "it is empty")
-        raise NotInFile(name, "the archive", f"no image {wanted}", _all_references(images))
-    if len(chosen) > 1 and not wanted:
+        if not selected:
+            raise ImageNotFound(name, "the archive", "it has no images")
+        raise NotInFile(name, "the archive", f"no image {selected}", _all_references(images))
+    if len(chosen) > 1 and not selected:
         names = _all_references(images) or len(images)
-        raise InvalidRequest(name, f"there are several images: {names}", "Add :REF or :@N.")
+        raise InvalidRequest(name, f"it contains several images: {names}", "Add :REF or :@N to select one.")
     references = _references(chosen[0])
-    return chosen[0], wanted if wanted in references else next(iter(references), "")
+    return chosen[0], selected if selected in references else next(iter(references), "")
 
 
 def _all_references(images: Sequence[_Image]) -> str:
@@ -205,7 +204,7 @@ def _all_references(images: Sequence[_Image]) -> str:
 
 
 def _references(image: _Image) -> list[str]:
-    """An image's tags as references in full; those that are none are left out."""
+    """Return an image's tags as complete references, without those that are invalid."""
     references: list[str] = []
     for tag in image.repo_tags or ():
         with suppress(InvalidReference):

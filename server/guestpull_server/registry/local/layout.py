@@ -1,8 +1,8 @@
-"""An OCI image layout, in a directory or an archive (OCI image-layout.md).
+"""OCI image layouts, in a directory or an archive (OCI image-layout.md).
 
-`index.json` lists the images. One is chosen by its tag, the annotation `org.opencontainers.image.ref.name`, or by
-the full name that containerd and BuildKit write beside it. Entries of one name are one image for several
-platforms.
+`index.json` lists the images. An image is selected by its tag, which is the annotation
+`org.opencontainers.image.ref.name`, or by the complete name that containerd and BuildKit write beside it. Entries
+with the same name are one image for several platforms.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from guestpull_server.errors import (
 )
 from guestpull_server.models import Descriptor, Digest, ResolvedImage
 from guestpull_server.platforms import Platform
-from guestpull_server.registry.contents import check_digest
+from guestpull_server.registry.documents import check_digest
+from guestpull_server.registry.image_source import BlobStream, ResolvedManifest
 from guestpull_server.registry.local.blob import LocalBlob, read_document, read_if_there
 from guestpull_server.registry.local.tree import Files
 from guestpull_server.registry.manifests import OCI_INDEX, Document, ImageIndex, IndexEntry, read
 from guestpull_server.registry.reference import Reference
 from guestpull_server.registry.resolution import Resolution
-from guestpull_server.registry.source import BlobStream, ResolvedManifest
 
 _TAG: Final = "org.opencontainers.image.ref.name"
 _FULL_NAME: Final = "io.containerd.image.name"
@@ -40,14 +40,14 @@ class LayoutImage:
 
     Args:
         files: the layout.
-        name: what errors call the image: the text that named it.
-        tag: which image; empty if there is one alone.
-        limits: what it may cost.
+        name: the image, as errors name it.
+        tag: the image to select; empty if the layout has one image.
+        limits: bounds on what is read.
 
     Raises:
-        InvalidRequest: there are several images, and none was named.
-        ImageNotFound: there is none, or none of that name.
-        InvalidManifest: it is no image layout.
+        InvalidRequest: the layout has several images, and none was selected.
+        ImageNotFound: the layout has no images, or none with this tag.
+        InvalidManifest: the files are not an image layout.
     """
 
     registry: Final = ""
@@ -59,7 +59,7 @@ class LayoutImage:
         content = read_document(name, files, _INDEX, limits.max_manifest_bytes, "max_manifest_bytes")
         index = read(Document(name, Digest.of(content), content, OCI_INDEX), limits.max_layers)
         if not isinstance(index, ImageIndex):
-            raise InvalidManifest(name, _INDEX, "it is no index")
+            raise InvalidManifest(name, _INDEX, "it is not an image index")
         self._index = ImageIndex(_chosen(name, index.entries, tag))
         self.reference = _reference(self._index.entries)
 
@@ -72,8 +72,8 @@ class LayoutImage:
         return self._resolution(manifest.platform, cancellation).image(manifest)
 
     def _resolution(self, platform: Platform, cancellation: Cancellation) -> Resolution:
-        contents = _LayoutContents(self._files, self._name, self._limits, cancellation)
-        return Resolution(self._name, self.reference, contents, platform, self._limits)
+        documents = _LayoutDocuments(self._files, self._name, self._limits, cancellation)
+        return Resolution(self._name, self.reference, documents, platform, self._limits)
 
     def open_blob(self, blob: Descriptor, cancellation: Cancellation) -> BlobStream:
         """See ImageSource."""
@@ -83,8 +83,8 @@ class LayoutImage:
         return LocalBlob(self._name, part, blob, cancellation)
 
 
-class _LayoutContents:
-    """Contents of a layout."""
+class _LayoutDocuments:
+    """The documents of a layout."""
 
     def __init__(self, files: Files, name: str, limits: Limits, cancellation: Cancellation) -> None:
         self._files = files
@@ -125,25 +125,27 @@ def _names(entry: IndexEntry) -> tuple[str, ...]:
 
 
 def _chosen(name: str, entries: tuple[IndexEntry, ...], tag: str) -> tuple[IndexEntry, ...]:
-    """The entries of one image: those of a tag, or all where they have at most one name between them."""
+    """Return the entries of one image: those with the tag, or all if they have the same name."""
     if tag:
-        chosen = tuple(entry for entry in entries if any(_is(one, tag) for one in _names(entry)))
+        chosen = tuple(entry for entry in entries if any(_same(one, tag) for one in _names(entry)))
     elif len({_names(entry) for entry in entries}) > 1:
         tags = sorted({one for entry in entries for one in _names(entry)[-1:]})
-        raise InvalidRequest(name, f"there are several images: {', '.join(tags)}", "Add :TAG to name one.")
+        raise InvalidRequest(
+            name, f"it contains several images: {', '.join(tags)}", "Add :TAG to select one."
+        )
     else:
         chosen = entries
     if not chosen:
         if not tag:
-            raise ImageNotFound(name, "the layout", "it is empty")
+            raise ImageNotFound(name, "the layout", "it has no images")
         names = sorted({one for entry in entries for one in _names(entry)[-1:]})
         raise NotInFile(name, "the layout", f"no tag {tag}", ", ".join(names))
     return chosen
 
 
-def _is(found: str, wanted: str) -> bool:
-    """Whether two names mean the same, however short they are."""
-    return found == wanted or (bool(_full(found)) and _full(found) == _full(wanted))
+def _same(found: str, other: str) -> bool:
+    """Whether two names are the same, short or complete."""
+    return found == other or (bool(_full(found)) and _full(found) == _full(other))
 
 
 def _reference(entries: tuple[IndexEntry, ...]) -> str:
@@ -151,7 +153,7 @@ def _reference(entries: tuple[IndexEntry, ...]) -> str:
 
 
 def _full(name: str) -> str:
-    """A name as a reference in full; empty where it is a tag alone, which says nothing of the repository."""
+    """Return a name as a complete reference; empty if it is only a tag, without a repository."""
     if "/" not in name and ":" not in name:
         return ""
     try:

@@ -10,11 +10,11 @@ from typing import Final
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import InvalidRequest
+from guestpull_server.registry.image_source import ImageSource
 from guestpull_server.registry.local.archive import Archive
 from guestpull_server.registry.local.docker_archive import DockerArchiveImage
 from guestpull_server.registry.local.layout import LayoutImage
 from guestpull_server.registry.local.tree import Directory
-from guestpull_server.registry.source import ImageSource
 
 _LOCAL: Final = ("oci:", "oci-archive:", "docker-archive:")
 

@@ -1,4 +1,4 @@
-"""A local image as a tree of files, read where they lie."""
+"""The files of a local image, in a directory or an archive."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Protocol, Self
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Where the bytes of one file lie in an open file. A context manager; reading is thread-safe.
+    """A range of an open file. A context manager; reading is thread-safe.
 
     Attributes:
         descriptor: the open file.
-        offset: where they begin in it.
-        size: how many they are.
-        owns_descriptor: whether the open file is closed with it.
+        offset: the start of the range.
+        size: the length of the range.
+        owns_descriptor: whether `close` closes the open file.
     """
 
     descriptor: int
@@ -27,12 +27,12 @@ class Part:
     owns_descriptor: bool = False
 
     def read_at(self, position: int, limit: int) -> bytes:
-        """Bytes from a position on, at most `limit`; none at the end, or where the file has become shorter."""
+        """Return up to `limit` bytes at a position; empty at the end of the range or of the file."""
         limit = min(limit, self.size - position)
         return os.pread(self.descriptor, limit, self.offset + position) if limit > 0 else b""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file if the part owns it."""
         if self.owns_descriptor:
             os.close(self.descriptor)
 
@@ -46,14 +46,14 @@ class Part:
 
 
 class Files(Protocol):
-    """A tree of files."""
+    """Access to files by path."""
 
     def find(self, path: str) -> Part | None:
-        """The file at a relative path, to be closed; None where there is no regular file."""
+        """Return the file at a relative path, which the caller closes; None if it is not a regular file."""
 
 
 class Directory:
-    """A tree in a directory."""
+    """The Files of a directory."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -68,13 +68,13 @@ class Directory:
 
 
 def open_regular(path: str) -> int:
-    """Open a file; nothing else, as a pipe or a device might never come to an end.
+    """Open a regular file. Pipes and devices are refused, because reading them can block forever.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no regular file")
+    raise OSError(errno.EINVAL, "not a regular file")

@@ -1,7 +1,7 @@
-"""Manifests and configs: the small documents that are read whole, wherever they come from, and verified.
+"""Manifests and configs, fetched whole and verified.
 
-Manifests are fetched by GET, never believed by HEAD: what is kept is checked against its digest, byte by byte. The
-digest of a tag is that of the bytes that came.
+Manifests are fetched with GET, not HEAD, because their bytes are verified. The digest of a tag is that of the
+received bytes.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from guestpull_server.registry.session import Session, TooLong
 _T = TypeVar("_T")
 
 
-class Contents(Protocol):
-    """Where manifests and configs come from. What it gives has the digest that it was asked for by."""
+class Documents(Protocol):
+    """Access to manifests and configs. What is returned has the requested digest."""
 
     def manifest(self, target: str) -> Document:
-        """A manifest or an index, by its tag or its digest.
+        """Return a manifest or index by its tag or digest.
 
         Raises:
-            ImageNotFound: there is none.
-            GuestpullError: it cannot be had, or is not what it should be.
+            ImageNotFound: it does not exist.
+            GuestpullError: it cannot be read, or does not have its digest.
         """
 
     def config(self, blob: Descriptor) -> bytes:
-        """An image config.
+        """Return an image config.
 
         Raises:
-            BlobNotFound: there is none.
-            GuestpullError: it cannot be had, or is not what it should be.
+            BlobNotFound: it does not exist.
+            GuestpullError: it cannot be read, or does not have its digest.
         """
 
 
-class RegistryContents:
-    """Contents of one repository at one endpoint."""
+class RegistryDocuments:
+    """The documents of one repository at one endpoint."""
 
     def __init__(self, name: str, session: Session, limits: Limits, cancellation: Cancellation) -> None:
         self._name = name
@@ -58,11 +58,11 @@ class RegistryContents:
         self._cancellation = cancellation
 
     def manifest(self, target: str) -> Document:
-        """See Contents."""
+        """See Documents."""
         return _twice(lambda: self._manifest(target))
 
     def config(self, blob: Descriptor) -> bytes:
-        """See Contents."""
+        """See Documents."""
         if blob.size > self._limits.max_config_bytes:
             raise too_long(self._name, "config", self._limits)
         return _twice(lambda: self._config(blob))
@@ -81,20 +81,20 @@ class RegistryContents:
         if response.status == HTTPStatus.NOT_FOUND:
             raise ImageNotFound(name, session.host, f"404 for {target}")
         if response.status != HTTPStatus.OK:
-            raise RegistryUnavailable(name, session.host, f"it answers {response.status} to GET manifests", 1)
+            raise RegistryUnavailable(name, session.host, f"status {response.status} for GET manifests", 1)
         media_type = response.headers.get("Content-Type", "")
         if media_type.startswith("text/html") and not content.lstrip().startswith(b"{"):
-            # a web site that is no registry, or a proxy that wants somebody to log in
-            problem = "it answers GET manifests with a web page"
+            # the host is not a registry, or a proxy shows its login page
+            problem = "a web page instead of a manifest"
             raise RegistryUnavailable(name, session.host, problem, 1)
         if ":" in target:
             digest = Digest(target)
             check_digest(f"{name}: manifest", digest, content, session.host)
         else:
             digest = Digest.of(content)
-            said = response.headers.get("Docker-Content-Digest")
-            if said is not None:
-                check_digest(f"{name}: manifest", self._digest_of(said), content, session.host)
+            header = response.headers.get("Docker-Content-Digest")
+            if header is not None:
+                check_digest(f"{name}: manifest", self._digest_of(header), content, session.host)
         return Document(name, digest, content, media_type)
 
     def _config(self, blob: Descriptor) -> bytes:
@@ -110,35 +110,35 @@ class RegistryContents:
         check_digest(name, blob.digest, content, session.host)
         return content
 
-    def _digest_of(self, said: str) -> Digest:
+    def _digest_of(self, header: str) -> Digest:
         try:
-            return Digest(said)
+            return Digest(header)
         except InvalidDigest:
-            problem = f"its Docker-Content-Digest is {said[:200]!r}"
+            problem = f"invalid Docker-Content-Digest {header[:200]!r}"
             raise RegistryUnavailable(self._name, self._session.host, problem, 1) from None
 
 
-def check_digest(what: str, wanted: Digest, content: bytes, source: str) -> None:
-    """Do nothing if some bytes have their digest.
+def check_digest(what: str, expected: Digest, content: bytes, source: str) -> None:
+    """Verify the digest of some bytes.
 
     Raises:
-        DigestMismatch: they do not.
+        DigestMismatch: the bytes have another digest.
     """
-    if not wanted.matches(content):
-        hasher = wanted.hasher()
+    if not expected.matches(content):
+        hasher = expected.hasher()
         hasher.update(content)
-        raise DigestMismatch(what, wanted, f"{wanted.algorithm}:{hasher.hexdigest()}", source)
+        raise DigestMismatch(what, expected, f"{expected.algorithm}:{hasher.hexdigest()}", source)
 
 
 def too_long(name: str, what: str, limits: Limits) -> LimitExceeded:
-    """The error for a `manifest` or a `config` that is longer than the limits allow."""
+    """Return the error for a `manifest` or `config` that exceeds its limit."""
     limit = f"max_{what}_bytes"
     allowed = {"manifest": limits.max_manifest_bytes, "config": limits.max_config_bytes}[what]
     return LimitExceeded(f"{name}: the {what}", limit, allowed)
 
 
 def _twice(fetch: Callable[[], _T]) -> _T:
-    """A proxy or a bad line may have altered it once; twice is the registry's last word."""
+    """Fetch again after a mismatch, because a proxy or a bad line can corrupt a single response."""
     try:
         return fetch()
     except (DigestMismatch, SizeMismatch):
