@@ -12,7 +12,10 @@ client after it did so, as gRPC asks.
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import stat
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -292,6 +295,10 @@ class Client:
         if info is not None:
             facts = dict(info.metadata)
             return error_class(message, info.reason, facts, facts.pop("request_id", ""))
+        if code is grpc.StatusCode.UNAVAILABLE and "Permission denied" in message:
+            return errors.PermissionDenied(
+                self._who_may_connect(), "CONNECTION_NOT_PERMITTED", {"address": self.address}
+            )
         if code is grpc.StatusCode.UNAVAILABLE:
             return error_class(self._absence(message), "SERVICE_UNAVAILABLE", {"address": self.address})
         if code is grpc.StatusCode.UNIMPLEMENTED:
@@ -311,15 +318,36 @@ class Client:
                 f"what answers at {self.address} and this client do not agree on TLS ({why}). Beyond its machine, "
                 "guestpulld wants a client certificate: name --tls-authorities, --tls-certificate and --tls-key."
             )
-        if "Permission denied" in why:
-            return (
-                f"this user may not connect to {self.address}. "
-                "Call as the user that guestpulld runs as (root, most often)."
-            )
         return (
             f"no guestpulld answers at {self.address} ({why}). Start it with "
             f"`guestpulld serve --listen {self.address}`, or name its address (--address, ${ADDRESS_VARIABLE})."
         )
+
+    def _who_may_connect(self) -> str:
+        """What to do about a socket that the operating system keeps this user from."""
+        refusal = f"You may not connect to {self.address}"
+        try:
+            socket = os.stat(self.address.removeprefix("unix:").removeprefix("//"))
+        except OSError:
+            return f"{refusal}: its directory is closed to you. Call as root."
+        owner = _name(lambda: pwd.getpwuid(socket.st_uid).pw_name, socket.st_uid)
+        if not socket.st_mode & stat.S_IWGRP:
+            return (
+                f"{refusal}: only user {owner} may. Call as {owner}, or have an administrator set socket_group "
+                "in guestpulld's configuration."
+            )
+        group = _name(lambda: grp.getgrgid(socket.st_gid).gr_name, socket.st_gid)
+        return (
+            f"{refusal}: only user {owner} and members of group {group} may. Call as {owner}, or have an "
+            f"administrator add you to that group (usermod --append --groups {group}), and log in again."
+        )
+
+
+def _name(look_up: Callable[[], str], number: int) -> str:
+    try:
+        return look_up()
+    except KeyError:
+        return str(number)
 
 
 def _error_info(call: grpc.Call) -> error_details_pb2.ErrorInfo | None:

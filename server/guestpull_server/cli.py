@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Iterable
+from importlib.resources import files
 from typing import Annotated, NoReturn
 
 import msgspec
@@ -108,6 +110,13 @@ def serve(
     tls_client_authorities: Annotated[
         str | None, typer.Option(metavar="FILE", help="PEM certificates that clients' must come from.")
     ] = None,
+    insecure_tcp: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-tcp",
+            help="Serve loopback TCP without TLS: every user of this machine can call, and so be root.",
+        ),
+    ] = False,
     log_format: Annotated[LogFormat, typer.Option(help="How log lines are written.")] = LogFormat.TEXT,
     log_level: Annotated[
         LogLevel, typer.Option(help="From which level on events are logged.")
@@ -128,7 +137,7 @@ def serve(
         tls = TlsFiles(tls_certificate, tls_key, tls_client_authorities)
     addresses = [_address(text) for text in listen or [DEFAULT_ADDRESS]]
     configuration, warnings = _configuration(config, work_dir)
-    serve(configuration, ServiceOptions(addresses, grace, tls), warnings)
+    serve(configuration, ServiceOptions(addresses, grace, tls, insecure_tcp), warnings)
 
 
 def _absolute(path: str | None) -> str | None:
@@ -236,6 +245,25 @@ def verify(
     _print(found.lines(), found, as_json)
     if not found.is_sound:
         raise typer.Exit(1)
+
+
+@app.command("systemd-unit")
+def systemd_unit() -> None:
+    """Print a systemd unit that runs `guestpulld serve`."""
+    unit = files("guestpull_server.service").joinpath("guestpulld.service").read_text()
+    _print(unit.replace("@guestpulld@", _systemd_path(_program())).splitlines(), unit, as_json=False)
+
+
+def _program() -> str:
+    """Where this program lies, for others to start it."""
+    found = shutil.which(sys.argv[0])
+    return os.path.abspath(found or sys.argv[0])
+
+
+def _systemd_path(path: str) -> str:
+    """A path as systemd.service(5) reads it in a command line."""
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if any(letter in path for letter in " \t'\"\\;") else escaped
 
 
 @app.command()

@@ -97,6 +97,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_pull_seconds: _WholeSeconds = 3600
     # downloaded and unpacked at once, over all pulls; a worker takes 28 MiB. One registry gets half at most
     max_concurrent_layers: _Count = 16
+    max_concurrent_lists: _Count = 16  # threads; a list takes milliseconds
+    max_concurrent_deletions: _Count = 16  # threads that remove, release or collect, and may wait for a disk
+    max_request_bytes: _Count = 1 * MiB  # one message; image names and credentials are far smaller
+    max_connections: _Count = 512  # each takes a descriptor, of which 1,024 is the usual number
+    max_streams_per_connection: _Count = 1024  # calls at once; a client keeps those beyond it waiting itself
 
 
 class Mirror(msgspec.Struct, frozen=True, rename={"pull_from_mirror": "pull-from-mirror"}):
@@ -162,7 +167,9 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     verify_reuse: VerifyReuse = VerifyReuse.NEVER
     allow_local_images: bool = False  # PullImage of oci:, oci-archive:, docker-archive:, as bake takes them
     bundle_roots: list[str] = []
-    allowed_uids: list[int] = []  # who may call over the unix socket, besides root and the daemon's own user
+    socket_group: str = (
+        ""  # whose members may call over the unix socket, by name or number; empty: the owner alone
+    )
     limits: Limits = Limits()
 
 

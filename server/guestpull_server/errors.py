@@ -147,19 +147,6 @@ class BundleExists(GuestpullError):
         )
 
 
-@dataclass(eq=False)
-class CallerNotAllowed(GuestpullError):
-    """The calling user is not allowed to use this service."""
-
-    status, reason = Status.PERMISSION_DENIED, "CALLER_NOT_ALLOWED"
-
-    def explain(self) -> str:
-        return (
-            "This user is not allowed to call guestpulld. "
-            "Call it as the user that it runs as, or add this user to allowed_uids in its configuration."
-        )
-
-
 # -- the registry -----------------------------------------------------------------------------------------
 
 
@@ -751,6 +738,53 @@ class TooFewDescriptors(GuestpullError):
             f"The limit of open files is {self.allowed}; guestpulld needs {self.needed}, and more for each pull. "
             "Raise it: `ulimit -n 1024` in a shell, LimitNOFILE= in a systemd unit."
         )
+
+
+@dataclass(eq=False)
+class InsecureAddress(GuestpullError):
+    """An address at which people could call who must not."""
+
+    status, reason = Status.FAILED_PRECONDITION, "INSECURE_ADDRESS"
+    address: str
+    loopback: bool
+
+    def explain(self) -> str:
+        if self.loopback:
+            return (
+                f"Refusing to serve {self.address} without TLS: every user of this machine could call, and "
+                "whoever may call is root. Listen on a unix socket, give --tls-certificate, --tls-key and "
+                "--tls-client-authorities, or accept it by --insecure-tcp."
+            )
+        return (
+            f"Refusing to serve {self.address} without TLS: it can be reached from other machines. "
+            "Give --tls-certificate, --tls-key and --tls-client-authorities."
+        )
+
+
+@dataclass(eq=False)
+class NoSuchGroup(GuestpullError):
+    """The configured group of the socket does not exist."""
+
+    status, reason = Status.FAILED_PRECONDITION, "NO_SUCH_GROUP"
+    group: str
+
+    def explain(self) -> str:
+        return (
+            f"Invalid socket_group: this machine has no group {self.group!r}. "
+            "Create it (groupadd --system), or set another one in the configuration."
+        )
+
+
+@dataclass(eq=False)
+class MayNotMount(GuestpullError):
+    """This process may not mount file systems, without which no bundle can be made."""
+
+    status, reason = Status.FAILED_PRECONDITION, "MAY_NOT_MOUNT"
+    problem: str
+    remedy: str
+
+    def explain(self) -> str:
+        return f"guestpulld cannot mount an overlay: {self.problem}. {self.remedy}"
 
 
 # -- the caller ---------------------------------------------------------------------------------------------

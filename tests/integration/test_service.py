@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import re
@@ -16,8 +17,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from guestpull_client import Client
 from guestpull_client.errors import (
@@ -39,7 +44,7 @@ from support.images import OCI_MANIFEST, RawTar, file, files, image, layer, syml
 from support.peers import GrpcError, grpcurl, grpcurl_list, run
 from support.samples import runnable
 from support.simulator import Basic, RegistrySimulator
-from support.waiting import end_of, until
+from support.waiting import PATIENCE, end_of, until
 
 SERVICE = "guestpull.v1.ImageService"
 
@@ -108,20 +113,32 @@ def test_a_work_directory_has_one_daemon(daemon: Daemon, disk: Path) -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_a_loopback_port_will_do_as_well(disk: Path) -> None:
-    with Daemon(disk, options=("--listen", "127.0.0.1:0")) as daemon:
-        address = daemon.await_log(r"127\.0\.0\.1:\d+")
-
-        assert SERVICE in grpcurl_list(address[0])
-        with Client(address[0]) as client:
-            assert client.images() == ()
-
-
-def test_other_addresses_need_tls(disk: Path) -> None:
-    ended = serve("--work-dir", str(disk / "work"), "--listen", "0.0.0.0:0")
+def test_a_loopback_port_without_tls_is_refused_and_says_what_to_do(disk: Path) -> None:
+    ended = serve("--work-dir", str(disk / "work"), "--listen", "127.0.0.1:0")
 
     assert ended.returncode == 1
-    assert "TLS with client certificates" in ended.stderr
+    assert "--insecure-tcp" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_loopback_port_that_is_said_to_be_insecure_is_served_and_warned_of(disk: Path) -> None:
+    with Daemon(disk, options=("--insecure-tcp", "--listen", "127.0.0.1:0")) as daemon:
+        address = daemon.await_log(r"addresses=.*(127\.0\.0\.1:\d+)")[1]
+
+        assert SERVICE in grpcurl_list(address)
+        with Client(address) as client:
+            assert client.images() == ()
+        warnings = [line for line in daemon.log.read_text().splitlines() if " warning " in line]
+        assert any("--insecure-tcp" in line and address in line and "root" in line for line in warnings)
+
+
+@pytest.mark.parametrize("options", [(), ("--insecure-tcp",)])
+def test_other_addresses_need_tls(disk: Path, options: tuple[str, ...]) -> None:
+    ended = serve("--work-dir", str(disk / "work"), "--listen", "0.0.0.0:0", *options)
+
+    assert ended.returncode == 1
+    assert "--tls-certificate" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.fixture
@@ -135,19 +152,83 @@ def open_disk() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def test_a_user_who_may_not_call_is_told_so(open_disk: Path) -> None:
-    program = (
-        "import os, sys\n"
-        "from guestpull_client.client import Client\n"
-        "from guestpull_client.errors import GuestpullError\n"
-        "os.setgroups([]); os.setgid(4242); os.setuid(int(sys.argv[2]))\n"
-        "try:\n    print(Client('unix://' + sys.argv[1]).images())\n"
-        "except GuestpullError as error:\n    print(error.code, error.reason)\n"
-    )
-    with Daemon(open_disk, configuration={"allowed_uids": [4242]}) as daemon:
-        answers = [run(sys.executable, "-c", program, daemon.socket, uid).stdout for uid in ("4242", "4243")]
+_CALLER = """
+import os, sys
+from guestpull_client import Client, GuestpullError
 
-    assert answers == ["()\n", "PERMISSION_DENIED CALLER_NOT_ALLOWED\n"]
+def call(address):
+    try:
+        with Client(address) as client:
+            return client.images()
+    except GuestpullError as error:
+        return f"{error.code} {error.reason} {error}"
+
+call("unix:///none")  # loads all code: it may lie where the other user cannot read
+os.setgroups([int(group) for group in sys.argv[3:]])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+print(call(sys.argv[1]))
+"""
+
+
+def answer_to(uid: int, groups: tuple[int, ...], address: str) -> str:
+    """What another user gets who calls."""
+    return run(sys.executable, "-c", _CALLER, address, str(uid), *map(str, groups)).stdout
+
+
+def test_without_a_group_the_socket_is_the_owners_alone_and_others_are_told_so(open_disk: Path) -> None:
+    with Daemon(open_disk) as daemon:
+        status = os.stat(daemon.socket)
+        answer = answer_to(4242, (), daemon.client.address)
+
+    assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, 0)
+    assert answer.startswith("PERMISSION_DENIED CONNECTION_NOT_PERMITTED ")
+    assert "only user root may" in answer
+    assert "socket_group" in answer
+
+
+def test_with_a_group_its_members_may_call_and_others_are_told_its_name(open_disk: Path) -> None:
+    group = grp.getgrnam("daemon")
+    with Daemon(open_disk, configuration={"socket_group": group.gr_name}) as daemon:
+        status = os.stat(daemon.socket)
+        members = answer_to(4242, (group.gr_gid,), daemon.client.address)
+        others = answer_to(4243, (), daemon.client.address)
+
+    assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o660, group.gr_gid)
+    assert members == "()\n"
+    assert others.startswith("PERMISSION_DENIED CONNECTION_NOT_PERMITTED ")
+    assert "members of group daemon may" in others
+
+
+def test_a_socket_in_a_directory_that_is_closed_to_the_caller_is_told_apart(open_disk: Path) -> None:
+    closed = open_disk / "closed"
+    closed.mkdir(mode=0o700)
+    with Daemon(closed) as daemon:
+        answer = answer_to(4242, (), daemon.client.address)
+
+    assert answer.startswith("PERMISSION_DENIED CONNECTION_NOT_PERMITTED ")
+    assert "directory is closed" in answer
+
+
+def test_a_group_that_the_machine_does_not_have_is_an_error_of_one_line(disk: Path) -> None:
+    configuration = disk / "config.json"
+    configuration.write_text('{"socket_group": "no-such-group"}')
+
+    ended = serve(
+        *(
+            "--work-dir",
+            str(disk / "work"),
+            "--listen",
+            f"unix://{disk}/a.sock",
+            "--config",
+            str(configuration),
+        )
+    )
+
+    assert ended.returncode == 1
+    assert "'no-such-group'" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "a.sock" not in os.listdir(disk)
 
 
 # -- ending ----------------------------------------------------------------------------------------------------
@@ -209,6 +290,125 @@ def test_sigterm_cancels_what_does_not_finish_in_time(disk: Path, registry: Regi
         assert "pulls_finished=0 pulls_cancelled=1" in daemon.log.read_text()
         assert daemon.staged() == []
         assert not daemon.bundle("one").exists()
+
+
+class Patched(Daemon):
+    """A daemon in which a method of the puller never returns."""
+
+    def __init__(self, disk: Path, method: str) -> None:
+        super().__init__(disk, options=("--grace", "0.3"))
+        self._method = method
+
+    def launch(self) -> None:
+        program = (
+            "import time\n"
+            "from guestpull_server.cli import main\n"
+            "from guestpull_server.puller import Puller\n"
+            f"Puller.{self._method} = lambda *_, **__: (print('stuck', flush=True), time.sleep(3600))\n"
+            "main()\n"
+        )
+        command = [sys.executable, "-c", program, "serve", "--work-dir", str(self.work_dir)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--listen", f"unix://{self.socket}", *self._options], stdout=log, stderr=log
+            )
+
+
+def test_a_pull_that_observes_nothing_is_named_and_the_daemon_ends_all_the_same(disk: Path) -> None:
+    with Patched(disk, "pull") as daemon:
+        client = daemon.client
+        pulling = threading.Thread(target=lambda: fails(client, daemon.bundle("one")))
+        pulling.start()
+        daemon.await_log("stuck")
+
+        assert daemon.stop() == 1
+        end_of(pulling)
+
+        log = daemon.log.read_text()
+        assert "does not end" in log
+        assert "rpc=PullImage image=stuck.example/img:1" in log
+
+
+def fails(client: Client, bundle: Path) -> None:
+    with pytest.raises(GuestpullError):
+        client.pull("stuck.example/img:1", str(bundle))
+
+
+def test_a_daemon_that_cannot_close_its_store_ends_and_says_where_it_was(disk: Path) -> None:
+    with Patched(disk, "close") as daemon:
+        assert daemon.stop() == 1
+
+        assert "Timeout" in daemon.log.read_text()
+
+
+def test_sighup_is_ignored(daemon: Daemon) -> None:
+    os.kill(daemon.pid, signal.SIGHUP)
+
+    assert daemon.client.bundles() == ()
+    assert daemon.stop() == 0
+    assert not os.path.exists(daemon.socket)
+
+
+def test_streams_that_wait_for_their_client_do_not_delay_the_end(disk: Path) -> None:
+    """With a grace time of an hour."""
+    with (
+        Daemon(disk, options=("--grace", "3600")) as daemon,
+        grpc.insecure_channel(f"unix:{daemon.socket}") as channel,
+    ):
+        watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        next(watching)
+        questions: SimpleQueue[reflection_pb2.ServerReflectionRequest | None] = SimpleQueue()
+        questions.put(reflection_pb2.ServerReflectionRequest(list_services=""))
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answers = reflection.ServerReflectionInfo(iter(questions.get, None))
+        next(answers)
+
+        assert daemon.stop() == 0
+        questions.put(None)
+
+
+# -- starting --------------------------------------------------------------------------------------------------
+
+
+def test_a_service_manager_is_told_of_the_start_and_the_end(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"@guestpull-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(PATIENCE)
+        manager.bind(f"\0{name[1:]}")
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        with Daemon(disk) as daemon:
+            assert manager.recv(100) == b"READY=1"
+            assert os.path.exists(daemon.socket)
+            daemon.stop()
+            assert manager.recv(100) == b"STOPPING=1"
+
+
+def test_without_the_capability_to_mount_it_says_so_once_and_does_not_serve(disk: Path) -> None:
+    ended = without_cap_sys_admin(
+        "serve", "--work-dir", str(disk / "work"), "--listen", f"unix://{disk}/a.sock"
+    )
+
+    assert ended.returncode == 1
+    assert "CAP_SYS_ADMIN" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert os.listdir(disk) == []
+
+
+def test_without_the_capability_to_mount_a_store_can_be_baked_verified_and_collected(
+    disk: Path, registry: RegistrySimulator
+) -> None:
+    reference = registry.push("baked:1", image(runnable()))
+
+    for command in (("bake", reference), ("verify", "--deep"), ("gc",)):
+        ended = without_cap_sys_admin(*command, "--work-dir", str(disk / "work"))
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def without_cap_sys_admin(*command: str) -> subprocess.CompletedProcess[str]:
+    without = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    return run(*without, sys.executable, "-m", "guestpull_server.cli", *command, check=False)
 
 
 # -- errors ----------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from support.command_lines import (
     into_full_disk,
     with_few_descriptors,
 )
+from support.peers import run
 
 
 @pytest.fixture
@@ -133,3 +136,39 @@ def test_a_reader_that_has_enough_is_no_error(work_dir: Path, command: str, buff
     words = command.format(work_dir).split()
 
     assert into_closed_pipe("guestpull_server.cli", words, buffered=buffered).err == ""
+
+
+def test_the_systemd_unit_is_one_that_systemd_takes_and_starts_this_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "a b" / "guestpulld"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(program), "systemd-unit"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    printed = capfd.readouterr().out
+    unit = tmp_path / "guestpulld.service"
+    unit.write_text(printed)
+
+    verified = run("systemd-analyze", "verify", str(unit), check=False)
+
+    assert f'ExecStart="{program}" serve' in printed.splitlines()
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+_OWN_MOUNT_NAMESPACE = (
+    "PrivateTmp PrivateDevices PrivateMounts ProtectSystem ProtectHome ProtectKernelTunables ProtectKernelModules "
+    "ProtectKernelLogs ProtectControlGroups ProtectProc ProcSubset ReadOnlyPaths ReadWritePaths InaccessiblePaths "
+    "ProtectHostname DynamicUser RootDirectory BindPaths TemporaryFileSystem MountFlags"
+)
+
+
+def test_the_systemd_unit_leaves_the_service_in_the_host_s_mount_namespace() -> None:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.read_string(files("guestpull_server.service").joinpath("guestpulld.service").read_text())
+
+    assert unit["Service"]["Type"] == "notify"
+    assert not {name.lower() for name in _OWN_MOUNT_NAMESPACE.split()} & unit["Service"].keys()

@@ -1,24 +1,28 @@
-"""ImageService, one method per RPC: the message in, a call of the core, the message out."""
+"""ImageService, one method per RPC: the message in, a call of the core, the message out.
+
+The methods run in the event loop; what each of them hands to `Calls.answer` runs in a thread.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 
 from guestpull_protos import image_service_pb2 as pb
 from guestpull_protos import image_service_pb2_grpc as pb_grpc
 from guestpull_server.errors import InvalidRequest
-from guestpull_server.models import Credentials, PulledImage, PullPolicy, StoredImage, without_password
+from guestpull_server.models import Credentials, PullPolicy, StoredImage, without_password
 from guestpull_server.platforms import Platform
 from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
 from guestpull_server.requests import PullObserver, PullRequest
 from guestpull_server.service import messages
+from guestpull_server.service.calls import Call, Calls, Work
 from guestpull_server.service.log import Fact
 from guestpull_server.service.progress import PullEvents
-from guestpull_server.service.request import answering
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 _POLICIES: Final = {policy.value: policy for policy in PullPolicy}
 
@@ -26,77 +30,92 @@ _POLICIES: Final = {policy.value: policy for policy in PullPolicy}
 class ImageServicer(pb_grpc.ImageServiceServicer):
     """Answers for one work directory."""
 
-    def __init__(self, puller: Puller) -> None:
+    def __init__(self, puller: Puller, calls: Calls) -> None:
         self._puller = puller
+        self._calls = calls
 
-    def PullImage(  # noqa: N802 - the names are the .proto's
-        self, request: pb.PullImageRequest, context: grpc.ServicerContext
+    async def PullImage(  # noqa: N802 - the names are the .proto's
+        self, request: pb.PullImageRequest, context: Context
     ) -> pb.PullImageResponse:
-        """An image reference -> a bundle that a runtime can start."""
-        with answering(context, "PullImage", **_asked(request)) as answered:
-            pulled = self._puller.pull(_pull_request(request), answered.cancellation)
-            answered.outcome.update(_outcome(pulled))
-            return messages.pull_response(pulled)
+        """Make a bundle of an image reference."""
 
-    def PullImageWithProgress(  # noqa: N802
-        self, request: pb.PullImageRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.PullImageEvent]:
-        """The same, telling what happens meanwhile."""
-        with answering(context, "PullImageWithProgress", **_asked(request)) as answered:
-            wanted = _pull_request(request)
+        def answer(call: Call) -> pb.PullImageResponse:
+            return self._pull(request, call)
 
-            def pull(observer: PullObserver) -> PulledImage:
-                pulled = self._puller.pull(wanted, answered.cancellation, observer)
-                answered.outcome.update(_outcome(pulled))
-                return pulled
+        return await self._calls.answer(context, "PullImage", Work.PULL, answer, _asked(request))
 
-            yield from PullEvents().of(pull)
+    async def PullImageWithProgress(  # type: ignore[override]  # noqa: N802 - it writes instead of yielding
+        self, request: pb.PullImageRequest, context: Context
+    ) -> None:
+        """Like PullImage, and stream progress events."""
+        events = PullEvents()
 
-    def ListImages(  # noqa: N802
-        self, request: pb.ListImagesRequest, context: grpc.ServicerContext
+        def answer(call: Call) -> pb.PullImageResponse:
+            return self._pull(request, call, events)
+
+        rpc, asked = "PullImageWithProgress", _asked(request)
+        pulled = await self._calls.answer(context, rpc, Work.PULL, answer, asked, events)
+        await context.write(pb.PullImageEvent(result=pulled))
+
+    async def ListImages(  # noqa: N802
+        self, request: pb.ListImagesRequest, context: Context
     ) -> pb.ListImagesResponse:
-        """What image_db holds; all of it, or what has a name."""
-        with answering(context, "ListImages", reference=without_password(request.reference)):
+        """The images of image_db, or those that have a name."""
+
+        def answer(_call: Call) -> pb.ListImagesResponse:
             wanted = str(Reference.parse(request.reference)) if request.reference else None
-            usage = self._puller.store.usage()
+            store = self._puller.store
+            usage = store.usage()
             return pb.ListImagesResponse(
                 images=[
                     messages.image_message(image, usage)
-                    for image in self._puller.store.images()
+                    for image in store.images()
                     if wanted is None or wanted in image.references
                 ]
             )
 
-    def ListLayers(  # noqa: N802
-        self, request: pb.ListLayersRequest, context: grpc.ServicerContext
+        asked = {"reference": without_password(request.reference)}
+        return await self._calls.answer(context, "ListImages", Work.LIST, answer, asked)
+
+    async def ListLayers(  # noqa: N802
+        self, request: pb.ListLayersRequest, context: Context
     ) -> pb.ListLayersResponse:
-        """What layer_db holds; all of it, or an image's layers."""
-        with answering(context, "ListLayers", image=without_password(request.image)):
-            layers = self._find(request.image).layers if request.image else self._puller.store.layers()
+        """The layers of layer_db, or those of an image."""
+
+        def answer(_call: Call) -> pb.ListLayersResponse:
+            store = self._puller.store
+            layers = self._find(request.image).layers if request.image else store.layers()
             unique = {layer.compressed_digest: layer for layer in layers}
-            usage = self._puller.store.usage()
             return pb.ListLayersResponse(
-                layers=messages.layer_messages(unique.values(), usage, self._puller.store)
+                layers=messages.layer_messages(unique.values(), store.usage(), store)
             )
 
-    def ListBundles(  # noqa: N802
-        self, _request: pb.ListBundlesRequest, context: grpc.ServicerContext
+        asked = {"image": without_password(request.image)}
+        return await self._calls.answer(context, "ListLayers", Work.LIST, answer, asked)
+
+    async def ListBundles(  # noqa: N802
+        self, _request: pb.ListBundlesRequest, context: Context
     ) -> pb.ListBundlesResponse:
         """The bundles that were made and not released."""
-        with answering(context, "ListBundles"):
+
+        def answer(_call: Call) -> pb.ListBundlesResponse:
             return pb.ListBundlesResponse(
                 bundles=[messages.bundle_message(bundle) for bundle in self._puller.store.bundles()]
             )
 
-    def RemoveImage(  # noqa: N802
-        self, request: pb.RemoveImageRequest, context: grpc.ServicerContext
+        return await self._calls.answer(context, "ListBundles", Work.LIST, answer, {})
+
+    async def RemoveImage(  # noqa: N802
+        self, request: pb.RemoveImageRequest, context: Context
     ) -> pb.RemoveImageResponse:
         """Forget an image, or one of its names."""
-        with answering(context, "RemoveImage", image=without_password(request.image), force=request.force):
+
+        def answer(_call: Call) -> pb.RemoveImageResponse:
             if not request.image:
                 raise InvalidRequest("image", "it is empty", "Name an image by its id or its reference.")
             image = self._find(request.image)
-            removal = self._puller.store.remove_image(image, Reference.in_full(request.image), request.force)
+            reference = Reference.in_full(request.image)
+            removal = self._puller.store.remove_image(image, reference, request.force)
             return pb.RemoveImageResponse(
                 image_ids=removal.image_ids,
                 references=removal.references,
@@ -104,22 +123,45 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
                 freed_bytes=removal.freed_bytes,
             )
 
-    def ReleaseBundle(  # noqa: N802
-        self, request: pb.ReleaseBundleRequest, context: grpc.ServicerContext
+        asked: dict[str, Fact] = {"image": without_password(request.image), "force": request.force}
+        return await self._calls.answer(context, "RemoveImage", Work.DELETE, answer, asked)
+
+    async def ReleaseBundle(  # noqa: N802
+        self, request: pb.ReleaseBundleRequest, context: Context
     ) -> pb.ReleaseBundleResponse:
         """Unmount a bundle, and delete what was written in it."""
-        with answering(context, "ReleaseBundle", bundle=request.bundle_path):
+
+        def answer(_call: Call) -> pb.ReleaseBundleResponse:
             deleted = self._puller.store.release_bundle(request.bundle_path)
             return pb.ReleaseBundleResponse(deleted_layers=deleted.layers, freed_bytes=deleted.freed_bytes)
 
-    def CollectGarbage(  # noqa: N802
-        self, request: pb.CollectGarbageRequest, context: grpc.ServicerContext
+        asked = {"bundle": request.bundle_path}
+        return await self._calls.answer(context, "ReleaseBundle", Work.DELETE, answer, asked)
+
+    async def CollectGarbage(  # noqa: N802
+        self, request: pb.CollectGarbageRequest, context: Context
     ) -> pb.CollectGarbageResponse:
         """Delete the layers that no image, bundle or pull uses."""
-        with answering(context, "CollectGarbage", dry_run=request.dry_run) as answered:
+
+        def answer(call: Call) -> pb.CollectGarbageResponse:
             deleted = self._puller.store.collect_unused(request.dry_run)
-            answered.outcome.update(layers=len(deleted.layers), bytes=deleted.freed_bytes)
+            call.outcome.update(layers=len(deleted.layers), bytes=deleted.freed_bytes)
             return pb.CollectGarbageResponse(deleted_layers=deleted.layers, freed_bytes=deleted.freed_bytes)
+
+        asked = {"dry_run": request.dry_run}
+        return await self._calls.answer(context, "CollectGarbage", Work.DELETE, answer, asked)
+
+    def _pull(
+        self, request: pb.PullImageRequest, call: Call, observer: PullObserver | None = None
+    ) -> pb.PullImageResponse:
+        pulled = self._puller.pull(_pull_request(request), call.cancellation, observer)
+        call.outcome.update(
+            image_id=pulled.image_id,
+            layers=len(pulled.layers),
+            reused=sum(layer.reused for layer in pulled.layers),
+            bytes=pulled.downloaded_bytes,
+        )
+        return messages.pull_response(pulled)
 
     def _find(self, image: str) -> StoredImage:
         return self._puller.store.find_image(image, Reference.in_full(image))
@@ -147,13 +189,3 @@ def _pull_request(request: pb.PullImageRequest) -> PullRequest:
 def _asked(request: pb.PullImageRequest) -> dict[str, Fact]:
     """What the log says of a request to pull."""
     return {"image": without_password(request.image_url), "bundle": request.bundle_path}
-
-
-def _outcome(pulled: PulledImage) -> dict[str, Fact]:
-    """What the log says of a pull."""
-    return {
-        "image_id": pulled.image_id,
-        "layers": len(pulled.layers),
-        "reused": sum(layer.reused for layer in pulled.layers),
-        "bytes": pulled.downloaded_bytes,
-    }

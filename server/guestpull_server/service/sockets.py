@@ -1,100 +1,108 @@
-"""Unix sockets as the gate needs them: one that everybody finds under its name, and ones that nobody does."""
+"""The unix socket that callers find, and who may connect to it.
+
+Who may call is decided by the socket's owner, group and mode, as with Docker. gRPC binds the socket in a private
+directory beside its path; it gets its group and mode there, and is renamed into place when the server runs. So
+nobody ever finds it half-made, or with another mode than it is to have.
+"""
 
 from __future__ import annotations
 
+import grp
 import os
 import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Callable
-from typing import Final
+from contextlib import suppress
 
-from guestpull_server.errors import AddressInUse
+from guestpull_server.errors import AddressInUse, NoSuchGroup
 
-_BACKLOG: Final = socket.SOMAXCONN  # gRPC takes a full one for a daemon that is not there
+_OWNER_ALONE = 0o600
+_OWNER_AND_GROUP = 0o660
 
 
-class HiddenSocket:
-    """A unix socket that a server binds by name, and that has no name any more afterwards.
+class SocketFile:
+    """A path at which gRPC is to listen.
 
     Args:
-        bind: has the server listen at an address.
-        directory: where it has its name meanwhile; nobody else may look into it.
-    """
-
-    def __init__(self, bind: Callable[[str], int], directory: str) -> None:
-        named = tempfile.mkdtemp(dir=directory)
-        try:
-            # reached by its descriptor, because a socket's path has a small limit; the server keeps that path
-            self._directory = os.open(named, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                path = f"/proc/self/fd/{self._directory}/grpc"
-                bind(f"unix:{path}")
-                self._inode = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            except BaseException:
-                os.close(self._directory)
-                raise
-        finally:
-            shutil.rmtree(named)
-
-    def connect(self) -> socket.socket:
-        """A new connection to it."""
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(f"/proc/self/fd/{self._inode}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def close(self) -> None:
-        """Give the descriptors back."""
-        os.close(self._inode)
-        os.close(self._directory)
-
-
-def listen(path: str, mode: int) -> socket.socket:
-    """A listening socket at a path. A stale socket is replaced, a live one is an error.
-
-    The socket appears under its name with its mode set and listening: nobody ever finds it half-made.
+        path: absolute. A stale socket there is replaced.
+        group: whose members may call, by name or number; empty: nobody but the owner, and root.
 
     Raises:
-        AddressInUse: a daemon listens there, or something is there that is no socket.
-        OSError: the operating system refuses.
+        AddressInUse: a daemon listens there, or the path cannot be used.
+        NoSuchGroup: this machine has no such group.
     """
-    directory = os.path.dirname(path)
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    _refuse_live(path)
-    listener = socket.socket(socket.AF_UNIX)
-    unfinished = tempfile.mkdtemp(prefix=".", dir=directory)
-    try:
-        # a relative way to it, because a socket's path has a small limit
-        inside = os.open(unfinished, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __init__(self, path: str, group: str) -> None:
+        self._path = path
+        self._group = _group_id(group) if group else None
+        self._published: os.stat_result | None = None
+        directory = os.path.dirname(path)
         try:
-            listener.bind(f"/proc/self/fd/{inside}/socket")
-        finally:
-            os.close(inside)
-        made = os.path.join(unfinished, "socket")
-        os.chmod(made, mode)
-        listener.listen(_BACKLOG)
-        os.rename(made, path)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return listener
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+            _refuse_live(path)
+            self._private = tempfile.mkdtemp(prefix=".", dir=directory)
+            # gRPC deletes the path that it was given when it ends: the descriptor must stay open until then
+            self._descriptor = os.open(self._private, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._refused(error) from None
+
+    @property
+    def target(self) -> str:
+        """What gRPC is to listen at. A short path, because the length of a socket's path is limited."""
+        return f"unix:/proc/self/fd/{self._descriptor}/socket"
+
+    def publish(self) -> None:
+        """Give the socket that gRPC has bound its group, its mode and its path.
+
+        Raises:
+            AddressInUse: the operating system refuses.
+        """
+        bound = os.path.join(self._private, "socket")
+        try:
+            if self._group is not None:
+                os.chown(bound, -1, self._group)
+            os.chmod(bound, _OWNER_ALONE if self._group is None else _OWNER_AND_GROUP)
+            self._published = os.lstat(bound)
+            os.rename(bound, self._path)
+            os.rmdir(self._private)
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def remove(self) -> None:
+        """Delete the socket, unless another daemon has put its own there meanwhile. Harmless to repeat."""
+        with suppress(OSError):
+            if self._published is not None and os.path.samestat(os.lstat(self._path), self._published):
+                os.unlink(self._path)
+
+    def close(self) -> None:
+        """Remove the socket and what else is left. gRPC must have ended."""
+        self.remove()
+        shutil.rmtree(self._private, ignore_errors=True)  # what is left of a start that failed
+        os.close(self._descriptor)
+
+    def _refused(self, error: OSError) -> AddressInUse:
+        return AddressInUse(f"unix://{self._path}", error.strerror or str(error))
+
+
+def _group_id(group: str) -> int:
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise NoSuchGroup(group) from None
 
 
 def _refuse_live(path: str) -> None:
     address = f"unix://{path}"
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise AddressInUse(address, "there is a file of that name, and it is no socket")
+            raise AddressInUse(address, "there is a file of that name that is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a daemon that has more callers than it can take is alive, too
         try:
             probe.connect(path)
         except ConnectionRefusedError:

@@ -7,6 +7,7 @@ In: the layers of an image, bottom-most first, and two directories. Out: a writa
   mounts.py      what is mounted, and how it is unmounted
   users.py       who on the machine uses a bundle's overlay
   mountinfo.py   /proc/PID/mountinfo of all mount namespaces
+  permission.py  whether this process may mount at all
   syscalls.py    fsopen and its family, by number
 
 Nothing here knows images, bundles or the store's files. Start with `overlay.mount_rootfs`.
@@ -14,5 +15,6 @@ Nothing here knows images, bundles or the store's files. Start with `overlay.mou
 
 from guestpull_server.snapshot.mounts import OverlayMounts
 from guestpull_server.snapshot.overlay import mount_rootfs
+from guestpull_server.snapshot.permission import check_may_mount
 
-__all__ = ["OverlayMounts", "mount_rootfs"]
+__all__ = ["OverlayMounts", "check_may_mount", "mount_rootfs"]

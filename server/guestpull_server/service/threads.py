@@ -1,4 +1,4 @@
-"""The threads that answer RPCs."""
+"""Thread pools that answer RPCs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 class AnsweringThreads(ThreadPoolExecutor):
-    """A thread pool for gRPC that goes on with the threads that it has where no other can be had.
+    """A thread pool that goes on with the threads that it has when no other can be started.
 
-    gRPC's server ends its loop, for ever and without a word, when its pool raises. What it hands over is queued by
-    then, and a thread that is there takes it in its turn.
+    A plain ThreadPoolExecutor queues the work and then raises: the caller would be told of a failure, and the work
+    would be done nevertheless.
 
     Args:
         most: how many threads there may be; the first is started at once.
+        name: what their names begin with.
     """
 
     def __init__(self, most: int, name: str) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from guestpull_server.service.pool import AnsweringThreads
+from guestpull_server.service.threads import AnsweringThreads
 from support.waiting import PATIENCE
 
 
