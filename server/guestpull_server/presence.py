@@ -20,12 +20,11 @@ from guestpull_server.models import (
     PullPolicy,
     ResolvedImage,
     StoredImage,
-    StoredLayer,
     platform_of,
 )
 from guestpull_server.platforms import Platform
 from guestpull_server.registry import ImageSource, Reference
-from guestpull_server.store import Store, led_to, prove_image
+from guestpull_server.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -103,8 +102,7 @@ class Presence:
             return None
         manifest: Digest | None = image.manifest_digest
         if reference.digest is not None:
-            store = image.read_only_store or self._store.work_dir
-            manifest = led_to(store, reference.digest, image.manifest_digests)
+            manifest = self._store.manifest_for_pin(image, reference.digest)
         if manifest is None:
             return None  # whatever somebody called it
         return self._usable(image, str(reference), manifest, is_confirmed=is_confirmed)
@@ -114,27 +112,9 @@ class Presence:
     ) -> ResolvedImage | None:
         if image is None or not self._is_whole(image):
             return None
-        config = self._proved_config(image) if self._proves else image.config
+        config = self._store.proved_config(image) if self._proves else image.config
         resolved = _as_resolved(image, reference, manifest_digest, config)
         return dataclasses.replace(resolved, is_confirmed=is_confirmed)
-
-    def _proved_config(self, image: StoredImage) -> bytes:
-        """The image config to the byte; of another program's image, as it was written anew.
-
-        Raises:
-            ImageChanged: it is not what the image's id says, or the image is otherwise than its copy says.
-        """
-        store = image.read_only_store or self._store.work_dir
-        proved = prove_image(store, image.image_id, image.config)
-        if proved is None:
-            if any(self._is_ours(layer) for layer in image.layers):
-                raise ImageChanged(image.image_id, store, "its config has another digest")
-            return image.config
-        if list(proved.diff_ids) != [layer.uncompressed_digest for layer in image.layers]:
-            raise ImageChanged(image.image_id, store, "its layers are not those that its config names")
-        if proved.copy is not None and proved.copy.manifest_digests != image.manifest_digests:
-            raise ImageChanged(image.image_id, store, "its copy has another manifest's digest")
-        return proved.config
 
     def _is_whole(self, image: StoredImage) -> bool:
         return all(
@@ -142,10 +122,6 @@ class Presence:
             and stored.uncompressed_digest == layer.uncompressed_digest
             for layer in image.layers
         )
-
-    def _is_ours(self, layer: StoredLayer) -> bool:
-        """Whether we unpacked a layer: then there is all that proves it, and its images."""
-        return layer.size_bytes >= 0 or self._store.record_of(layer) is not None
 
 
 def _unless_altered(find: Callable[[], ResolvedImage | None]) -> ResolvedImage | None:

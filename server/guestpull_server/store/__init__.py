@@ -45,7 +45,6 @@ from guestpull_server.store.audit import (
 )
 from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.bundles import BundleReservation, StoredBundle
-from guestpull_server.store.copies import led_to, prove_image
 from guestpull_server.store.evidence import Evidence, ImageEvidence, LayerEvidence, gather_evidence
 from guestpull_server.store.garbage import collect_garbage
 from guestpull_server.store.guest_view import guest_work_dirs, likely_guest_work_dir
@@ -73,7 +72,5 @@ __all__ = [
     "collect_garbage",
     "gather_evidence",
     "guest_work_dirs",
-    "led_to",
     "likely_guest_work_dir",
-    "prove_image",
 ]

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from guestpull_server.errors import InvalidManifest
+from guestpull_server.errors import ImageChanged, InvalidManifest
 from guestpull_server.models import Digest, ResolvedImage, StoredImage, StoredLayer, platform_of
 from guestpull_server.platforms import Platform
 from guestpull_server.store.copies import copies_of_others, has_copy, led_to, prove_image
@@ -75,6 +75,24 @@ class ImageShelf:
             if record is not None:
                 return _read_only_image(record, store)
         return None
+
+    def manifest_for_pin(self, image: StoredImage, pin: Digest) -> Digest | None:
+        """See Store.manifest_for_pin."""
+        return led_to(image.read_only_store or self._work_dir, pin, image.manifest_digests)
+
+    def proved_config(self, image: StoredImage, *, ours: bool) -> bytes:
+        """See Store.proved_config; `ours`: whether we unpacked one of its layers."""
+        store = image.read_only_store or self._work_dir
+        proved = prove_image(store, image.image_id, image.config)
+        if proved is None:
+            if ours:
+                raise ImageChanged(image.image_id, store, "its config has another digest")
+            return image.config
+        if list(proved.diff_ids) != [layer.uncompressed_digest for layer in image.layers]:
+            raise ImageChanged(image.image_id, store, "its layers are not those that its config names")
+        if proved.copy is not None and proved.copy.manifest_digests != image.manifest_digests:
+            raise ImageChanged(image.image_id, store, "its copy has another manifest's digest")
+        return proved.config
 
     def find(self, text: str, normalised: str | None) -> StoredImage:
         """See Store.find_image."""

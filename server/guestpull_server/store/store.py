@@ -399,6 +399,25 @@ class Store:
         """The image that has a manifest."""
         return self._images.with_manifest(digest)
 
+    def manifest_for_pin(self, image: StoredImage, pin: Digest) -> Digest | None:
+        """Return the image's manifest that a digest in a reference leads to, or None if it leads to none of them.
+
+        The digest is a manifest's own, or that of an index that the image was pulled by.
+        """
+        return self._images.manifest_for_pin(image, pin)
+
+    def proved_config(self, image: StoredImage) -> bytes:
+        """Return the image config, byte for byte, checked against the image id.
+
+        An image of another program (image-rs), which reformats configs and keeps no proofs, is returned unchecked.
+
+        Raises:
+            ImageChanged: the config does not have the digest that the id is, the layers are not those of the
+                config, or the image's backup names another manifest.
+        """
+        ours = any(layer.size_bytes >= 0 or self.record_of(layer) is not None for layer in image.layers)
+        return self._images.proved_config(image, ours=ours)
+
     def find_image(self, text: str, normalised: str | None) -> StoredImage:
         """The image that somebody means.
 
