@@ -82,19 +82,9 @@ class Admission:
         self._limits = limits
         self.working = FairSemaphore(limits.max_concurrent_pulls)
         self._asking = FairSemaphore(limits.max_queued_pulls, lambda _free: limits.max_concurrent_pulls)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._pulls = 0
         self._pulls_of_registry: Counter[str] = Counter()
-
-    @property
-    def pulls(self) -> int:
-        """Pulls that are under way or wait for their turn."""
-        return self._pulls
-
-    def wait_until_idle(self) -> None:
-        """Return once no pull is under way any more; cancelled ones take a moment to clean up."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._pulls == 0)
 
     @contextmanager
     def admitted(self, image: str, caller: Cancellation) -> Iterator[AdmittedPull]:
@@ -106,7 +96,7 @@ class Admission:
             Cancelled: the caller left while waiting.
             DeadlineExceeded: the caller's time ran out.
         """
-        with self._changed:
+        with self._lock:
             if self._pulls >= self._limits.max_queued_pulls:
                 raise TooManyPulls(self._limits.max_queued_pulls)
             self._pulls += 1
@@ -123,15 +113,14 @@ class Admission:
                 f"pull of {image}", "max_pull_seconds", self._limits.max_pull_seconds
             ) from None
         finally:
-            with self._changed:
+            with self._lock:
                 self._pulls -= 1
-                self._changed.notify_all()
 
     @contextmanager
     def asking(self, registry: str, cancellation: Cancellation) -> Iterator[None]:
         """Wait for a turn to ask a registry; see AdmittedPull.ask_registry."""
         most = self._limits.max_queued_pulls_per_registry
-        with self._changed:
+        with self._lock:
             if self._pulls_of_registry[registry] >= most:
                 raise TooManyPulls(most, registry or "local images")
             self._pulls_of_registry[registry] += 1
@@ -139,7 +128,7 @@ class Admission:
             with self._asking.acquire(cancellation, registry):
                 yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._pulls_of_registry[registry] -= 1
                 if not self._pulls_of_registry[registry]:
                     del self._pulls_of_registry[registry]

@@ -177,11 +177,6 @@ class Store:
         return self._work_dir.path
 
     @property
-    def scratch(self) -> str:
-        """A directory for what means nothing after a crash; nobody but this process's user may look into it."""
-        return self._work_dir.staging
-
-    @property
     def warnings(self) -> tuple[str, ...]:
         """What was found when taking stock, and what was done about it; a sentence each."""
         return tuple(self._ledger.warnings)
