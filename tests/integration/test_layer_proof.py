@@ -521,15 +521,6 @@ def test_what_is_in_the_place_of_the_tar_split_is_named(rich: Unpacked, put: Cal
     assert kinds(verify(rich)) == {(b"", ChangeKind.TAR_SPLIT)}
 
 
-def test_verification_ends_when_the_caller_leaves(rich: Unpacked) -> None:
-    cancellation = Cancellation("verification")
-    cancellation.cancel()
-    with pytest.raises(Cancelled):
-        verify_layer(
-            str(rich.root), str(rich.tar_split), Digest(rich.layer.diff_id), cancellation=cancellation
-        )
-
-
 def test_reports_of_a_foreign_directory_are_bounded(unpacker: Unpacker) -> None:
     one = unpacker.unpack(*files("d", count=3000, size=1), compression="none", tar_split=True)
     other = unpacker.unpack(file("f"))

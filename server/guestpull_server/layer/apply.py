@@ -184,7 +184,7 @@ class TarApplier(ABC):
 
     def _apply_other(self, name: bytes, entry: Entry) -> None:
         kind = entry.type
-        if kind != tar_entry.HARD_LINK:
+        if (entry.uid or entry.gid) and kind != tar_entry.HARD_LINK:
             _check_owner(entry)
         if kind == tar_entry.DIRECTORY:
             if name:

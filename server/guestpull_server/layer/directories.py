@@ -53,7 +53,7 @@ class Directories(DirectoryStack[_OpenDirectory]):
 
     def leave_all(self) -> None:
         """Restore the times of every directory on the stack."""
-        self._restore_times(0)
+        self._leave(0)
 
     def root_has_entry(self, atime_ns: int, mtime_ns: int) -> None:
         """Take note of the root's entry while the root is current: its times, and the mode that was just set."""
@@ -62,15 +62,16 @@ class Directories(DirectoryStack[_OpenDirectory]):
         root.inherits_group = bool(os.lstat(b"/").st_mode & stat.S_ISGID)
         self.no_longer_implied(b"")
 
-    def _find(self, name: bytes) -> _OpenDirectory | Obstacle:
+    def _open(self, name: bytes) -> _OpenDirectory | Obstacle:
         try:
             status = os.lstat(name)
         except FileNotFoundError:
             return Obstacle.MISSING
-        if stat.S_ISDIR(status.st_mode):
-            setgid = bool(status.st_mode & stat.S_ISGID)
-            return _OpenDirectory(status.st_atime_ns, status.st_mtime_ns, setgid)
-        if stat.S_ISLNK(status.st_mode):
+        mode = status.st_mode
+        if stat.S_ISDIR(mode):
+            os.chdir(name)
+            return _OpenDirectory(status.st_atime_ns, status.st_mtime_ns, bool(mode & stat.S_ISGID))
+        if stat.S_ISLNK(mode):
             return Obstacle.SYMLINK
         return Obstacle.WHITEOUT if is_whiteout(status) else Obstacle.OTHER
 
@@ -81,30 +82,30 @@ class Directories(DirectoryStack[_OpenDirectory]):
         if self.inherits_group or self.inherits_acl:
             os.chown(name, 0, 0)
             os.chmod(name, IMPLIED_MODE)
+        os.chdir(name)
         return _OpenDirectory(0, 0, inherits_group=False)
 
     def _replace_whiteout(self, name: bytes) -> _OpenDirectory:
         os.unlink(name)
         made = self._make(name)
-        make_opaque(name)
+        make_opaque(b".")
         return made
 
     def _read_link(self, path: bytes) -> bytes | None:
-        with suppress(OSError):
-            return os.readlink(path)
-        return None
-
-    def _push(self, name: bytes, path: bytes, directory: _OpenDirectory) -> None:
-        os.chdir(name)
-        super()._push(name, path, directory)
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return None
+        return os.readlink(path) if stat.S_ISLNK(status.st_mode) else None
 
     def _pop_to(self, depth: int) -> None:
-        self._restore_times(depth)
-        super()._pop_to(depth)
+        self._leave(depth)
+        self.path, self.current = self._stack[-1]
         os.chdir(self.path)
 
-    def _restore_times(self, depth: int) -> None:
-        for path, directory in reversed(self._stack[depth:]):
+    def _leave(self, depth: int) -> None:
+        while len(self._stack) > depth:
+            path, directory = self._stack.pop()
             os.utime(path, ns=(directory.atime_ns, directory.mtime_ns))
 
 

@@ -62,6 +62,10 @@ class DirectoryStack(ABC, Generic[_Directory]):
 
     def resolve(self, path: bytes) -> bytes:
         """Follow all symbolic links in an absolute path; see `follow_links`."""
+        if (self.path + b"/").startswith(
+            path + b"/"
+        ):  # an ancestor of the current directory, whose path is real
+            return path
         return follow_links(path, self._read_link, self._limits.max_path_bytes)
 
     def no_longer_implied(self, path: bytes) -> None:
@@ -69,12 +73,12 @@ class DirectoryStack(ABC, Generic[_Directory]):
         self.implied.pop(path, None)
 
     @abstractmethod
-    def _find(self, name: bytes) -> _Directory | Obstacle:
-        """Look up a name in the current directory."""
+    def _open(self, name: bytes) -> _Directory | Obstacle:
+        """Open the directory that has this name in the current directory."""
 
     @abstractmethod
     def _make(self, name: bytes) -> _Directory:
-        """Make a directory without an entry in the current directory."""
+        """Make and open a directory without an entry in the current directory."""
 
     @abstractmethod
     def _replace_whiteout(self, name: bytes) -> _Directory:
@@ -83,10 +87,6 @@ class DirectoryStack(ABC, Generic[_Directory]):
     @abstractmethod
     def _read_link(self, path: bytes) -> bytes | None:
         """The target of a symbolic link; None if there is no link at this absolute path."""
-
-    def _push(self, _name: bytes, path: bytes, directory: _Directory) -> None:
-        self._stack.append((path, directory))
-        self.path, self.current = path, directory
 
     def _pop_to(self, depth: int) -> None:
         del self._stack[depth:]
@@ -106,28 +106,23 @@ class DirectoryStack(ABC, Generic[_Directory]):
 
     def _enter_child(self, name: bytes, revive: bool) -> bool:
         path = joined(self.path, name)
-        found = self._find(name)
-        if found is Obstacle.SYMLINK:
-            return False
-        if found is Obstacle.MISSING:
-            self._count_implied(path)
-            found = self._make(name)
-            self.implied[path[1:]] = None
-        elif found is Obstacle.WHITEOUT and revive:
-            self._count_implied(path)
-            # it hides what lower layers have, so that there are no attributes to inherit: it is not implied
-            found = self._replace_whiteout(name)
+        found = self._open(name)
         if isinstance(found, Obstacle):
-            raise ParentNotADirectory(f"{shown(path)} is not a directory, but has entries")
+            if found is Obstacle.SYMLINK:
+                return False
+            found = self._make_implied(name, path, found, revive)
         limits = self._limits
         if len(self._stack) > limits.max_path_depth:
             raise LayerLimitExceeded("the depth of a path", "max_path_depth", limits.max_path_depth)
         if len(path) > limits.max_path_bytes:
             raise LayerLimitExceeded("the length of a path", "max_path_bytes", limits.max_path_bytes)
-        self._push(name, path, found)
+        self._stack.append((path, found))
+        self.path, self.current = path, found
         return True
 
-    def _count_implied(self, path: bytes) -> None:
+    def _make_implied(self, name: bytes, path: bytes, found: Obstacle, revive: bool) -> _Directory:
+        if found is not Obstacle.MISSING and not (found is Obstacle.WHITEOUT and revive):
+            raise ParentNotADirectory(f"{shown(path)} is not a directory, but has entries")
         limits = self._limits
         self._implied_bytes += len(path)
         if len(self.implied) > limits.max_implied_directories:
@@ -136,3 +131,8 @@ class DirectoryStack(ABC, Generic[_Directory]):
         if self._implied_bytes > limits.max_implied_path_bytes:
             what = "the paths of directories without an entry"
             raise LayerLimitExceeded(what, "max_implied_path_bytes", limits.max_implied_path_bytes)
+        if found is Obstacle.WHITEOUT:
+            # it hides what lower layers have, so that there are no attributes to inherit: it is not implied
+            return self._replace_whiteout(name)
+        self.implied[path[1:]] = None
+        return self._make(name)

@@ -103,7 +103,9 @@ class Extractor(TarApplier):
         except FileExistsError:
             existing = os.lstat(name)
             if stat.S_ISDIR(existing.st_mode):
-                self._set_directory_attributes(name, entry)
+                self._merge_attributes(name, entry)
+                os.utime(name, ns=(entry.atime_ns, entry.mtime_ns))
+                self._directories.no_longer_implied(self._relative(name))
                 return
             hides_lower = whiteout.is_whiteout(existing)
             self._remove(name)
@@ -112,20 +114,16 @@ class Extractor(TarApplier):
             whiteout.make_opaque(name)
         self._set_attributes(name, entry)
 
-    def _set_directory_attributes(self, name: bytes, entry: Entry) -> None:
-        os.chmod(name, entry.mode)
-        os.chown(name, entry.uid, entry.gid)
-        if entry.xattrs:
-            self._set_xattrs(name, entry)
-        os.utime(name, ns=(entry.atime_ns, entry.mtime_ns))
-        self._directories.no_longer_implied(self._relative(name))
-
     def _set_root_attributes(self, entry: Entry) -> None:
-        os.chown(b"/", entry.uid, entry.gid)
-        os.chmod(b"/", entry.mode)
-        if entry.xattrs:
-            self._set_xattrs(b"/", entry)
+        self._merge_attributes(b"/", entry)
         self._directories.root_has_entry(entry.atime_ns, entry.mtime_ns)
+
+    def _merge_attributes(self, directory: bytes, entry: Entry) -> None:
+        """Give a directory that exists the attributes of its entry, but for the times; what is in it stays."""
+        os.chown(directory, entry.uid, entry.gid)
+        os.chmod(directory, entry.mode)
+        if entry.xattrs:
+            self._set_xattrs(directory, entry)
 
     def _make_symlink(self, name: bytes, entry: Entry) -> None:
         try:

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Final
 
 from isal.isal_zlib import crc32
 
-from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import storage_errors
 from guestpull_server.layer.changes import Change, ChangeKind, Changes
@@ -43,7 +42,6 @@ from guestpull_server.models import Digest
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_FILES_BETWEEN_CHECKS: Final = 64
 _CHANGES_THAT_ALTER_THE_DIGEST: Final = frozenset(
     {ChangeKind.CONTENT, ChangeKind.SIZE, ChangeKind.MISSING, ChangeKind.TYPE}
 )
@@ -56,12 +54,11 @@ def verify_layer(
     *,
     implied: str = "",
     limits: Limits | None = None,
-    cancellation: Cancellation | None = None,
 ) -> tuple[Change, ...]:
     """Find how a directory differs from the layer with this diff_id; nothing if it is the layer.
 
-    Thread-safe; most of the time is spent outside of the interpreter's lock. Writes nothing, follows no links, and
-    does not block.
+    Writes nothing, follows no links, and does not block. It cannot be cancelled: `LayerWorkers.verify` runs
+    it in a process that can be killed.
 
     Args:
         directory: the layer's directory.
@@ -69,12 +66,9 @@ def verify_layer(
         diff_id: the layer's diff_id from the image's config, which the image's id proves.
         implied: the expected `implied_fingerprint`; empty to skip the check.
         limits: the limits of the configuration, which also bound memory.
-        cancellation: checked now and then.
 
     Raises:
         StorageFailed: the directory or the tar-split cannot be read.
-        Cancelled: the caller left.
-        DeadlineExceeded: its time is up.
     """
     with storage_errors("verifying a layer", tar_split_path):
         file = _open_tar_split(tar_split_path)
@@ -83,8 +77,7 @@ def verify_layer(
 
     def prove(tree: UnpackedTree, changes: Changes) -> None:
         try:
-            tar_split = TarSplitReader(file)
-            _Proof(tar_split, tree, changes, limits or Limits(), cancellation).run(diff_id, implied)
+            _Proof(TarSplitReader(file), tree, changes, limits or Limits()).run(diff_id, implied)
         except (TarSplitError, TarError) as error:
             changes.add(b"", ChangeKind.TAR_SPLIT, str(error))
         except LayerLimitExceeded as error:
@@ -126,19 +119,13 @@ class _Proof:
     """One verification."""
 
     def __init__(
-        self,
-        tar_split: TarSplitReader,
-        tree: UnpackedTree,
-        changes: Changes,
-        limits: Limits,
-        cancellation: Cancellation | None,
+        self, tar_split: TarSplitReader, tree: UnpackedTree, changes: Changes, limits: Limits
     ) -> None:
         self._tar_split = tar_split
         self._tree = tree
         self._changes = changes
         self._limits = limits
         self._max_headers = max_tar_bytes(limits)
-        self._cancellation = cancellation or Cancellation("verification of a layer")
         self._comparison = Comparison(tree, changes)
 
     def run(self, diff_id: Digest, implied: str) -> None:
@@ -162,7 +149,6 @@ class _Proof:
         """Compare everything but the files whose content is hashed, which are compared then."""
         left = [(root, b"")]
         while left:
-            self._cancellation.check()
             expected, path = left.pop()
             descriptor = self._tree.enter(path)
             if descriptor is None:
@@ -182,9 +168,7 @@ class _Proof:
         """The digest of the tar that tar-split and directory make. Compares the files on the way."""
         headers = _Headers(self._tar_split.headers(self._max_headers), hasher)
         contents = zip(replay.starts, replay.contents, self._tar_split.sums, strict=True)
-        for number, (start, file, expected_sum) in enumerate(contents):
-            if number % _FILES_BETWEEN_CHECKS == 0:
-                self._cancellation.check()
+        for start, file, expected_sum in contents:
             headers.feed(start)
             if file.replaced_as >= 0:
                 self._hash_replaced(file, expected_sum, hasher)
@@ -212,7 +196,6 @@ class _Proof:
     def _hash_large(self, descriptor: int, file: File, hasher: _Hash) -> int:
         found_sum = 0
         for piece in content_of(descriptor, file, self._changes):
-            self._cancellation.check()
             hasher.update(piece)
             found_sum = crc32(piece, found_sum)
         return found_sum

@@ -160,7 +160,7 @@ class _Directories(DirectoryStack[Directory]):
             node = node.children.get(name)
         return node
 
-    def _find(self, name: bytes) -> Directory | Obstacle:
+    def _open(self, name: bytes) -> Directory | Obstacle:
         found = self.current.children.get(name)
         if isinstance(found, Directory):
             return found

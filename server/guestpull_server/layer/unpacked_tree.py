@@ -94,15 +94,6 @@ class UnpackedTree:
             return None
 
     @staticmethod
-    def open_file(directory: int, name: bytes) -> int:
-        """Open what `status` said is a regular file; does not block if it is replaced meanwhile.
-
-        Raises:
-            OSError: the file cannot be opened.
-        """
-        return os.open(name, OPEN_FILE, dir_fd=directory)
-
-    @staticmethod
     def xattrs(directory: int, name: bytes) -> dict[bytes, bytes]:
         """The xattrs of a name in a directory. Links are not followed."""
         # *at() calls for xattrs came with Linux 6.13; the link in /proc leads to the directory that is open
