@@ -4,10 +4,9 @@ The rooms, and the way of the data (imports point one way, downwards; import-lin
 
   cli.py      the commands of `guestpulld`
   service/    gRPC in and out; error -> status; the server's life
-  puller.py   the conductor: the order of the steps of a pull, on one page. Start reading there
-              (sessions.py, the store that is open now; requests.py, what it is asked; admission.py, the queue in
-              front of it; presence.py, what the store has already; fetching.py, shared_downloads.py and
-              fair_semaphore.py, downloads that callers share)
+  upkeep/     bake, verify, gc, and what a daemon does in the background
+  puller.py   the conductor: the order of the steps of a pull, on one page. Start reading here
+  pull/       the pipeline: from a request to an image whose layers are in the store
   registry/   where bytes come from: references, authentication, the distribution client
   layer/      bytes -> directory: verify, decompress, read tar, extract, whiteouts
   store/      what is on disk: meta_store.json, layers, bundles; locking and recovery
@@ -31,19 +30,28 @@ from guestpull_server.version import __version__
 if TYPE_CHECKING:
     from guestpull_server.config import Configuration
     from guestpull_server.errors import GuestpullError
+    from guestpull_server.pull import ImageRequest, PullRequest, Purpose
     from guestpull_server.puller import Puller
-    from guestpull_server.requests import BakeRequest, PullRequest
 
-__all__ = ["BakeRequest", "Configuration", "GuestpullError", "PullRequest", "Puller", "__version__"]
+__all__ = [
+    "Configuration",
+    "GuestpullError",
+    "ImageRequest",
+    "PullRequest",
+    "Puller",
+    "Purpose",
+    "__version__",
+]
 
 if not TYPE_CHECKING:
-    # not at once: layer workers and `--help` want none of it
+    # loaded on first use: layer workers and `--help` need none of it
     _ROOMS = {
-        "BakeRequest": "requests",
         "Configuration": "config",
         "GuestpullError": "errors",
-        "PullRequest": "requests",
+        "ImageRequest": "pull",
+        "PullRequest": "pull",
         "Puller": "puller",
+        "Purpose": "pull",
     }
 
     def __getattr__(name: str) -> object:

@@ -197,7 +197,7 @@ def bake(
     as_json: Json = False,
 ) -> None:
     """Put images into a work directory ahead of time, with no daemon: layers and meta_store.json."""
-    from guestpull_server.baking import bake_images, read_list
+    from guestpull_server.upkeep.baking import bake_images, read_list
 
     wanted = [(source, reference) for source in sources or ()] + (read_list(file) if file else [])
     if not wanted and not remove:
@@ -235,12 +235,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Say what is missing, incomplete, changed or foreign in a work directory; status 1 if anything is."""
-    from guestpull_server.maintenance import verify_work_dir
+    from guestpull_server.upkeep.verification import verify_work_dir
 
     configuration, warnings = _configuration(config, work_dir)
     _warn(warnings)
     found = verify_work_dir(
-        configuration, guest_work_dir=guest_work_dir, deep=deep, repair=repair, warn=_warn
+        configuration, guest_work_dir=guest_work_dir, deep=deep, repairs=repair, warn=_warn
     )
     _print(found.lines(), found, as_json)
     if not found.is_sound:
@@ -275,7 +275,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Delete what no image and no bundle refers to; refuses beside a running daemon."""
-    from guestpull_server.maintenance import collect
+    from guestpull_server.upkeep.collection import collect
 
     configuration, warnings = _configuration(config, work_dir)
     _warn(warnings)

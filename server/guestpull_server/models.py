@@ -95,6 +95,15 @@ class LayerDescriptor:
     diff_id: Digest
 
 
+class Origin(Enum):
+    """Where a resolved image was found."""
+
+    SOURCE = "source"
+    """At its registry, or in a local file: its layers may be missing in the store."""
+    STORE = "store"
+    """In the store, with all of its layers. Media types and sizes of its blobs are not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvedImage:
     """A resolved reference: all that is needed to fetch the layers and to create the bundle.
@@ -104,6 +113,7 @@ class ResolvedImage:
         layers: bottom-most first.
         index: the outermost image index that led here, byte for byte; empty if none was read.
         manifest: the manifest, byte for byte; empty if the image comes from the store.
+        origin: where it was found.
         is_confirmed: whether its source says that the image has this reference. It does not if the store has found
             the image by the digest in the reference: nobody has asked the repository.
     """
@@ -115,6 +125,7 @@ class ResolvedImage:
     layers: tuple[LayerDescriptor, ...]
     index: bytes = b""
     manifest: bytes = b""
+    origin: Origin = Origin.SOURCE
     is_confirmed: bool = True
 
 

@@ -2,45 +2,46 @@
 
     with Puller.open(configuration) as puller:
         pulled = puller.pull(PullRequest("busybox", "/run/bundles/one"))
-        baked = puller.baker.bake(BakeRequest("oci-archive:app.tar", reference="registry.example/app:1"))
+        fetched = puller.fetch(ImageRequest("oci-archive:app.tar", purpose=Purpose.BAKE))
 
-This is the storage core's front door; a program can use it and never load gRPC. Each step is the work of a
-room: the registry resolves, shared downloads fetch and unpack, the store remembers, the snapshot mounts, the
-bundle is written. What is there already is not asked for.
+This is the storage core's front door; a program can use it without loading gRPC. Each step is the work of a
+room: the pipeline (pull/) brings the image's layers into the store, the snapshot mounts them, the bundle gets
+its config.json, the store records all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from guestpull_server.admission import Admission, AdmittedPull
-from guestpull_server.baker import Baker
 from guestpull_server.bundle import write_runtime_config
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, LayerNames
-from guestpull_server.errors import ImageNotPresent, InvalidRequest
 from guestpull_server.layer import LayerWorkers
-from guestpull_server.models import Credentials, PulledImage, PullPolicy, ResolvedImage, StoredLayer
-from guestpull_server.platforms import Platform
-from guestpull_server.registry import (
-    ImageSource,
-    Reference,
-    RegistryClient,
-    fetch_image,
-    is_local,
-    open_source,
+from guestpull_server.models import PulledImage
+from guestpull_server.pull import (
+    Acquired,
+    Admission,
+    Background,
+    ImageRequest,
+    PullObserver,
+    PullRequest,
+    Sessions,
+    StoreSession,
+    Unobserved,
 )
-from guestpull_server.requests import PullObserver, PullRequest, Unobserved, check_pin
-from guestpull_server.sessions import Sessions, StoreSession
+from guestpull_server.registry import RegistryClient
 from guestpull_server.snapshot import mount_rootfs
 from guestpull_server.store import BundleReservation, Store
 
 
 class Puller:
-    """Pulls images into one work directory, which it owns from `open` to `close`. Thread-safe."""
+    """Pulls images into one work directory, which it owns from `open` to `close`. Thread-safe.
+
+    Attributes:
+        admission: the queue in front of all pulls.
+    """
 
     def __init__(
         self,
@@ -49,7 +50,6 @@ class Puller:
         registry: RegistryClient,
         workers: LayerWorkers,
     ) -> None:
-        self._configuration = configuration
         self._limits = configuration.limits
         self._sessions = sessions
         self._registry = registry
@@ -58,17 +58,12 @@ class Puller:
 
     @property
     def store(self) -> Store:
-        """The store as it is now: one that was deleted by others is opened anew.
+        """The store as it is now. It is opened again if others have deleted it.
 
         Raises:
-            GuestpullError: it cannot be; see `open`.
+            GuestpullError: it cannot be opened; see `open`.
         """
         return self._sessions.current().store
-
-    @property
-    def baker(self) -> Baker:
-        """Brings images into the store without a bundle; raises as `store` does."""
-        return self._sessions.current().baker
 
     @classmethod
     def open(
@@ -77,21 +72,21 @@ class Puller:
         *,
         guest_work_dir: str | None = None,
         layer_names: LayerNames | None = None,
-        watch_bundles: bool = False,
+        background: Sequence[Callable[[Store], Background]] = (),
     ) -> Puller:
-        """Start the layer workers' fork server and take the work directory over.
+        """Start the layer workers' fork server and take over the work directory.
 
         Args:
-            configuration: names the work directory, and all else.
+            configuration: of the work directory and everything else.
             guest_work_dir: where the guest will see the work directory, if that is elsewhere.
-            layer_names: how new layers' directories are named; None: as those that are there, or by digest.
-            watch_bundles: release bundles that others have taken away, as long as this is open.
+            layer_names: how new layers' directories are named; None: like those that are there, or by digest.
+            background: what else works on the store while it is open; started for each store that is opened.
 
         Raises:
-            WorkDirInUse: another process has it.
-            InvalidRequest: layers are to be named otherwise than those that are there.
-            InvalidStore: it is of a form that we do not know.
-            InvalidConfiguration: the configuration asks for what cannot be.
+            WorkDirInUse: another process owns the work directory.
+            InvalidRequest: layers are to be named differently from those that are there.
+            InvalidStore: the work directory has an unknown form.
+            InvalidConfiguration: the configuration cannot be used.
         """
         registry = RegistryClient(configuration)
         workers = LayerWorkers(configuration.limits)
@@ -103,7 +98,7 @@ class Puller:
                     workers,
                     guest_work_dir=guest_work_dir,
                     layer_names=layer_names,
-                    watch_bundles=watch_bundles,
+                    background=background,
                 )
             )
         except BaseException:
@@ -112,10 +107,10 @@ class Puller:
         return cls(configuration, sessions, registry, workers)
 
     def close(self, *, tidy: bool = False) -> None:
-        """End the layer workers and give the work directory back. Bundles stay mounted.
+        """End the layer workers and release the work directory. Bundles stay mounted.
 
         Args:
-            tidy: leave nothing in the work directory but images and layers, and no traces of time or order.
+            tidy: leave only images and layers in the work directory, and no traces of time or order.
         """
         self._workers.close()
         self._registry.close()
@@ -140,121 +135,73 @@ class Puller:
         Raises:
             GuestpullError: the errors of the table in README.md.
         """
-        reference = self._reference(request.image)
         observer = observer or Unobserved()
         caller = cancellation or Cancellation("the pull")
+        self._sessions.current().acquirer.check(request.wanted)
         with (
             self.admission.admitted(request.image, caller) as admitted,
-            self._sessions.using(cancellation := admitted.cancellation) as session,
-            self._source(request.image, request.credentials, admitted) as source,
+            self._sessions.using(admitted.cancellation) as session,
             session.store.reserve_bundle(request.bundle_path) as bundle,
-            self._resolved(session, reference, source, request, admitted) as resolved,
+            session.acquirer.acquire(request.wanted, admitted, observer) as acquired,
         ):
-            observer.resolved(resolved)
-            layers, pulled = session.fetcher.fetch(resolved, source, cancellation, observer)
-            admitted.work_here()
-            with bundle.opened() as directory:
-                session.store.with_room(lambda: _mount(layers, bundle, directory, cancellation))
-                observer.mounted(bundle.rootfs)
-                session.store.with_room(
-                    lambda: write_runtime_config(
-                        bundle.bundle_path,
-                        bundle.rootfs,
-                        resolved.config,
-                        directory,
-                        bundle.writes_config,
-                        self._limits,
-                        cancellation,
-                    )
-                )
-            cancellation.check()
-            image = session.store.record_image(resolved, layers)
-            session.store.with_room(lambda: bundle.commit(image))
-        return PulledImage(
-            resolved.image_id, resolved.manifest_digest, resolved.reference, bundle.rootfs, pulled
-        )
+            self._make_bundle(session.store, bundle, acquired, admitted.cancellation, observer)
+        return _result(acquired, bundle.rootfs)
 
-    # -- the steps ------------------------------------------------------------------------------------------
+    def fetch(
+        self,
+        request: ImageRequest,
+        cancellation: Cancellation | None = None,
+        observer: PullObserver | None = None,
+    ) -> PulledImage:
+        """Bring an image into the store, without a bundle; `rootfs_path` of the result is empty.
 
-    def _reference(self, image: str) -> Reference | None:
-        """What an image is called at its registry; None for a local one, where these are allowed."""
-        if not is_local(image):
-            return Reference.parse(image)
-        if not self._configuration.allow_local_images:
-            raise InvalidRequest(
-                "image_url",
-                f"{image} is a local image",
-                "The configuration must say allow_local_images: true.",
+        Raises:
+            GuestpullError: the errors of the table in README.md.
+        """
+        caller = cancellation or Cancellation("the pull")
+        self._sessions.current().acquirer.check(request)
+        with (
+            self.admission.admitted(request.image, caller) as admitted,
+            self._sessions.using(admitted.cancellation) as session,
+            session.acquirer.acquire(request, admitted, observer or Unobserved()) as acquired,
+        ):
+            session.store.record_image(acquired.image, acquired.layers)
+        return _result(acquired, "")
+
+    def _make_bundle(
+        self,
+        store: Store,
+        bundle: BundleReservation,
+        acquired: Acquired,
+        cancellation: Cancellation,
+        observer: PullObserver,
+    ) -> None:
+        """Mount the rootfs, write config.json, and record image and bundle."""
+
+        def mount() -> None:
+            bundle.clear_overlay()  # of the first attempt, on a disk that was full
+            mount_rootfs(acquired.layers, bundle.overlay_directory, bundle.rootfs, directory, cancellation)
+
+        def write_config() -> None:
+            write_runtime_config(
+                bundle.bundle_path,
+                bundle.rootfs,
+                acquired.image.config,
+                directory,
+                bundle.writes_config,
+                self._limits,
+                cancellation,
             )
-        return None
 
-    @contextmanager
-    def _source(
-        self, image: str, credentials: Credentials | None, admitted: AdmittedPull
-    ) -> Iterator[ImageSource]:
-        if is_local(image):  # inflating an archive takes as long as a registry
-            admitted.ask_registry("")
-        with open_source(
-            image,
-            self._registry,
-            credentials,
-            self._limits,
-            self._configuration.work_dir,
-            admitted.cancellation,
-        ) as source:
-            yield source
-
-    @contextmanager
-    def _resolved(
-        self,
-        session: StoreSession,
-        reference: Reference | None,
-        source: ImageSource,
-        request: PullRequest,
-        admitted: AdmittedPull,
-    ) -> Iterator[ResolvedImage]:
-        """Resolve the reference, and keep its layers from being deleted, those that may be reused."""
-        resolved = self._resolve(session, reference, source, request, admitted)
-        while True:
-            checked = session.reuse.discard_changed(resolved, admitted.cancellation)
-            with session.store.pin(layer.blob.digest for layer in resolved.layers):
-                vanished = session.presence.has_vanished(resolved)
-                if not vanished and session.reuse.is_checked(resolved, checked):
-                    yield resolved
-                    return
-            if not vanished:
-                continue  # something came into sight that nobody has checked
-            # an image of the store was removed before its layers were pinned, or altered: the registry has it
-            if request.policy is PullPolicy.NEVER:
-                raise ImageNotPresent(request.image)
-            platform = request.platform or Platform.host()
-            admitted.ask_registry(source.registry)
-            resolved = fetch_image(source, platform, admitted.cancellation)
-
-    def _resolve(
-        self,
-        session: StoreSession,
-        reference: Reference | None,
-        source: ImageSource,
-        request: PullRequest,
-        admitted: AdmittedPull,
-    ) -> ResolvedImage:
-        """What was asked for, by the policy: from the store, or from its source."""
-        platform = request.platform or Platform.host()
-        if reference is not None:
-            present = session.presence.by_policy(reference, platform, request.policy)
-            if present is not None:
-                return present
-        admitted.ask_registry(source.registry)
-        resolved = session.presence.resolve(source, platform, admitted.cancellation)
-        if reference is None:
-            check_pin(request.image, resolved)
-        return resolved
+        with bundle.opened() as directory:
+            store.with_room(mount)
+            observer.mounted(bundle.rootfs)
+            store.with_room(write_config)
+        cancellation.check()
+        image = store.record_image(acquired.image, acquired.layers)
+        store.with_room(lambda: bundle.commit(image))
 
 
-def _mount(
-    layers: Sequence[StoredLayer], bundle: BundleReservation, directory: int, cancellation: Cancellation
-) -> None:
-    """Mount the rootfs; may be repeated on a disk that was full."""
-    bundle.clear_overlay()
-    mount_rootfs(layers, bundle.overlay_directory, bundle.rootfs, directory, cancellation)
+def _result(acquired: Acquired, rootfs: str) -> PulledImage:
+    image = acquired.image
+    return PulledImage(image.image_id, image.manifest_digest, image.reference, rootfs, acquired.pulled)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from guestpull_client.errors import NotFound
-from guestpull_server.bundle_watch import BundleWatch
 from guestpull_server.config import Configuration
 from guestpull_server.models import StoredImage
 from guestpull_server.puller import Puller
 from guestpull_server.snapshot import OverlayMounts
 from guestpull_server.store import Store
+from guestpull_server.upkeep.bundle_watch import BundleWatch
 from support.bundles import mount_layers
 from support.daemon import Daemon, mounts_below
 from support.images import file, image, layer

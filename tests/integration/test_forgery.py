@@ -322,7 +322,7 @@ def test_what_only_a_file_has_is_to_be_baked_again(
     repaired = guestpulld("verify", disk / "store", "--deep", "--repair")
 
     assert repaired.returncode == 1
-    assert "baked from a file: bake it again" in repaired.stdout
+    assert "baked from a file, bake it again" in repaired.stdout
     assert "name and the tag" not in repaired.stdout
 
 

@@ -36,6 +36,7 @@ from guestpull_server.service.notify import notify
 from guestpull_server.service.servicer import ImageServicer
 from guestpull_server.service.sockets import SocketFile
 from guestpull_server.snapshot import check_may_mount
+from guestpull_server.upkeep import in_background
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["ImageService"].full_name
 STORE_HEALTH: Final = "guestpull.store"
@@ -101,7 +102,7 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     check_may_mount()
     started = time.monotonic()
-    with Puller.open(configuration, watch_bundles=True) as puller:
+    with Puller.open(configuration, background=in_background(configuration)) as puller:
         for warning in (*warnings, *puller.store.warnings):
             LIFE.warning("%s", warning)
         asyncio.run(_serve(puller, configuration, options, started))

@@ -14,9 +14,9 @@ from guestpull_protos import image_service_pb2_grpc as pb_grpc
 from guestpull_server.errors import InvalidRequest
 from guestpull_server.models import Credentials, PullPolicy, StoredImage, without_password
 from guestpull_server.platforms import Platform
+from guestpull_server.pull import PullObserver, PullRequest
 from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
-from guestpull_server.requests import PullObserver, PullRequest
 from guestpull_server.service import messages
 from guestpull_server.service.calls import Call, Calls, Work
 from guestpull_server.service.log import Fact

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import Cancelled, DeadlineExceeded
-from guestpull_server.fair_semaphore import FairQueue, FairSemaphore, as_many_as_are_free
+from guestpull_server.pull.fair_semaphore import FairQueue, FairSemaphore, as_many_as_are_free
 from support.waiting import PATIENCE, end_of
 
 

@@ -1,39 +1,23 @@
-"""What is done to a work directory while no daemon serves it: verifying, repairing, collecting.
+"""`guestpulld verify`: finds what is wrong in a work directory and, with --repair, repairs it.
 
-Each function is one command of `guestpulld` without its options and its printing; what it returns can say
-itself in lines for people.
+This is the command without its options and its output. Its result can render itself as lines for people.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from guestpull_server.config import Configuration
-from guestpull_server.deep_audit import deep_audit
 from guestpull_server.errors import GuestpullError, NotAtRegistry
 from guestpull_server.models import Digest
 from guestpull_server.puller import Puller
-from guestpull_server.snapshot import OverlayMounts
-from guestpull_server.store import (
-    LOCK,
-    Fault,
-    Finding,
-    Garbage,
-    Store,
-    audit,
-    collect_garbage,
-    likely_guest_work_dir,
-)
-
-Warn: TypeAlias = Callable[[Iterable[str]], object]
-"""Called with what was found in a store when it was opened; a sentence each."""
-
-# -- verifying --------------------------------------------------------------------------------------------------
+from guestpull_server.store import Fault, Finding, audit, likely_guest_work_dir
+from guestpull_server.upkeep.deep_audit import deep_audit
+from guestpull_server.upkeep.repair import repair
+from guestpull_server.upkeep.work_dirs import Warn, is_tidy
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +65,9 @@ class Verified:
 
 
 def verify_work_dir(
-    configuration: Configuration, *, guest_work_dir: str | None, deep: bool, repair: bool, warn: Warn
+    configuration: Configuration, *, guest_work_dir: str | None, deep: bool, repairs: bool, warn: Warn
 ) -> Verified:
-    """Look for what is wrong in a work directory; with `repair`, put right what can be, and look again.
+    """Look for what is wrong in a work directory; with `repairs`, repair what can be, and look again.
 
     With `deep`, each layer's tar is put together again from its record and its directory, and must have the
     digest that the image's config has for it, which the image's id proves. Where nothing is to be repaired,
@@ -105,7 +89,7 @@ def verify_work_dir(
         return Verified(work_dir, (*found, *proof.findings), proved=proof.proved, unproved=proof.unproved)
 
     seen = look()
-    if not repair or seen.is_sound:
+    if not repairs or seen.is_sound:
         return seen
     restored = _mend(configuration, guest_work_dir, warn)
     repaired, failures = _repair(
@@ -135,7 +119,7 @@ def _repair(
             if not wanted or image.read_only_store:
                 continue
             try:
-                done = puller.baker.repair(image, sorted(layer for layer in wanted if layer is not None))
+                done = repair(puller, image, sorted(layer for layer in wanted if layer is not None))
             except NotAtRegistry as error:
                 failures.append(error.explain())
             except GuestpullError as error:
@@ -149,55 +133,9 @@ def _repair(
 @contextmanager
 def _opened(configuration: Configuration, guest_work_dir: str | None) -> Iterator[Puller]:
     """Take a work directory over; one that was baked, and is tidy, is tidy again after it."""
-    tidy = _is_tidy(configuration.work_dir)
+    tidy = is_tidy(configuration.work_dir)
     puller = Puller.open(configuration, guest_work_dir=guest_work_dir)
     try:
         yield puller
     finally:
         puller.close(tidy=tidy)
-
-
-def _is_tidy(work_dir: str) -> bool:
-    """Whether no daemon has ever served a work directory: that leaves its lock there."""
-    return not os.path.lexists(os.path.join(work_dir, LOCK))
-
-
-# -- collecting -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What `gc` deleted, or would."""
-
-    work_dir: str
-    dry_run: bool
-    garbage: tuple[Garbage, ...]
-
-    def lines(self) -> Iterator[str]:
-        """For people."""
-        done = "would delete" if self.dry_run else "deleted"
-        for one in self.garbage:
-            yield f"{done} {one.path}: {one.what} ({one.size_bytes / 1e6:.1f} MB)"
-        total = sum(one.size_bytes for one in self.garbage)
-        yield f"{done} {len(self.garbage)} things, {total / 1e6:.1f} MB"
-
-
-def collect(
-    configuration: Configuration, *, guest_work_dir: str | None, dry_run: bool, warn: Warn
-) -> Collected:
-    """Delete what nothing refers to.
-
-    Raises:
-        InvalidStore: there is no such directory.
-        WorkDirInUse: a daemon serves it.
-        StorageFailed: the operating system refuses.
-    """
-    work_dir, mounts = configuration.work_dir, OverlayMounts()
-    guest_work_dir = guest_work_dir or likely_guest_work_dir(work_dir)
-    garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir, dry_run=True, warn=warn)
-    if garbage and not dry_run:  # where there is none, nothing is written
-        tidy = _is_tidy(work_dir)
-        garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir, warn=warn)
-        if tidy:
-            Store.open(work_dir, mounts, guest_work_dir=guest_work_dir).close(tidy=True)
-    return Collected(work_dir, dry_run, garbage)

@@ -1,8 +1,9 @@
-"""What the store has of what is asked for: images that are whole, and whether a policy lets them be used.
+"""Resolves references from the local store, subject to the pull policy.
 
-Where layers are proved before they are reused, an image is proved before it is: its config must have the digest
-that its id is, and its layers must be those of that config. What is not proved counts as not present, so that the
-registry is asked for it; an image of another program (image-rs), which keeps no proofs, is taken as it is.
+An image of which a layer is missing is not used. Where images are verified before they are used, the config must
+have the digest that the image's id is, and the layers must be those of that config; an image that fails counts
+as not present, so that the registry is asked for it. An image of another program (image-rs), which keeps nothing
+to verify it by, is used as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from guestpull_server.models import (
     Descriptor,
     Digest,
     LayerDescriptor,
+    Origin,
     PullPolicy,
     ResolvedImage,
     StoredImage,
@@ -29,24 +31,24 @@ from guestpull_server.store import Store
 _log = logging.getLogger(__name__)
 
 
-class Presence:
-    """Asks the store. An image of which a layer is missing does not count as present.
+class LocalResolver:
+    """Resolves references from one store. Thread-safe.
 
     Args:
-        store: what is asked.
-        proves: whether an image must be proved.
+        store: holds the images.
+        verifies: whether an image must be verified before it is used.
     """
 
-    def __init__(self, store: Store, *, proves: bool) -> None:
+    def __init__(self, store: Store, *, verifies: bool) -> None:
         self._store = store
-        self._proves = proves
+        self._verifies = verifies
 
     def by_policy(self, reference: Reference, platform: Platform, policy: PullPolicy) -> ResolvedImage | None:
-        """The image of the store, where the policy lets it be used without asking the registry.
+        """Return the image of the store if the policy allows its use without asking the registry.
 
         Raises:
-            ImageNotPresent: the registry must not be asked, and there is none.
-            ImageChanged: the registry must not be asked, and the image is not what its id says.
+            ImageNotPresent: the policy is NEVER, and there is no such image.
+            ImageChanged: the policy is NEVER, and the image does not match its id.
         """
         match policy:
             case PullPolicy.ALWAYS:
@@ -76,21 +78,20 @@ class Presence:
         )
         return source.image(manifest, cancellation) if known is None else manifest.from_store(known)
 
-    def has_vanished(self, resolved: ResolvedImage) -> bool:
-        """Whether an image that was resolved by the store has lost a layer since."""
-        return any(
-            not layer.blob.media_type and self._store.layer(layer.blob.digest) is None
-            for layer in resolved.layers
+    def is_incomplete(self, image: ResolvedImage) -> bool:
+        """Whether an image that was found in the store has lost a layer since."""
+        return image.origin is Origin.STORE and any(
+            self._store.layer(layer.blob.digest) is None for layer in image.layers
         )
 
     def _unchanged(self, reference: Reference, platform: Platform) -> ResolvedImage | None:
         return _unless_altered(lambda: self._present(reference, platform))
 
     def _present(self, reference: Reference, platform: Platform) -> ResolvedImage | None:
-        """The image that the store has under a reference, if all of its layers are there.
+        """Return the image that the store has under a reference, if all of its layers are there.
 
         Raises:
-            ImageChanged: it is not what its id says.
+            ImageChanged: it does not match its id.
         """
         image = self._store.image_for(str(reference), platform)
         is_confirmed = image is not None
@@ -104,7 +105,7 @@ class Presence:
         if reference.digest is not None:
             manifest = self._store.manifest_for_pin(image, reference.digest)
         if manifest is None:
-            return None  # whatever somebody called it
+            return None  # the name is pinned to a digest that is not this image's
         return self._usable(image, str(reference), manifest, is_confirmed=is_confirmed)
 
     def _usable(
@@ -112,7 +113,7 @@ class Presence:
     ) -> ResolvedImage | None:
         if image is None or not self._is_whole(image):
             return None
-        config = self._store.proved_config(image) if self._proves else image.config
+        config = self._store.proved_config(image) if self._verifies else image.config
         resolved = _as_resolved(image, reference, manifest_digest, config)
         return dataclasses.replace(resolved, is_confirmed=is_confirmed)
 
@@ -125,7 +126,7 @@ class Presence:
 
 
 def _unless_altered(find: Callable[[], ResolvedImage | None]) -> ResolvedImage | None:
-    """Take an image that is not what its id says for one that is not there: the registry has it."""
+    """Treat an image that does not match its id as absent, so that the registry is asked for it."""
     try:
         return find()
     except ImageChanged as error:
@@ -134,9 +135,9 @@ def _unless_altered(find: Callable[[], ResolvedImage | None]) -> ResolvedImage |
 
 
 def _as_resolved(image: StoredImage, reference: str, manifest_digest: Digest, config: bytes) -> ResolvedImage:
-    """An image of the store as if it had been resolved; media types and sizes of its blobs are not known."""
+    """Describe an image of the store as a resolved image."""
     layers = tuple(
         LayerDescriptor(Descriptor("", layer.compressed_digest, 0), layer.uncompressed_digest)
         for layer in image.layers
     )
-    return ResolvedImage(reference, manifest_digest, image.image_id, config, layers)
+    return ResolvedImage(reference, manifest_digest, image.image_id, config, layers, origin=Origin.STORE)

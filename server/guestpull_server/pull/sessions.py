@@ -1,37 +1,39 @@
-"""The store that is open now, and what is built on it; replaced as a whole when the work directory is.
+"""The open store and what works with it; replaced as a whole when the work directory is.
 
 Others may delete the work directory while we run: kata-agent removes all of /run/kata-containers when it creates a
 sandbox. Each request begins with `Sessions.current`, which compares the work directory's path with what was opened
-there. Where they differ, the old store is abandoned, and the work directory is opened anew, as at a start.
+there. If they differ, the old store is abandoned, and the work directory is opened again, as at a start.
 
-What works with the old store fails by WORK_DIR_REPLACED: an abandoned store refuses to write, because its paths
-lead into the new one.
+Requests that still work with the old store fail with WORK_DIR_REPLACED: an abandoned store refuses to write,
+because its paths lead into the new one.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
-from guestpull_server.baker import Baker
-from guestpull_server.bundle_watch import BundleWatch
 from guestpull_server.cancellation import Cancellation
-from guestpull_server.config import Configuration, LayerNames, VerifyReuse
+from guestpull_server.config import Configuration, LayerNames
 from guestpull_server.errors import GuestpullError, WorkDirReplaced
-from guestpull_server.expiry import Expiry
-from guestpull_server.fetching import LayerFetcher
 from guestpull_server.layer import LayerWorkers
-from guestpull_server.presence import Presence
+from guestpull_server.pull.acquire import Acquirer
 from guestpull_server.registry import RegistryClient
-from guestpull_server.reuse import ReuseCheck
-from guestpull_server.shared_downloads import SharedDownloads
 from guestpull_server.snapshot import OverlayMounts
 from guestpull_server.store import Store
 
 _log = logging.getLogger(__name__)
+
+
+class Background(Protocol):
+    """Work on one store in the background, from its construction to `close`."""
+
+    def close(self) -> None:
+        """End the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,8 @@ class StoreSession:
     """One open store, and what works with it and no other."""
 
     store: Store
-    presence: Presence
-    reuse: ReuseCheck
-    fetcher: LayerFetcher
-    baker: Baker
-    expiry: Expiry
-    watch: BundleWatch | None
+    acquirer: Acquirer
+    background: Sequence[Background]
 
     @classmethod
     def open(
@@ -55,9 +53,9 @@ class StoreSession:
         *,
         guest_work_dir: str | None = None,
         layer_names: LayerNames | None = None,
-        watch_bundles: bool = False,
+        background: Sequence[Callable[[Store], Background]] = (),
     ) -> StoreSession:
-        """Take the work directory over.
+        """Take over the work directory; see Puller.open for the arguments.
 
         Raises:
             GuestpullError: what `Store.open` raises.
@@ -70,41 +68,29 @@ class StoreSession:
             bundle_roots=configuration.bundle_roots,
             layer_names=layer_names,
         )
-        fetcher = LayerFetcher(
-            store,
-            SharedDownloads(store, workers, configuration.limits),
-            configuration.max_concurrent_layer_downloads_per_image,
-        )
-        return cls(
-            store=store,
-            presence=Presence(store, proves=configuration.verify_reuse is not VerifyReuse.NEVER),
-            reuse=ReuseCheck(store, configuration.verify_reuse, workers),
-            fetcher=fetcher,
-            baker=Baker(configuration, store, registry, workers, fetcher),
-            expiry=Expiry(store, configuration.limits.unused_layer_seconds),
-            watch=BundleWatch(store) if watch_bundles else None,
-        )
+        acquirer = Acquirer(configuration, store, registry, workers)
+        return cls(store, acquirer, [start(store) for start in background])
 
     def close(self, *, tidy: bool = False) -> None:
         """Release the work directory; see Store.close."""
-        self.expiry.close()
-        if self.watch is not None:
-            self.watch.close()
+        self._end_background()
         self.store.close(tidy=tidy)
 
     def abandon(self) -> None:
         """Release the work directory that was opened, and write nothing: its path leads elsewhere now."""
-        self.expiry.close()
-        if self.watch is not None:
-            self.watch.close()
+        self._end_background()
         self.store.abandon()
+
+    def _end_background(self) -> None:
+        for one in self.background:
+            one.close()
 
 
 class Sessions:
-    """The session of now, from the first one to `close`. Thread-safe.
+    """The current session, from the first one to `close`. Thread-safe.
 
     Args:
-        open_session: takes the work directory over.
+        open_session: takes over the work directory.
     """
 
     def __init__(self, open_session: Callable[[], StoreSession]) -> None:
@@ -114,7 +100,7 @@ class Sessions:
         self._session = open_session()
 
     def current(self) -> StoreSession:
-        """The session of the work directory as it is now; opens it anew if it was replaced.
+        """Return the session of the work directory as it is now; open it again if it was replaced.
 
         Raises:
             GuestpullError: what `StoreSession.open` raises; the next call tries again.
@@ -128,7 +114,7 @@ class Sessions:
                 self._session = self._open_session()
                 store = self._session.store
                 _log.warning(
-                    "the work directory was replaced, and was opened anew",
+                    "the work directory was replaced, and was opened again",
                     extra={"facts": {"work_dir": store.work_dir}},
                 )
                 for warning in store.warnings:
@@ -137,7 +123,7 @@ class Sessions:
 
     @contextmanager
     def using(self, cancellation: Cancellation) -> Iterator[StoreSession]:
-        """Work with the current session. If it is replaced meanwhile, that is the reason of any failure.
+        """Work with the current session. If it is replaced meanwhile, that is the reason for any failure.
 
         Args:
             cancellation: of the work. Once it is cancelled, failures are its own.
@@ -155,7 +141,7 @@ class Sessions:
             raise WorkDirReplaced(session.store.work_dir) from error
 
     def close(self, *, tidy: bool = False) -> None:
-        """Close the current session, and open no other; see Store.close."""
+        """Close the current session, and open no other one; see Store.close."""
         with self._lock:
             self._closed = True
             self._session.close(tidy=tidy)

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import DeadlineExceeded, LimitExceeded, TooManyPulls
-from guestpull_server.fair_semaphore import FairSemaphore
+from guestpull_server.pull.fair_semaphore import FairSemaphore
 
 
 class AdmittedPull:

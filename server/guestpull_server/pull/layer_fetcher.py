@@ -1,4 +1,4 @@
-"""All layers of one image: those that the store has, and those that must be downloaded, a few at once."""
+"""All layers of one image: those in the store, and those that must be downloaded, a few at a time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import closing
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.errors import DigestMismatch
 from guestpull_server.models import Digest, LayerDescriptor, PulledLayer, ResolvedImage, StoredLayer
+from guestpull_server.pull.requests import PullObserver
+from guestpull_server.pull.shared_downloads import SharedDownloads
 from guestpull_server.registry import ImageSource
-from guestpull_server.requests import PullObserver
-from guestpull_server.shared_downloads import SharedDownloads
 from guestpull_server.store import Store
 
 
@@ -19,8 +19,8 @@ class LayerFetcher:
     """Brings images' layers into the store. Thread-safe.
 
     Args:
-        store: where layers are, and come to.
-        downloads: shared by all who want the same layer.
+        store: where layers are looked for and committed.
+        downloads: shared by all callers that want the same layer.
         at_once: how many layers of one image are downloaded at the same time.
     """
 
@@ -36,11 +36,11 @@ class LayerFetcher:
         cancellation: Cancellation,
         observer: PullObserver,
     ) -> tuple[tuple[StoredLayer, ...], tuple[PulledLayer, ...]]:
-        """All layers of an image, bottom-most first, as the store has them and as they were come by.
+        """Fetch all layers of an image. Returns them bottom-most first, and what each of them cost.
 
         Raises:
-            DigestMismatch: the image says of one blob that it is several layers.
-            GuestpullError: what the first download to fail raised; the others have ended when this does.
+            DigestMismatch: the image gives one blob several diff_ids.
+            GuestpullError: the first download's failure; the others have ended by then.
         """
         fetched: dict[Digest, tuple[StoredLayer, PulledLayer]] = {}
         missing: dict[Digest, LayerDescriptor] = {}

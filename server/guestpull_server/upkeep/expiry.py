@@ -1,7 +1,7 @@
 """Deletes layers that nobody has used for a while (`limits.unused_layer_seconds`).
 
-A pull that fails leaves the layers that it completed, so that the next try need not download them again. If no try
-comes, they are deleted here.
+A pull that fails leaves the layers that it completed, so that the next attempt need not download them again. If no
+attempt follows, they are deleted here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 class Expiry:
-    """A thread that deletes the unused layers of one store, from here to `close`.
+    """A thread that deletes the unused layers of one store, until `close`.
 
     Args:
-        store: whose layers.
+        store: whose layers are deleted.
         seconds: how long a layer must have been unused.
     """
 

@@ -1,6 +1,6 @@
-"""`guestpulld bake`: images into a work directory that no daemon serves yet, so that a guest downloads nothing.
+"""`guestpulld bake`: brings images into a work directory ahead of time, so that a guest downloads nothing.
 
-The command without its options and its printing; what it returns can say itself in lines for people.
+This is the command without its options and its output. Its result can render itself as lines for people.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from guestpull_server.config import Configuration, LayerNames
 from guestpull_server.errors import InvalidRequest
 from guestpull_server.models import Credentials, Digest
 from guestpull_server.platforms import Platform
+from guestpull_server.pull import ImageRequest, Purpose
 from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
-from guestpull_server.requests import BakeRequest
 from guestpull_server.store import guest_work_dirs, likely_guest_work_dir
 
 
@@ -68,7 +68,7 @@ def read_list(path: str) -> list[tuple[str, str]]:
         words = list(takewhile(lambda word: not word.startswith("#"), line.split()))
         if len(words) > 2:
             raise InvalidRequest(
-                f"{path}, line {number}", "it has more than a source and a reference", "Mend it."
+                f"{path}, line {number}", "it has more than a source and a reference", "Fix it."
             )
         if words:
             wanted.append((words[0], words[1] if len(words) == 2 else ""))
@@ -111,10 +111,7 @@ def bake_images(
         warn(puller.store.warnings)
         for text in removed:
             _remove(puller, text)
-        images = tuple(
-            _bake(puller, BakeRequest(source, reference, credentials, for_platform))
-            for source, reference in wanted
-        )
+        images = tuple(_bake(puller, source, name, credentials, for_platform) for source, name in wanted)
     finally:
         puller.close(tidy=True)
     return Baked(configuration.work_dir, images, tuple(removed))
@@ -128,8 +125,17 @@ def _guest_work_dir(work_dir: str) -> str | None:
     return likely_guest_work_dir(work_dir)
 
 
-def _bake(puller: Puller, request: BakeRequest) -> BakedImage:
-    pulled = puller.baker.bake(request)
+def _bake(
+    puller: Puller, source: str, name: str, credentials: Credentials | None, platform: Platform | None
+) -> BakedImage:
+    request = ImageRequest(
+        source,
+        credentials,
+        platform=platform,
+        purpose=Purpose.BAKE,
+        name=str(Reference.parse(name)) if name else "",
+    )
+    pulled = puller.fetch(request)
     new = {layer.compressed_digest for layer in pulled.layers if not layer.reused}
     return BakedImage(
         pulled.reference,

@@ -39,9 +39,9 @@ from guestpull_server.errors import (
     Status,
     WorkerFailed,
 )
-from guestpull_server.fair_semaphore import FairQueue, as_many_as_are_free
 from guestpull_server.layer import LayerWorker, LayerWorkers
 from guestpull_server.models import Digest, LayerDescriptor, MiB, StoredLayer
+from guestpull_server.pull.fair_semaphore import FairQueue, as_many_as_are_free
 from guestpull_server.registry import BlobStream, ImageSource
 from guestpull_server.store import Store
 

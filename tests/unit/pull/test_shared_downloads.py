@@ -12,13 +12,13 @@ import pytest
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Configuration, Limits, VerifyReuse
 from guestpull_server.errors import BlobNotFound, WorkerFailed
-from guestpull_server.fetching import LayerFetcher
 from guestpull_server.layer import LayerWorkers
 from guestpull_server.models import Digest, LayerDescriptor
+from guestpull_server.pull import Unobserved
+from guestpull_server.pull.layer_fetcher import LayerFetcher
+from guestpull_server.pull.layer_verification import LayerVerification
+from guestpull_server.pull.shared_downloads import SharedDownloads
 from guestpull_server.registry import ImageSource, Reference, RegistryClient
-from guestpull_server.requests import Unobserved
-from guestpull_server.reuse import ReuseCheck
-from guestpull_server.shared_downloads import SharedDownloads
 from guestpull_server.store import Store
 from support.faults import Stall
 from support.images import file, image, layer
@@ -113,7 +113,7 @@ def test_layers_for_whose_proof_no_threads_can_be_had_are_not_reused(
 ) -> None:
     put_layer(store, LAYER)
     workers = LayerWorkers(Limits())
-    reuse = ReuseCheck(store, VerifyReuse.ALWAYS, workers)
+    reuse = LayerVerification(store, VerifyReuse.ALWAYS, workers)
 
     def no_thread(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -1,9 +1,10 @@
-"""Whether a layer that is there already may be trusted: `verify_reuse` of the configuration.
+"""Verifies layers that are in the store before they are reused: `verify_reuse` of the configuration.
 
-A layer of ours that was altered is deleted, so that it is downloaded again; one of another store is refused,
-because nothing is written there. What comes into sight by a deletion, the same layer of another store, is checked
-as well. A layer that we unpacked has a record, and a line in layer_facts.jsonl; where one of them is gone, it
-cannot be proved, and counts as altered. A layer that has neither (image-rs's) is checked as far as it can be.
+A layer of ours that was altered is deleted, so that it is downloaded again. One of a read-only store is refused,
+because nothing is written there. If the same layer of another store takes the place of a deleted one, it is
+verified as well. A layer that we unpacked has a tar-split file and metadata; if one of them is missing, the
+layer cannot be verified and counts as altered. A layer that has neither (image-rs's) is inspected as far as
+possible.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from guestpull_server.layer import LayerWorkers, implied_fingerprint, inspect_la
 from guestpull_server.models import Digest, ResolvedImage, StoredLayer
 from guestpull_server.store import Store
 
-Checked: TypeAlias = frozenset[str] | None
-"""The store_paths of layers that were checked; None where none is to be."""
+Verified: TypeAlias = frozenset[str] | None
+"""The store_paths of layers that were verified; None if nothing is to be verified."""
 
 _Identity: TypeAlias = tuple[Digest, int, int, int]
 
 _log = logging.getLogger(__name__)
 
 
-class ReuseCheck:
-    """Checks layers before they are reused. Thread-safe."""
+class LayerVerification:
+    """Verifies layers before they are reused. Thread-safe."""
 
     def __init__(self, store: Store, mode: VerifyReuse, workers: LayerWorkers) -> None:
         self._store = store
@@ -42,10 +43,10 @@ class ReuseCheck:
         self._discarding = threading.Lock()
         self._verified: set[_Identity] = set()
 
-    def discard_changed(self, resolved: ResolvedImage, cancellation: Cancellation) -> Checked:
-        """Check the layers of an image that the store has, side by side; those that were altered are deleted.
+    def discard_changed(self, resolved: ResolvedImage, cancellation: Cancellation) -> Verified:
+        """Verify the layers of an image that the store has, in parallel; delete those that were altered.
 
-        Returns what was checked and is left; None where nothing is to be.
+        Returns the layers that were verified and are left; None if nothing is to be verified.
 
         Raises:
             LayerChanged: such a layer lies in another store.
@@ -55,8 +56,8 @@ class ReuseCheck:
         """
         if self._mode is VerifyReuse.NEVER:
             return None
-        checked: set[str] = set()
-        while layers := self._unchecked(resolved, checked):
+        verified: set[str] = set()
+        while layers := self._unverified(resolved, verified):
             identities = [_identity(layer) for layer in layers]
             with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify") as pool:
                 outcomes = list(self._problems(pool, layers, identities, cancellation))
@@ -64,15 +65,15 @@ class ReuseCheck:
                 if problem:
                     self._discard(layer, identity, problem)
                 elif identity is not None:
-                    checked.add(layer.store_path)
-        return frozenset(checked)
+                    verified.add(layer.store_path)
+        return frozenset(verified)
 
-    def is_checked(self, resolved: ResolvedImage, checked: Checked) -> bool:
-        """Whether all layers of an image that the store has now are among those that were checked."""
-        return checked is None or not self._unchecked(resolved, checked)
+    def covers(self, resolved: ResolvedImage, verified: Verified) -> bool:
+        """Whether all layers of an image that the store has now are among those that were verified."""
+        return verified is None or not self._unverified(resolved, verified)
 
     def _discard(self, layer: StoredLayer, identity: _Identity | None, problem: str) -> None:
-        """Delete a layer, unless it is gone or another by now: others check it too, or remove its image."""
+        """Delete a layer, unless another thread has deleted or replaced it meanwhile."""
         with self._discarding:
             if _identity(layer) != identity:
                 return
@@ -82,8 +83,8 @@ class ReuseCheck:
                 raise LayerChanged(layer.compressed_digest, layer.store_path, problem)
             self._store.discard_layer(layer.compressed_digest)
 
-    def _unchecked(self, resolved: ResolvedImage, checked: Collection[str]) -> list[StoredLayer]:
-        return [layer for layer in self._present(resolved) if layer.store_path not in checked]
+    def _unverified(self, resolved: ResolvedImage, verified: Collection[str]) -> list[StoredLayer]:
+        return [layer for layer in self._present(resolved) if layer.store_path not in verified]
 
     def _present(self, resolved: ResolvedImage) -> list[StoredLayer]:
         found: dict[Digest, StoredLayer] = {}
@@ -107,7 +108,7 @@ class ReuseCheck:
             raise WorkerFailed(layers[0].compressed_digest, f"cannot be started, because {error}") from None
 
     def _problem(self, layer: StoredLayer, identity: _Identity | None, cancellation: Cancellation) -> str:
-        """What is wrong with a layer; empty if nothing is, or it has gone."""
+        """What is wrong with a layer; empty if nothing is, or if the layer is gone."""
         if identity is None:
             return ""
         with self._lock:
@@ -141,7 +142,7 @@ class ReuseCheck:
 
 
 def _identity(layer: StoredLayer) -> _Identity | None:
-    """What tells that a directory is still the one that was verified, without a look into it; None: it is gone."""
+    """Identify a layer's directory without reading what is in it; None if it is gone."""
     try:
         status = os.lstat(layer.store_path)
     except FileNotFoundError:

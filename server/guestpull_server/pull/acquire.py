@@ -1,0 +1,218 @@
+"""From a request to an image whose layers are in the store, pinned there as long as the caller needs them.
+
+    with acquirer.acquire(request, admitted, observer) as acquired:
+        acquired.image, acquired.layers
+
+The steps:
+
+  1. open      the source: a registry, or a local file
+  2. resolve   the reference, from the store where the policy allows it, else at the source
+  3. verify    the layers that are in the store, as far as the purpose demands; those that changed are deleted
+  4. pin       the image's layers; if one was removed meanwhile, go on at step 2, at the source
+  5. fetch     the layers that are missing
+
+A pull, a bake and a repair differ in what of the store they may use (`Purpose`), and in nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from guestpull_server.config import Configuration, VerifyReuse
+from guestpull_server.errors import ImageNotPresent, InvalidRequest
+from guestpull_server.layer import LayerWorkers
+from guestpull_server.models import Digest, PulledLayer, PullPolicy, ResolvedImage, StoredLayer
+from guestpull_server.platforms import Platform
+from guestpull_server.pull.admission import AdmittedPull
+from guestpull_server.pull.layer_fetcher import LayerFetcher
+from guestpull_server.pull.layer_verification import LayerVerification
+from guestpull_server.pull.local_resolver import LocalResolver
+from guestpull_server.pull.requests import ImageRequest, PullObserver, Purpose
+from guestpull_server.pull.shared_downloads import SharedDownloads
+from guestpull_server.registry import (
+    ImageSource,
+    Reference,
+    RegistryClient,
+    fetch_image,
+    is_local,
+    open_source,
+)
+from guestpull_server.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """An image, and its layers in the store, bottom-most first. `pulled` says what each of them cost."""
+
+    image: ResolvedImage
+    layers: tuple[StoredLayer, ...]
+    pulled: tuple[PulledLayer, ...]
+
+
+class Acquirer:
+    """Brings images into one store. Thread-safe.
+
+    Args:
+        configuration: what may be pulled, and what is verified.
+        store: where layers come to.
+        registry: where references are resolved.
+        workers: unpack layers, and verify them.
+    """
+
+    def __init__(
+        self, configuration: Configuration, store: Store, registry: RegistryClient, workers: LayerWorkers
+    ) -> None:
+        self._configuration = configuration
+        self._store = store
+        self._registry = registry
+        verifies = configuration.verify_reuse is not VerifyReuse.NEVER
+        self._resolver = LocalResolver(store, verifies=verifies)
+        self._verifying_resolver = LocalResolver(store, verifies=True)
+        self._verification = LayerVerification(store, configuration.verify_reuse, workers)
+        self._full_verification = LayerVerification(store, VerifyReuse.ALWAYS, workers)
+        self._no_verification = LayerVerification(store, VerifyReuse.NEVER, workers)
+        self._fetcher = LayerFetcher(
+            store,
+            SharedDownloads(store, workers, configuration.limits),
+            configuration.max_concurrent_layer_downloads_per_image,
+        )
+
+    def check(self, request: ImageRequest) -> None:
+        """Refuse a request that can be refused without looking at anything.
+
+        Raises:
+            InvalidReference: the image is not a reference.
+            InvalidRequest: it is a local image, and the configuration does not allow these.
+        """
+        if not is_local(request.image):
+            Reference.parse(request.image)
+        elif request.purpose is Purpose.PULL and not self._configuration.allow_local_images:
+            problem = f"{request.image} is a local image"
+            raise InvalidRequest("image_url", problem, "Set allow_local_images to true in the configuration.")
+
+    @contextmanager
+    def acquire(
+        self, request: ImageRequest, admitted: AdmittedPull, observer: PullObserver
+    ) -> Iterator[Acquired]:
+        """Have an image's layers in the store. They are pinned as long as the block runs.
+
+        The image is not recorded: if the block does not do it, its layers are unused afterwards.
+
+        Raises:
+            GuestpullError: the errors of the table in README.md.
+        """
+        with (
+            self._opened(request, admitted) as source,
+            self._pinned(request, source, admitted) as image,
+        ):
+            observer.resolved(image)
+            layers, pulled = self._fetcher.fetch(image, source, admitted.cancellation, observer)
+            admitted.work_here()
+            yield Acquired(image, layers, pulled)
+
+    # -- the steps ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _opened(self, request: ImageRequest, admitted: AdmittedPull) -> Iterator[ImageSource]:
+        if is_local(request.image):  # inflating an archive can take as long as a download
+            admitted.ask_registry("")
+        with open_source(
+            request.image,
+            self._registry,
+            request.credentials,
+            self._configuration.limits,
+            self._store.work_dir,
+            admitted.cancellation,
+        ) as source:
+            yield source
+
+    @contextmanager
+    def _pinned(
+        self, request: ImageRequest, source: ImageSource, admitted: AdmittedPull
+    ) -> Iterator[ResolvedImage]:
+        """Resolve the image, and keep the layers that were verified from being deleted."""
+        image = self._resolved(request, source, admitted)
+        for digest in request.damaged:
+            if self._store.layer(digest) is not None:
+                self._store.discard_layer(digest)
+        while True:
+            verification = self._verification_for(request.purpose, image.image_id)
+            verified = verification.discard_changed(image, admitted.cancellation)
+            with self._store.pin(layer.blob.digest for layer in image.layers):
+                incomplete = self._resolver.is_incomplete(image)
+                if not incomplete and verification.covers(image, verified):
+                    yield image
+                    return
+            if not incomplete:
+                continue  # the same layer of another store took the place of one that was deleted
+            # the image was removed, or found changed, before its layers were pinned
+            if request.policy is PullPolicy.NEVER:
+                raise ImageNotPresent(request.image)
+            image = self._from_source(request, source, admitted)
+
+    def _resolved(self, request: ImageRequest, source: ImageSource, admitted: AdmittedPull) -> ResolvedImage:
+        platform = request.platform or Platform.host()
+        match request.purpose:
+            case Purpose.PULL:
+                if not is_local(request.image):
+                    reference = Reference.parse(request.image)
+                    present = self._resolver.by_policy(reference, platform, request.policy)
+                    if present is not None:
+                        return present
+                resolver = self._resolver
+            case Purpose.BAKE:
+                resolver = self._verifying_resolver
+            case Purpose.REPAIR:
+                return self._from_source(request, source, admitted)
+        admitted.ask_registry(source.registry)
+        return _named(resolver.resolve(source, platform, admitted.cancellation), request)
+
+    def _from_source(
+        self, request: ImageRequest, source: ImageSource, admitted: AdmittedPull
+    ) -> ResolvedImage:
+        admitted.ask_registry(source.registry)
+        platform = request.platform or Platform.host()
+        return _named(fetch_image(source, platform, admitted.cancellation), request)
+
+    def _verification_for(self, purpose: Purpose, image_id: Digest) -> LayerVerification:
+        match purpose:
+            case Purpose.PULL:
+                return self._verification
+            case Purpose.BAKE:
+                # whoever bakes an image again wants it verified; layers that a new one shares need not be
+                is_again = any(image.image_id == image_id for image in self._store.images())
+                return self._full_verification if is_again else self._verification
+            case Purpose.REPAIR:
+                return self._no_verification  # an audit has found out which layers are damaged
+
+
+def _named(image: ResolvedImage, request: ImageRequest) -> ResolvedImage:
+    """The image under the name that was asked for, or else the one that its source gives it.
+
+    Raises:
+        InvalidRequest: it has no name, and is to be baked; or its name is pinned to another image's digest.
+    """
+    if request.name:
+        image = dataclasses.replace(image, reference=request.name, is_confirmed=True)
+    if request.purpose is Purpose.BAKE and not image.reference:
+        raise InvalidRequest(request.image, "the image has no name there", "Give it one by --reference.")
+    if is_local(request.image) or (request.name and request.purpose is Purpose.BAKE):
+        _check_pin(request.image, image)
+    return image
+
+
+def _check_pin(source: str, image: ResolvedImage) -> None:
+    """Refuse a name that is pinned to a digest that the image does not have.
+
+    A registry was asked for the pin itself. What a file, or its user, calls an image proves nothing.
+
+    Raises:
+        InvalidRequest: it is such a name.
+    """
+    pin = Reference.parse(image.reference).digest if image.reference else None
+    if pin not in (None, image.manifest_digest) and not (image.index and pin.matches(image.index)):
+        problem = f"{image.reference} is another image: the manifest there is {image.manifest_digest}"
+        raise InvalidRequest(source, problem, "Give it a tag by --reference, or that digest.")
