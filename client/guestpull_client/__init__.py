@@ -1,17 +1,17 @@
 """The client of guestpull's service: a typed class, the command line `guestpull`, and the kata-agent stand-in.
 
   client.py     Client: the service's calls as methods. Start here
-  models.py     what they return, frozen data classes
-  errors.py     what they raise, one class a gRPC status
-  addresses.py  where the service listens
+  models.py     the results of these calls, as frozen data classes
+  errors.py     the exceptions that they raise, one class per gRPC status
+  addresses.py  the service's address
   cli.py        the commands of `guestpull`
-  output.py     what they print: tables, JSON
-  progress.py   a bar per layer while a pull runs
-  text.py       digests, sizes and foreign text, as a terminal shows them
-  agent/        `guestpull-agent`: what Kata's agent does when a container's image is pulled in the guest
+  output.py     prints results as tables or JSON
+  progress.py   shows a bar per layer during a pull
+  text.py       formats digests, sizes and untrusted text for a terminal
+  agent/        `guestpull-agent`: runs a container whose image is pulled in the guest, as Kata's agent does
 
-In: references, paths and options. Out: data classes and exceptions; protobuf's messages stay in client.py.
-Nothing here imports anything of the server; the .proto is all that both know.
+In: references, paths and options. Out: data classes and exceptions; protobuf messages stay in client.py.
+The client imports nothing from the server. Both know only the .proto.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        # gRPC takes a fifth of a second to load: who wants an exception's name, or --help, does not pay for it
+        # loading gRPC takes 0.2 s: do it only for Client, not for an exception or --help
         if name in ("Client", "TlsFiles"):
             from guestpull_client import client
 

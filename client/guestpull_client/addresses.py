@@ -1,4 +1,4 @@
-"""Where the service listens: `unix:///path`, `unix:path` or `host:port`. Loads no gRPC, for --help's sake."""
+"""Addresses of the service: `unix:///path`, `unix:path` or `host:port`. Does not load gRPC, so --help is fast."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ _TCP: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 def address_or_default(address: str | None) -> str:
-    """An address that was given, else the environment's, else the daemon's default."""
+    """The given address, or else the environment's, or else the daemon's default."""
     return address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
 
 
 def target_of(address: str) -> str:
-    """An address as gRPC writes it.
+    """Translate an address to a gRPC target.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: the address is invalid.
     """
     if address.startswith("unix:"):
         path = address.removeprefix("unix:").removeprefix("//")
         if len(os.fsencode(os.path.abspath(path))) > _MAX_SOCKET_PATH:
             raise InvalidArgument(
-                f"{address!r}: a socket's path has at most {_MAX_SOCKET_PATH} bytes. Have a shorter one.",
+                f"Invalid address {address!r}: a socket path has at most {_MAX_SOCKET_PATH} bytes. "
+                "Use a shorter path.",
                 "INVALID_ADDRESS",
                 {"address": address},
             )
         if path and "\0" not in path:
-            # to gRPC it is an URI, in which %, # and ? mean something
+            # gRPC parses a target as a URI, where %, # and ? are special
             return f"unix:{quote_from_bytes(os.fsencode(os.path.abspath(path)))}"
     elif (match := _TCP.fullmatch(address.removeprefix("tcp://"))) and int(match[1]) <= 0xFFFF:
         return f"dns:{match[0]}"
     raise InvalidArgument(
-        f"{address!r} is no address of a service. Write it as unix:///path or HOST:PORT.",
+        f"Invalid address {address!r}: expected unix:///path or HOST:PORT.",
         "INVALID_ADDRESS",
         {"address": address},
     )

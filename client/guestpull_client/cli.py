@@ -1,7 +1,8 @@
-"""The commands of `guestpull`: each asks the service one thing, and prints the answer.
+"""The commands of `guestpull`: each makes one call to the service and prints the response.
 
-Results go to standard output, progress and errors to standard error. An error is one line, and exit status 1;
-wrong usage is 2; Ctrl-C cancels the call, and is 130. gRPC and rich are loaded by the command that needs them.
+Results go to standard output, progress and errors to standard error. The exit status is 1 after an error
+(printed as one line), 2 after wrong usage, 130 after Ctrl-C, which cancels the call. Only the commands that
+need gRPC and rich load them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="guestpull",
-    help="Pull images into OCI bundles, and ask what is there, by a guestpulld.",
+    help="Pull images into OCI bundles through guestpulld, and manage its store.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -40,7 +41,7 @@ _MIN_DESCRIPTORS = 16  # open files; a call has 12 open, and gRPC aborts the pro
 
 
 class Policy(Enum):
-    """When the registry is asked."""
+    """When to contact the registry."""
 
     TAG = "tag"
     ALWAYS = "always"
@@ -49,7 +50,7 @@ class Policy(Enum):
 
     @property
     def pull_policy(self) -> PullPolicy:
-        """The same in the service's words."""
+        """The corresponding policy of the service."""
         match self:
             case Policy.TAG:
                 return PullPolicy.UNSPECIFIED
@@ -63,7 +64,7 @@ class Policy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What the options before the command say of the service."""
+    """How to reach the service: the options before the command."""
 
     address: str
     timeout: float | None
@@ -71,7 +72,7 @@ class Connection:
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """A client, for one command."""
+        """A client for one command."""
         from guestpull_client.client import Client, TlsFiles
 
         tls = TlsFiles(*self.tls) if self.tls else None
@@ -79,21 +80,21 @@ class Connection:
             with Client(self.address, self.timeout, tls) as client:
                 yield client
         except KeyboardInterrupt:
-            typer.echo("guestpull: interrupted; the service was told to stop.", err=True)
+            typer.echo("guestpull: interrupted; the call was cancelled.", err=True)
             raise typer.Exit(_INTERRUPTED) from None
 
 
 def connection_of(context: typer.Context) -> Connection:
-    """The connection that the callback made."""
+    """The connection that the application's callback stored."""
     connection = context.obj
     if not isinstance(connection, Connection):
-        raise TypeError("the command was not called by way of its callback")
+        raise TypeError("the command was not called through the application's callback")
     return connection
 
 
-def show_version(context: typer.Context, asked: bool) -> None:
-    """Say the program's version, and end."""
-    if asked:
+def show_version(context: typer.Context, requested: bool) -> None:
+    """Print the program's version and exit."""
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"{context.command.name} {version('guestpull')}")
@@ -107,13 +108,15 @@ Address = Annotated[
     ),
 ]
 Version = Annotated[
-    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say the version, and end.")
+    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
 ]
-Platform = Annotated[str, typer.Option(metavar="OS/ARCH[/VARIANT]", help="Of another machine than this one.")]
-WhenToAsk = Annotated[
+Platform = Annotated[
+    str, typer.Option(metavar="OS/ARCH[/VARIANT]", help="The image's platform [the host's].")
+]
+PolicyOption = Annotated[
     Policy,
     typer.Option(
-        help="Ask the registry what a tag is; always; only for what is missing here; never.",
+        help="When to contact the registry: to resolve a tag, always, if the image is missing, never.",
         case_sensitive=False,
     ),
 ]
@@ -122,11 +125,11 @@ Auth = Annotated[
     typer.Option(
         metavar="USER:PASSWORD",
         envvar="GUESTPULL_AUTH",
-        help="For the registry. Other users of this machine can see it; --auth-stdin is safer.",
+        help="Registry credentials. Other users of this machine can see them; --auth-stdin is safer.",
     ),
 ]
 AuthStdin = Annotated[bool, typer.Option("--auth-stdin", help="Read USER:PASSWORD from standard input.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def check_descriptors() -> None:
@@ -145,7 +148,7 @@ def check_descriptors() -> None:
 
 
 def parse_address(address: str | None) -> str:
-    """The address to call; one that is none is wrong usage."""
+    """The address to call; an invalid one is a usage error."""
     try:
         target_of(address_or_default(address))
     except InvalidArgument as error:
@@ -154,10 +157,10 @@ def parse_address(address: str | None) -> str:
 
 
 def read_auth(auth: str, auth_stdin: bool) -> str:
-    """Credentials from wherever they are to come."""
+    """The credentials of --auth, or one line of standard input with --auth-stdin."""
     if not auth_stdin:
         return auth
-    # unbuffered: what follows the line may be a container's
+    # unbuffered: the rest of standard input may be meant for the container
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline(_MAX_AUTH_BYTES)
     return line.decode(errors="surrogateescape").rstrip("\r\n")
@@ -168,23 +171,24 @@ def _guestpull(
     context: typer.Context,
     address: Address = None,
     timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after so long.")
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after this time.")
     ] = None,
     tls_authorities: Annotated[
-        str | None, typer.Option(metavar="FILE", help="PEM authorities of a service beyond this machine.")
+        str | None,
+        typer.Option(metavar="FILE", help="PEM authorities that signed a remote service's certificate."),
     ] = None,
     tls_certificate: Annotated[
-        str | None, typer.Option(metavar="FILE", help="PEM certificate to call such a service with.")
+        str | None, typer.Option(metavar="FILE", help="PEM certificate to present to a remote service.")
     ] = None,
     tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="PEM key of that certificate.")] = None,
-    _version_asked: Version = False,
+    _version: Version = False,
 ) -> None:
     check_descriptors()
     tls = None
     if tls_authorities or tls_certificate or tls_key:
         if not (tls_authorities and tls_certificate and tls_key):
             raise typer.BadParameter(
-                "TLS needs all of --tls-authorities, --tls-certificate, --tls-key",
+                "TLS needs all of --tls-authorities, --tls-certificate and --tls-key",
                 param_hint="--tls-authorities",
             )
         tls = (tls_authorities, tls_certificate, tls_key)
@@ -203,20 +207,22 @@ def _complete_bundle(context: typer.Context, incomplete: str) -> list[str]:
     return _complete(context, incomplete, lambda client: [one.bundle_path for one in client.bundles()])
 
 
-def _complete(context: typer.Context, incomplete: str, ask: Callable[[Client], list[str]]) -> list[str]:
-    """What the service knows that begins so; the shell is never told of an error, and never waits for long."""
+def _complete(
+    context: typer.Context, incomplete: str, list_names: Callable[[Client], list[str]]
+) -> list[str]:
+    """The service's names with a prefix; none after an error or a timeout, so that the shell stays usable."""
     from guestpull_client.client import Client
 
     address = context.parent.params.get("address") if context.parent else None
     try:
         with Client(address, _COMPLETION_SECONDS) as client:
-            return [name for name in ask(client) if name.startswith(incomplete)]
+            return [name for name in list_names(client) if name.startswith(incomplete)]
     except GuestpullError:
         return []
 
 
 ImageArgument = Annotated[
-    str, typer.Argument(metavar="IMAGE", help="An id or a reference.", autocompletion=_complete_image)
+    str, typer.Argument(metavar="IMAGE", help="An image id or a reference.", autocompletion=_complete_image)
 ]
 
 
@@ -226,20 +232,22 @@ def pull(
     image: Annotated[
         str,
         typer.Argument(
-            metavar="IMAGE", help="A reference: busybox, quay.io/org/img:1.0.", autocompletion=_complete_image
+            metavar="IMAGE",
+            help="A reference, such as busybox or quay.io/org/img:1.0.",
+            autocompletion=_complete_image,
         ),
     ],
     bundle: Annotated[
         str,
-        typer.Option("--bundle", "-b", metavar="DIR", help="Where to make the bundle; made if not there."),
+        typer.Option("--bundle", "-b", metavar="DIR", help="The bundle directory; created if missing."),
     ],
     platform: Platform = "",
-    policy: WhenToAsk = Policy.TAG,
+    policy: PolicyOption = Policy.TAG,
     auth: Auth = "",
     auth_stdin: AuthStdin = False,
     as_json: Json = False,
 ) -> None:
-    """Make an image a bundle: rootfs mounted, config.json written."""
+    """Pull an image into a bundle: mount its rootfs and write config.json."""
     credentials = read_auth(auth, auth_stdin)
     when = policy.pull_policy
     with connection_of(context).client() as client:
@@ -267,7 +275,9 @@ def images(
     context: typer.Context,
     reference: Annotated[
         str,
-        typer.Argument(metavar="REFERENCE", help="Only what has this name.", autocompletion=_complete_image),
+        typer.Argument(
+            metavar="REFERENCE", help="List only images with this reference.", autocompletion=_complete_image
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:
@@ -298,7 +308,13 @@ def images(
 def layers(
     context: typer.Context,
     image: Annotated[
-        str, typer.Option("--image", metavar="IMAGE", help="Only this one's.", autocompletion=_complete_image)
+        str,
+        typer.Option(
+            "--image",
+            metavar="IMAGE",
+            help="List only the layers of this image.",
+            autocompletion=_complete_image,
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:
@@ -327,7 +343,7 @@ def layers(
 
 @app.command()
 def bundles(context: typer.Context, as_json: Json = False) -> None:
-    """List the bundles that were made and not released."""
+    """List the bundles that were created and not released."""
     with connection_of(context).client() as client:
         found = client.bundles()
     if as_json:
@@ -344,12 +360,12 @@ def bundles(context: typer.Context, as_json: Json = False) -> None:
 
 @app.command()
 def inspect(context: typer.Context, image: ImageArgument, as_json: Json = False) -> None:
-    """Show one image, its layers, and who uses it."""
+    """Show an image, its layers, and the bundles that use it."""
     with connection_of(context).client() as client:
-        parts = client.layers(image)
-        found = _the_one(image, {part.compressed_digest for part in parts}, client)
+        image_layers = client.layers(image)
+        found = _image_with_layers(image, {layer.compressed_digest for layer in image_layers}, client)
     if as_json:
-        _print_json({"image": found, "layers": parts})
+        _print_json({"image": found, "layers": image_layers})
         return
     rows = [
         ("image", found.id),
@@ -360,9 +376,9 @@ def inspect(context: typer.Context, image: ImageArgument, as_json: Json = False)
         *(
             (
                 "layer",
-                f"{part.compressed_digest}  {size(part.size_bytes)}{'' if part.present else ', missing'}",
+                f"{layer.compressed_digest}  {size(layer.size_bytes)}{'' if layer.present else ', missing'}",
             )
-            for part in parts
+            for layer in image_layers
         ),
         *(("bundle", bundle) for bundle in found.bundles),
     ]
@@ -372,16 +388,16 @@ def inspect(context: typer.Context, image: ImageArgument, as_json: Json = False)
         typer.echo(f"{name:<11}{one_line(value)}")
 
 
-def _the_one(image: str, layer_digests: set[str], client: Client) -> Image:
-    """The image that the service took a text for when it listed its layers."""
+def _image_with_layers(image: str, layer_digests: set[str], client: Client) -> Image:
+    """The image that a text names and that has these layers."""
     named = [one for one in client.images() if _names(image, one)]
     if not named:
-        # a reference in another spelling than the full one
+        # a short spelling of a reference, which the service knows how to normalise
         named = list(client.images(image))
     for one in named:
         if set(one.layers) == layer_digests:
             return one
-    raise NotFound(f"image {image} was removed while it was looked at. Look again.", "IMAGE_NOT_PRESENT")
+    raise NotFound(f"image {image} changed while it was inspected. Try again.", "IMAGE_NOT_PRESENT")
 
 
 def _names(text: str, image: Image) -> bool:
@@ -394,11 +410,16 @@ def rmi(
     context: typer.Context,
     image: ImageArgument,
     force: Annotated[
-        bool, typer.Option("--force", "-f", help="Also while bundles use it; its layers go with the last.")
+        bool,
+        typer.Option(
+            "--force",
+            "-f",
+            help="Remove it although bundles use it; the last of them takes its layers along.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Forget an image, and delete the layers that nobody else uses."""
+    """Remove an image, and delete the layers that nothing else uses."""
     with connection_of(context).client() as client:
         removal = client.remove_image(image, force=force)
     if as_json:
@@ -416,11 +437,11 @@ def release(
     context: typer.Context,
     bundle: Annotated[
         str,
-        typer.Argument(metavar="BUNDLE", help="The bundle's directory.", autocompletion=_complete_bundle),
+        typer.Argument(metavar="BUNDLE", help="The bundle directory.", autocompletion=_complete_bundle),
     ],
     as_json: Json = False,
 ) -> None:
-    """Unmount a bundle, and delete what was written in it."""
+    """Unmount a bundle, and delete what was written to it."""
     with connection_of(context).client() as client:
         released = client.release_bundle(bundle)
     if as_json:
@@ -434,7 +455,9 @@ def release(
 @app.command()
 def gc(
     context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be deleted.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report what would be deleted, and delete nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Delete the layers that no image, bundle or pull uses."""
@@ -474,7 +497,7 @@ def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 def run_app(application: typer.Typer, name: str) -> NoReturn:
-    """Run a command line: an error is one line on standard error and exit status 1; Ctrl-C is 130."""
+    """Run a command line and exit: print an error as one line and exit with 1; exit with 130 after Ctrl-C."""
     status: str | int | None = 1
     try:
         application()
@@ -482,13 +505,13 @@ def run_app(application: typer.Typer, name: str) -> NoReturn:
         status = ended.code
     except GuestpullError as error:
         typer.echo(f"{name}: {one_line(error.message)}", err=True)
-    except OSError as error:  # standard output has no room
+    except OSError as error:  # standard output is full or closed
         typer.echo(f"{name}: {one_line(str(error))}", err=True)
     sys.exit(status if _flush_output() else status or 1)
 
 
 def _flush_output() -> bool:
-    """Write out what standard output still holds, or discard it: at exit Python would try again, and complain."""
+    """Flush standard output, or redirect it to /dev/null if that fails: Python flushes again at exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The typed client: the service's calls as methods, its messages as data classes, its errors as exceptions.
+"""The typed client: calls as methods, messages as data classes, errors as exceptions.
 
     with Client() as client:
         pulled = client.pull("busybox", "/run/bundles/one")
@@ -6,8 +6,8 @@
             ...
         client.release_bundle("/run/bundles/one")
 
-A client keeps one connection, opened by its first call, and is thread-safe. A process that forks should make its
-client after it did so, as gRPC asks.
+A client is thread-safe and keeps one connection, which its first call opens. Create it after forking: gRPC does
+not support fork.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from guestpull_protos import image_service_pb2_grpc as pb_grpc
 _DOMAIN: Final = "guestpull"
 _DETAILS: Final = "grpc-status-details-bin"
 _MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024  # lists of stores with tens of thousands of layers
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files for a service beyond this machine: its authorities, and who we are."""
+    """PEM files for a service on another machine: its certificate authorities, our certificate and its key."""
 
     authorities: str
     certificate: str
@@ -68,13 +68,12 @@ class Client:
     """A connection to a guestpulld. A context manager.
 
     Args:
-        address: `unix:///path` or `host:port`; without one, $GUESTPULL_ADDRESS, or the daemon's default.
-        timeout: seconds that a call may take, where the call does not say otherwise; None, or more than a
-            century: as long as it takes.
-        tls: for a service beyond this machine.
+        address: `unix:///path` or `host:port`; defaults to $GUESTPULL_ADDRESS, then to the daemon's default.
+        timeout: default time limit of a call in seconds; None, or more than 292 years, for no limit.
+        tls: files for a service on another machine.
 
     Raises:
-        InvalidArgument: the address is none, or a TLS file cannot be read.
+        InvalidArgument: the address is invalid, or a TLS file cannot be read.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Client:
         self._service = pb_grpc.ImageServiceStub(self._channel)
 
     def close(self) -> None:
-        """Close the connection; calls that are under way are cancelled."""
+        """Close the connection and cancel the calls in progress."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -117,18 +116,18 @@ class Client:
         platform: str = "",
         timeout: float | None = None,
     ) -> PulledImage:
-        """Make an image a bundle that a runtime can start.
+        """Pull an image and create a bundle from it that a runtime can start.
 
         Args:
             image: a reference.
-            bundle: the bundle's directory, as the service sees it; a relative one is made absolute here.
+            bundle: the bundle's directory in the service's mount namespace; a relative path is made absolute here.
             auth: `user:password` for the registry.
-            policy: when the registry is asked.
-            platform: `os/architecture[/variant]`; the host's where it is empty.
+            policy: when to contact the registry.
+            platform: `os/architecture[/variant]`; empty for the host's.
             timeout: seconds.
 
         Raises:
-            GuestpullError: the pull failed; there is no bundle.
+            GuestpullError: the pull failed and left no bundle.
         """
         request = _pull_request(image, bundle, auth, policy, platform)
         with self._translated_errors():
@@ -136,8 +135,8 @@ class Client:
             try:
                 return _pulled(call.result())
             except BaseException:
-                # whoever interrupts us does not want the pull: without this it would go on in the service until
-                # the channel is closed, as it does after an interrupt within `future` itself
+                # without this, the service would continue the interrupted pull until the channel is closed,
+                # as it does after an interrupt within `future` itself
                 call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it untyped
                 raise
 
@@ -151,13 +150,13 @@ class Client:
         platform: str = "",
         timeout: float | None = None,
     ) -> Generator[PullEvent, None, None]:
-        """The same, yielding what happens meanwhile; the last event is the PulledImage.
+        """Like `pull`, and yield progress events; the last event is the PulledImage.
 
-        The pull begins with the first event that is asked for; closing the generator, or leaving a loop over it,
-        cancels it.
+        The pull starts when the first event is requested. Closing the generator, or leaving a loop over it,
+        cancels the pull.
 
         Raises:
-            GuestpullError: the pull failed; there is no bundle.
+            GuestpullError: the pull failed and left no bundle.
         """
         request = _pull_request(image, bundle, auth, policy, platform)
         with self._translated_errors():
@@ -173,7 +172,7 @@ class Client:
     # -- lists ----------------------------------------------------------------------------------------------
 
     def images(self, reference: str = "") -> tuple[Image, ...]:
-        """The images of the store; all of them, or those that have a name."""
+        """List the images of the store: all, or those with the given reference."""
         request = pb.ListImagesRequest(reference=_text("reference", reference))
         answer = self._call(self._service.ListImages, request)
         return tuple(
@@ -192,10 +191,10 @@ class Client:
         )
 
     def layers(self, image: str = "") -> tuple[Layer, ...]:
-        """The layers of the store; all of them, or those of an image.
+        """List the layers of the store: all, or those of one image.
 
         Raises:
-            NotFound: there is no such image.
+            NotFound: the image does not exist.
         """
         answer = self._call(self._service.ListLayers, pb.ListLayersRequest(image=_text("image", image)))
         return tuple(
@@ -215,21 +214,21 @@ class Client:
         )
 
     def bundles(self) -> tuple[Bundle, ...]:
-        """The bundles that were made and not released."""
+        """List the bundles that were created and not released."""
         answer = self._call(self._service.ListBundles, pb.ListBundlesRequest())
         return tuple(
             Bundle(bundle.bundle_path, bundle.image_id, bundle.reference, bundle.mounted)
             for bundle in answer.bundles
         )
 
-    # -- letting go -----------------------------------------------------------------------------------------
+    # -- removing -------------------------------------------------------------------------------------------
 
     def remove_image(self, image: str, *, force: bool = False) -> Removal:
-        """Forget an image, by its id or by one of its names, and delete the layers that nobody else uses.
+        """Remove an image, named by id or reference, and delete the layers that nothing else uses.
 
         Raises:
-            NotFound: there is no such image.
-            FailedPrecondition: bundles use it, and `force` was not given.
+            NotFound: the image does not exist.
+            FailedPrecondition: bundles use the image, and `force` is false.
         """
         request = pb.RemoveImageRequest(image=_text("image", image), force=force)
         answer = self._call(self._service.RemoveImage, request)
@@ -241,11 +240,11 @@ class Client:
         )
 
     def release_bundle(self, bundle: str) -> Release:
-        """Unmount a bundle, and delete what was written in it.
+        """Unmount a bundle and delete what was written to it.
 
         Raises:
-            NotFound: it is no bundle of the service.
-            FailedPrecondition: something uses its root filesystem.
+            NotFound: the path is not a bundle of the service.
+            FailedPrecondition: a process uses the bundle's root filesystem.
         """
         request = pb.ReleaseBundleRequest(bundle_path=_text("bundle", _absolute(bundle)))
         answer = self._call(self._service.ReleaseBundle, request)
@@ -259,10 +258,10 @@ class Client:
     # -- health ---------------------------------------------------------------------------------------------
 
     def is_healthy(self, service: str = "") -> bool:
-        """Whether the service says that it serves.
+        """Whether the service reports that it is serving.
 
         Raises:
-            Unavailable: it does not answer.
+            Unavailable: the service does not answer.
         """
         stub = health_pb2_grpc.HealthStub(self._channel)
         answer = self._call(stub.Check, health_pb2.HealthCheckRequest(service=service))
@@ -270,13 +269,15 @@ class Client:
 
     # -- calls ----------------------------------------------------------------------------------------------
 
-    def _call(self, method: Callable[..., _Answer], request: object, timeout: float | None = None) -> _Answer:
+    def _call(
+        self, method: Callable[..., _Response], request: object, timeout: float | None = None
+    ) -> _Response:
         with self._translated_errors():
             return method(request, timeout=self._seconds(timeout))
 
     def _seconds(self, timeout: float | None) -> float | None:
         seconds = self._timeout if timeout is None else timeout
-        # what is longer than any wait can be is a deadline in the past to gRPC
+        # gRPC takes a longer timeout for a deadline in the past
         return None if seconds is not None and seconds > threading.TIMEOUT_MAX else seconds
 
     @contextmanager
@@ -284,7 +285,7 @@ class Client:
         try:
             yield
         except grpc.RpcError as error:
-            # what a call raises is the call itself, which the stubs do not say
+            # gRPC raises the call itself, which the stubs do not declare
             raise self._translated(cast("grpc.Call", error)) from None
 
     def _translated(self, call: grpc.Call) -> errors.GuestpullError:
@@ -300,23 +301,24 @@ class Client:
                 self._who_may_connect(), "CONNECTION_NOT_PERMITTED", {"address": self.address}
             )
         if code is grpc.StatusCode.UNAVAILABLE:
-            return error_class(self._absence(message), "SERVICE_UNAVAILABLE", {"address": self.address})
+            return error_class(
+                self._explain_no_answer(message), "SERVICE_UNAVAILABLE", {"address": self.address}
+            )
         if code is grpc.StatusCode.UNIMPLEMENTED:
             message = (
-                f"what answers at {self.address} is no guestpulld, or one of another version ({message})."
+                f"the server at {self.address} is not guestpulld, or is another version of it ({message})."
             )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             message = f"guestpulld at {self.address} did not answer in time. Allow more time (--timeout)."
         return error_class(message, code.name)
 
-    def _absence(self, message: str) -> str:
-        """What to do about a service that does not answer."""
-        # what gRPC says names the address twice more; the last clause is the operating system's, or of TLS
+    def _explain_no_answer(self, message: str) -> str:
+        # gRPC's message repeats the address; only its last clause, the operating system's or TLS's, says why
         why = message.removesuffix(": OK").rpartition(": ")[2]
         if not self.address.startswith("unix:") and ("handshake" in message or why == "Socket closed"):
             return (
-                f"what answers at {self.address} and this client do not agree on TLS ({why}). Beyond its machine, "
-                "guestpulld wants a client certificate: name --tls-authorities, --tls-certificate and --tls-key."
+                f"TLS with {self.address} failed ({why}). Over TCP, guestpulld requires a client certificate: "
+                "pass --tls-authorities, --tls-certificate and --tls-key."
             )
         return (
             f"no guestpulld answers at {self.address} ({why}). Start it with "
@@ -324,12 +326,12 @@ class Client:
         )
 
     def _who_may_connect(self) -> str:
-        """What to do about a socket that the operating system keeps this user from."""
+        """Explain a socket that this user may not connect to."""
         refusal = f"You may not connect to {self.address}"
         try:
             socket = os.stat(self.address.removeprefix("unix:").removeprefix("//"))
         except OSError:
-            return f"{refusal}: its directory is closed to you. Call as root."
+            return f"{refusal}: you may not search its directory. Call as root."
         owner = _name(lambda: pwd.getpwuid(socket.st_uid).pw_name, socket.st_uid)
         if not socket.st_mode & stat.S_IWGRP:
             return (
@@ -368,7 +370,7 @@ def _tls_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
                 contents.append(file.read())
         except OSError as error:
             raise errors.InvalidArgument(
-                f"{path} cannot be read: {error.strerror}. TLS needs authorities, a certificate and its key.",
+                f"Cannot read {path}: {error.strerror}. TLS needs authorities, a certificate and its key.",
                 "INVALID_TLS_FILE",
                 {"path": path},
             ) from None
@@ -376,24 +378,24 @@ def _tls_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
 
 
 def _text(field: str, text: str) -> str:
-    """A text as it can be sent: an argument that is not in the locale's encoding is taken by its bytes.
+    """Encode a text for protobuf; bytes that are not in the locale's encoding are taken as UTF-8.
 
     Raises:
-        InvalidArgument: these are no UTF-8.
+        InvalidArgument: the bytes are not UTF-8.
     """
     try:
         return text.encode(errors="surrogateescape").decode()
     except UnicodeError:
-        # what was given may be a password: it is not repeated
+        # do not repeat the value: it may be a password
         raise errors.InvalidArgument(
-            f"{field}: it is no UTF-8. Write it in UTF-8, as the service does.",
+            f"Invalid {field}: not UTF-8. Encode it as UTF-8.",
             "INVALID_REQUEST",
             {"field": field},
         ) from None
 
 
 def _absolute(path: str) -> str:
-    """A relative path as the caller means it; nothing stays nothing, for the service to refuse."""
+    """Make a path absolute; an empty path stays empty, and the service refuses it."""
     return path if not path or path.startswith("/") else os.path.abspath(path)
 
 
@@ -426,7 +428,7 @@ def _pulled(answer: pb.PullImageResponse) -> PulledImage:
 
 
 def _event(event: pb.PullImageEvent) -> PullEvent | None:
-    """An event; None for one that a newer service sends and we do not know."""
+    """Translate an event; None for an unknown event of a newer service."""
     match event.WhichOneof("event"):
         case "resolved":
             found = event.resolved

@@ -1,6 +1,6 @@
-"""What can go wrong with a call, as exceptions: one a status of the service's table.
+"""The exceptions of calls: one class per gRPC status that the service uses.
 
-The service explains each error itself; `str(error)` is that explanation. `reason` and `facts` are for programs.
+`str(error)` is the service's explanation, for people. `reason` and `facts` are for programs.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import ClassVar
 
 
 class GuestpullError(Exception):
-    """Base of all errors that a call raises.
+    """Base class of all errors that a call raises.
 
     Attributes:
         message: what happened and what to do, for people.
-        reason: stable, for programs: `IMAGE_NOT_FOUND`; the service's README lists them.
-        facts: what it was about.
-        request_id: by which the service's log tells more.
-        code: the gRPC status code's name.
+        reason: a stable name for programs, such as `IMAGE_NOT_FOUND`; README.md lists them.
+        facts: details for programs, such as the digest or path.
+        request_id: the id of the call in the service's log.
+        code: the name of the gRPC status code.
     """
 
     code: ClassVar[str] = "UNKNOWN"
@@ -39,19 +39,19 @@ class InvalidArgument(GuestpullError):
 
 
 class NotFound(GuestpullError):
-    """The registry, or the store, has no such image, tag, blob or bundle."""
+    """The image, tag, blob or bundle does not exist in the registry or the store."""
 
     code = "NOT_FOUND"
 
 
 class Unauthenticated(GuestpullError):
-    """The registry wants credentials, or refuses those that were sent."""
+    """The registry requires credentials, or rejects those that were sent."""
 
     code = "UNAUTHENTICATED"
 
 
 class PermissionDenied(GuestpullError):
-    """The registry, the configuration or the service does not allow it."""
+    """The registry, the configuration or the service forbids the call."""
 
     code = "PERMISSION_DENIED"
 
@@ -63,25 +63,25 @@ class AlreadyExists(GuestpullError):
 
 
 class FailedPrecondition(GuestpullError):
-    """It cannot be done as things are: no Linux image, no such platform, an image in use."""
+    """The call cannot be done in the current state: unsupported image or platform, image in use."""
 
     code = "FAILED_PRECONDITION"
 
 
 class DataLoss(GuestpullError):
-    """What the registry sent is not what its digests say."""
+    """The registry sent data that does not match its digest."""
 
     code = "DATA_LOSS"
 
 
 class ResourceExhausted(GuestpullError):
-    """The disk is full, a limit is exceeded, or too much is asked at once."""
+    """The disk is full, a limit is exceeded, or too many calls run at once."""
 
     code = "RESOURCE_EXHAUSTED"
 
 
 class Unavailable(GuestpullError):
-    """The registry, or the service, does not answer."""
+    """The registry or the service does not answer."""
 
     code = "UNAVAILABLE"
 
@@ -93,13 +93,13 @@ class Cancelled(GuestpullError):
 
 
 class DeadlineExceeded(GuestpullError):
-    """The call did not finish in its time."""
+    """The call did not finish in time."""
 
     code = "DEADLINE_EXCEEDED"
 
 
 class Internal(GuestpullError):
-    """The service failed in a way that it did not expect."""
+    """The service failed unexpectedly."""
 
     code = "INTERNAL"
 

@@ -1,6 +1,6 @@
-"""What calls return: the messages of image_service.proto as frozen data classes.
+"""The results of calls: the messages of image_service.proto as frozen data classes.
 
-Sizes are bytes, digests are `sha256:<hex>`, paths are absolute and as the service sees them.
+Sizes are in bytes, digests are `sha256:<hex>`, paths are absolute in the service's mount namespace.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 
 class PullPolicy(Enum):
-    """When the registry is asked; the values are the .proto's."""
+    """When to contact the registry; names and values are the .proto's."""
 
     UNSPECIFIED = 0
     ALWAYS = 1
@@ -31,7 +31,7 @@ class PulledLayer:
 
 @dataclass(frozen=True, slots=True)
 class PulledImage:
-    """A bundle that is ready. `layers` is bottom-most first."""
+    """A pulled image in its bundle. `layers` is bottom-most first."""
 
     image_id: str
     manifest_digest: str
@@ -43,7 +43,7 @@ class PulledImage:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedLayer:
-    """A layer that a pull needs; its size is 0 where it is known from the store alone."""
+    """A layer that a pull needs; its size is 0 if the image comes from the store."""
 
     compressed_digest: str
     size_bytes: int
@@ -51,7 +51,7 @@ class ResolvedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Event: the reference is resolved."""
+    """Event: the reference was resolved to a manifest."""
 
     reference: str
     image_id: str
@@ -61,7 +61,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class LayerProgress:
-    """Event: so many compressed bytes of a layer have come."""
+    """Event: compressed bytes of a layer received so far, and in total."""
 
     compressed_digest: str
     done_bytes: int
@@ -85,7 +85,7 @@ class Mounted:
 
 
 PullEvent: TypeAlias = Resolved | LayerProgress | LayerDone | Mounted | PulledImage
-"""What pulling with progress yields; the last one is the PulledImage."""
+"""The events of a pull with progress; the last one is the PulledImage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of the store; `bundles` is how many use it."""
+    """A layer of the store; `bundles` is the number of bundles that use it."""
 
     compressed_digest: str
     uncompressed_digest: str
@@ -121,7 +121,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that was made and not released."""
+    """A bundle that was created and not released."""
 
     bundle_path: str
     image_id: str
@@ -131,7 +131,7 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What removing an image did. `image_ids` is empty where only one of several names was forgotten."""
+    """The result of removing an image. `image_ids` is empty if only one of several references was removed."""
 
     image_ids: tuple[str, ...]
     references: tuple[str, ...]
@@ -141,7 +141,7 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What releasing a bundle deleted besides the bundle."""
+    """The layers that were deleted along with a released bundle."""
 
     deleted_layers: tuple[str, ...]
     freed_bytes: int
@@ -149,7 +149,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """The layers that collecting garbage deleted, or with `dry_run` would delete."""
+    """The layers that garbage collection deleted or, with `dry_run`, would delete."""
 
     deleted_layers: tuple[str, ...]
     freed_bytes: int

@@ -1,7 +1,7 @@
-"""What the command line prints: tables for people, JSON for machines.
+"""Output of the command line: tables for people, JSON for programs.
 
-On a terminal a table is as wide as it is, where it fits at all; elsewhere nothing is cut or folded, for whoever
-reads it.
+On a terminal, a table folds long names to the terminal's width if that is wide enough. Otherwise every row is one
+complete line.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import typer
 
 from guestpull_client.text import is_terminal, one_line
 
-_FOLDED: Final = frozenset({"REFERENCE", "BUNDLE"})  # names and paths, of any length
-_NARROWEST: Final = 16  # letters of these in a line
-_GAP: Final = 2
+_FOLDED_COLUMNS: Final = frozenset({"REFERENCE", "BUNDLE"})  # names and paths may be long
+_MIN_FOLDED_WIDTH: Final = 16  # columns of the terminal
+_GAP: Final = 2  # columns of the terminal
 
 
 def print_json(document: object) -> None:
-    """One JSON document; data classes become objects."""
+    """Print one JSON document; data classes become objects."""
     typer.echo(json.dumps(document, default=_as_json, indent=2))
 
 
@@ -33,7 +33,7 @@ def _as_json(value: object) -> object:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table without lines, as docker's and podman's are."""
+    """Print a table without lines, like docker and podman."""
     cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     if is_terminal(sys.stdout):
@@ -57,13 +57,13 @@ def _print_folded(columns: Sequence[str], cells: Sequence[Sequence[str]], widths
     headed: list[Column] = []
     needed = _GAP * (len(columns) - 1)
     for name, width in zip(columns, widths, strict=True):
-        if name in _FOLDED:
-            needed += min(width, _NARROWEST)
-            headed.append(Column(name, overflow="fold", min_width=min(width, _NARROWEST)))
+        if name in _FOLDED_COLUMNS:
+            needed += min(width, _MIN_FOLDED_WIDTH)
+            headed.append(Column(name, overflow="fold", min_width=min(width, _MIN_FOLDED_WIDTH)))
         else:
             needed += width
             headed.append(Column(name, no_wrap=True))
-    if needed > console.width:  # rich would leave columns out
+    if needed > console.width:  # rich would omit columns
         _print_whole(columns, cells, widths)
         return
     table = Table(*headed, box=None, pad_edge=False, header_style="bold")

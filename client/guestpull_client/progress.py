@@ -1,4 +1,4 @@
-"""A bar per layer on standard error while a pull runs; nothing of it stays."""
+"""A progress bar per layer on standard error during a pull, erased at its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from guestpull_client.text import abbreviated
 
 
 def follow(events: Iterable[PullEvent]) -> PulledImage:
-    """Show the events of a pull; returns its result.
+    """Show the events of a pull and return its result.
 
     Raises:
         GuestpullError: the pull failed.
@@ -42,11 +42,11 @@ def follow(events: Iterable[PullEvent]) -> PulledImage:
                     pass
                 case PulledImage():
                     return event
-    raise Internal("the service ended the pull's events before its result. Its log says more.")
+    raise Internal("the service ended the progress events without a result. See its log.")
 
 
 class _Bars:
-    """The bars, by their layers' digests. A layer that occurs twice in an image has one."""
+    """Progress bars by layer digest. A layer that occurs twice in an image has one bar."""
 
     def __init__(self) -> None:
         self._bars: dict[str, TaskID] = {}
@@ -62,7 +62,7 @@ class _Bars:
         )
 
     def bar_of(self, digest: str, total_bytes: int) -> TaskID:
-        """The bar of a layer, made where there is none yet; a total of 0 is one that is not known."""
+        """The bar of a layer, created if missing; a total of 0 means unknown."""
         if digest not in self._bars:
             self._bars[digest] = self.progress.add_task(
                 "", total=total_bytes or None, layer=abbreviated(digest)
@@ -74,5 +74,5 @@ class _Bars:
         bar = self.bar_of(event.compressed_digest, event.downloaded_bytes)
         total = next(task.total for task in self.progress.tasks if task.id == bar) or 1
         self.progress.update(
-            bar, total=total, completed=total, description="was there" if event.reused else "done"
+            bar, total=total, completed=total, description="reused" if event.reused else "done"
         )

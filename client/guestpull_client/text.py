@@ -1,4 +1,4 @@
-"""Digests, sizes and foreign text, as a terminal shows them."""
+"""Formats digests, sizes and untrusted text for a terminal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _SHORT_DIGEST: Final = 12
 
 
 def one_line(text: str) -> str:
-    r"""Text of whatever origin as one harmless line: what a terminal would obey is written as \x1b, \n and so on.
+    r"""Make untrusted text one harmless line: write control characters as \x1b, \n and so on.
 
-    Names, paths and what registries answer come from outside.
+    Names, paths and messages of registries are untrusted.
     """
     if text.isprintable():
         return text
@@ -21,22 +21,22 @@ def one_line(text: str) -> str:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a standard stream leads to a terminal; one that was closed before we came is None."""
+    """Whether a standard stream is a terminal. Python sets a stream to None that was closed at start-up."""
     return stream is not None and stream.isatty()
 
 
 def abbreviated(digest: str) -> str:
-    """A digest as people say it: the first twelve digits."""
+    """The first twelve digits of a digest, as docker shows it."""
     return digest.partition(":")[2][:_SHORT_DIGEST]
 
 
 def short(digest: str) -> str:
-    """A digest for standard output: abbreviated on a terminal, and whole for a program that reads it."""
+    """A digest for standard output: abbreviated on a terminal, complete otherwise."""
     return abbreviated(digest) if is_terminal(sys.stdout) else digest
 
 
 def size(size_bytes: int) -> str:
-    """Bytes for people, in powers of 1000 as disks and docker count."""
+    """Format a number of bytes in powers of 1000, like docker."""
     amount = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 999.95:

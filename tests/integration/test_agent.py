@@ -266,7 +266,7 @@ def test_a_runtime_that_is_not_there_is_told_in_one_line_and_leaves_nothing(agen
     status, _, err = agent.run("run", shop, "--runtime", "/none/runc")
 
     assert status == 1
-    assert err.startswith("guestpull-agent: /none/runc cannot be started")
+    assert err.startswith("guestpull-agent: Cannot start /none/runc")
     assert agent.leftovers() == []
 
 

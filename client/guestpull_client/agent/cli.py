@@ -19,8 +19,8 @@ from guestpull_client.cli import (
     AuthStdin,
     Platform,
     Policy,
+    PolicyOption,
     Version,
-    WhenToAsk,
     check_descriptors,
     parse_address,
     read_auth,
@@ -31,28 +31,30 @@ from guestpull_client.text import one_line
 
 app = typer.Typer(
     name="guestpull-agent",
-    help="Runs containers of images that guestpulld pulls, as Kata's agent does in a guest.",
+    help="Run containers from images that guestpulld pulls, as Kata's agent does in a guest.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 RuntimeProgram = Annotated[
-    str, typer.Option("--runtime", metavar="PROGRAM", help="The OCI runtime: runc, crun.")
+    str, typer.Option("--runtime", metavar="PROGRAM", help="The OCI runtime, runc or crun.")
 ]
-BundleRoot = Annotated[str, typer.Option(metavar="DIR", help="A container's bundle is DIR/<its id>.")]
+BundleRoot = Annotated[str, typer.Option(metavar="DIR", help="Create the bundle in DIR/<ID>.")]
 StopTimeout = Annotated[
     float,
     typer.Option(
-        metavar="SECONDS", min=0, help="What the container gets to end after SIGTERM; then SIGKILL."
+        metavar="SECONDS", min=0, help="Time between SIGTERM and SIGKILL for the container to exit."
     ),
 ]
-Keep = Annotated[bool, typer.Option("--keep", help="Leave the bundle, mounted, for `guestpull release`.")]
-Time = Annotated[bool, typer.Option("--time", help="Tell on standard error what took how long.")]
+Keep = Annotated[
+    bool, typer.Option("--keep", help="Keep the mounted bundle; `guestpull release` releases it.")
+]
+Time = Annotated[bool, typer.Option("--time", help="Print the time of each step to standard error.")]
 
 
 @app.callback()
-def _agent(context: typer.Context, address: Address = None, _version_asked: Version = False) -> None:
+def _agent(context: typer.Context, address: Address = None, _version: Version = False) -> None:
     check_descriptors()
     context.obj = parse_address(address)
 
@@ -60,12 +62,12 @@ def _agent(context: typer.Context, address: Address = None, _version_asked: Vers
 @app.command()
 def run(
     context: typer.Context,
-    image: Annotated[str, typer.Argument(help="A reference: busybox, quay.io/org/img:1.0.")],
+    image: Annotated[str, typer.Argument(help="A reference, such as busybox or quay.io/org/img:1.0.")],
     command: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="-- COMMAND",
-            help="Instead of the image's Entrypoint and Cmd, as a pod's command is.",
+            help="Run this instead of the image's Entrypoint and Cmd.",
             show_default=False,
         ),
     ] = None,
@@ -73,11 +75,14 @@ def run(
     env: Annotated[
         list[str] | None,
         typer.Option(
-            "--env", "-e", metavar="NAME[=VALUE]", help="Set a variable; without a value, to the agent's own."
+            "--env",
+            "-e",
+            metavar="NAME[=VALUE]",
+            help="Set a variable; without a value, copy it from the agent's environment.",
         ),
     ] = None,
     platform: Platform = "",
-    policy: WhenToAsk = Policy.TAG,
+    policy: PolicyOption = Policy.TAG,
     auth: Auth = "",
     auth_stdin: AuthStdin = False,
     runtime: RuntimeProgram = "runc",
@@ -86,7 +91,7 @@ def run(
     keep: Keep = False,
     time: Time = False,
 ) -> None:
-    """Pull an image, run a container of it to its end, and release it."""
+    """Pull an image, run a container from it until it exits, and release the bundle."""
     container = Container(
         container_id=check_container_id(name or secrets.token_hex(16)),
         image=image,
@@ -100,7 +105,7 @@ def run(
         bundle_root=bundle_root,
         stop_seconds=stop_timeout,
         keep=keep,
-        told=_tell if time else None,
+        report_time=_print_note if time else None,
     )
     _run(context, container, options)
 
@@ -109,24 +114,24 @@ def run(
 def create(
     context: typer.Context,
     request: Annotated[
-        str, typer.Option(metavar="FILE", help="A CreateContainerRequest as JSON; - for standard input.")
+        str, typer.Option(metavar="FILE", help="A CreateContainerRequest in JSON; - for standard input.")
     ],
     platform: Platform = "",
-    policy: WhenToAsk = Policy.TAG,
+    policy: PolicyOption = Policy.TAG,
     auth: Auth = "",
     runtime: RuntimeProgram = "runc",
     bundle_root: BundleRoot = CONTAINER_BASE,
     pause_bundle: Annotated[
-        str, typer.Option(metavar="DIR", help="The pause image that a sandbox gets.")
+        str, typer.Option(metavar="DIR", help="The bundle of the pause image, for a sandbox.")
     ] = PAUSE_BUNDLE,
     stop_timeout: StopTimeout = 10.0,
     keep: Keep = False,
     time: Time = False,
 ) -> None:
-    """Create the container that a request of Kata's runtime asks for, run it to its end, and release it."""
+    """Run the container of a Kata CreateContainerRequest until it exits, and release the bundle."""
     container, warnings = container_of_request(_read(request))
     for warning in warnings:
-        _tell(f"warning: {warning}")
+        _print_note(f"warning: {warning}")
     options = RunOptions(
         auth=auth,
         policy=policy.pull_policy,
@@ -136,7 +141,7 @@ def create(
         pause_bundle=pause_bundle,
         stop_seconds=stop_timeout,
         keep=keep,
-        told=_tell if time else None,
+        report_time=_print_note if time else None,
     )
     _run(context, container, options)
 
@@ -164,12 +169,12 @@ def _read(request: str) -> bytes:
             return file.read()
     except OSError as error:
         raise InvalidArgument(
-            f"{request} cannot be read: {error.strerror}. It should be a CreateContainerRequest as JSON."
+            f"Cannot read {request}: {error.strerror}. Name a file with a CreateContainerRequest in JSON."
         ) from None
 
 
-def _tell(what: str) -> None:
-    typer.echo(f"guestpull-agent: {one_line(what)}", err=True)
+def _print_note(note: str) -> None:
+    typer.echo(f"guestpull-agent: {one_line(note)}", err=True)
 
 
 def main() -> NoReturn:

@@ -1,8 +1,9 @@
-"""The story of a container whose image is pulled in the guest.
+"""Runs one container whose image is pulled in the guest.
 
-`/run/kata-containers/<container id>` is its bundle. The service pulls the image into it: it mounts rootfs and
-writes config.json. The request's specification is merged with that one, the runtime runs it, and when it has
-ended, or when anything failed or a signal came, the bundle is released.
+The container's bundle is `/run/kata-containers/<container id>`. The service pulls the image into it: it mounts
+rootfs and writes config.json. The agent merges the request's specification into config.json and runs the
+container with the runtime. It releases the bundle when the container exits, when a step fails, and when a
+signal arrives.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
     from guestpull_client.client import Client
 
 CONTAINER_BASE: Final = "/run/kata-containers"
-"""Kata's: a container's bundle is the directory of its id in here."""
+"""Kata's directory of bundles, each named after its container id."""
 
-_SETTLE_SECONDS: Final = 0.2  # in which a service notices that a pull's caller has gone
+_SETTLE_SECONDS: Final = 0.2  # time for the service to notice a cancelled pull
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """What is asked for. `specification` has the runtime specification's names, and may leave parts out."""
+    """The container to run. `specification` uses the runtime specification's names and may be incomplete."""
 
     container_id: str
     image: str
@@ -47,7 +48,7 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How it is run."""
+    """How to pull and run a container."""
 
     auth: str = field(default="", repr=False)
     policy: PullPolicy = PullPolicy.UNSPECIFIED
@@ -57,27 +58,29 @@ class RunOptions:
     pause_bundle: str = PAUSE_BUNDLE
     stop_seconds: float = 10.0
     keep: bool = False
-    told: Callable[[str], None] | None = None
-    """Called with what took how long, where that is wanted."""
+    report_time: Callable[[str], None] | None = None
+    """Called with the time of each step, if not None."""
 
 
 def run_container(client: Client, container: Container, options: RunOptions) -> int:
-    """Run a container to its end, in the main thread; returns its exit status, 128 + n where signal n came first.
+    """Run a container until it exits, and return its exit status, or 128 + n if signal n arrives before it runs.
+
+    Call this in the main thread, where Python handles signals.
 
     Raises:
-        GuestpullError: it could not be started; nothing of it is left.
+        GuestpullError: the container could not be started; its bundle is released.
     """
     signals = Signals()
     started = time.monotonic()
 
-    def tell(what: str) -> None:
-        if options.told is not None:
-            options.told(f"{what} {(time.monotonic() - started) * 1000:.0f} ms")
+    def report(step: str) -> None:
+        if options.report_time is not None:
+            options.report_time(f"{step} {(time.monotonic() - started) * 1000:.0f} ms")
 
-    with signals.heard():
+    with signals.installed():
         try:
             with _bundle(client, container, options, signals) as (bundle, specification):
-                tell("pulled in")
+                report("pulled in")
                 process = part(specification, "process")
                 terminal = process.get("terminal") is True and is_terminal(sys.stdin)
                 process["terminal"] = terminal
@@ -87,9 +90,9 @@ def run_container(client: Client, container: Container, options: RunOptions) -> 
                     bundle,
                     signals,
                     terminal=terminal,
-                    running=(lambda: tell("running after")) if options.told is not None else None,
+                    on_start=(lambda: report("running after")) if options.report_time is not None else None,
                 )
-                tell("ended after")
+                report("ended after")
                 return status
         except Interrupted as interruption:
             return 128 + interruption.number
@@ -99,11 +102,11 @@ def run_container(client: Client, container: Container, options: RunOptions) -> 
 def _bundle(
     client: Client, container: Container, options: RunOptions, signals: Signals
 ) -> Iterator[tuple[str, JsonObject]]:
-    """The container's bundle and its merged specification; released at the end of the block."""
+    """Create the container's bundle, and yield it with the merged specification; release it afterwards."""
     bundle = os.path.join(os.path.abspath(options.bundle_root), container.container_id)
     if os.path.lexists(os.path.join(bundle, CONFIG)):
         raise AlreadyExists(
-            f"container {container.container_id} exists: {bundle} holds a {CONFIG}. "
+            f"container {container.container_id} exists: {bundle} contains {CONFIG}. "
             "Choose another id, or release that bundle first (guestpull release).",
             "CONTAINER_EXISTS",
             {"bundle_path": bundle},
@@ -123,7 +126,7 @@ def _pulled_bundle(
         )
     except BaseException as error:
         if not isinstance(error, GuestpullError):
-            _release_what_came_too_late(client, bundle, signals)
+            _release_interrupted_pull(client, bundle, signals)
         raise
     try:
         yield (
@@ -136,8 +139,8 @@ def _pulled_bundle(
             client.release_bundle(bundle)
 
 
-def _release_what_came_too_late(client: Client, bundle: str, signals: Signals) -> None:
-    """After a signal: the service may have finished the pull before it heard that nobody waits for it."""
+def _release_interrupted_pull(client: Client, bundle: str, signals: Signals) -> None:
+    """Release the bundle of a pull that the service may have finished before it noticed the cancellation."""
     signals.ignore()
     with suppress(NotFound):
         client.release_bundle(bundle)
@@ -150,7 +153,7 @@ def _release_what_came_too_late(client: Client, bundle: str, signals: Signals) -
 def _pause_bundle(
     bundle: str, container: Container, options: RunOptions, signals: Signals
 ) -> Iterator[tuple[str, JsonObject]]:
-    """The guest's pause image: its process is the container's, whatever the request says (`get_process`)."""
+    """Run the pause image's process and ignore the request's, as Kata's `get_process` does."""
     try:
         rootfs = unpack_pause_image(options.pause_bundle, bundle)
         pause = read_specification(bundle)

@@ -1,4 +1,4 @@
-"""A bundle's config.json, read and written."""
+"""Reads and writes a bundle's config.json."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ CONFIG: Final = "config.json"
 
 
 def read_specification(bundle: str) -> JsonObject:
-    """The runtime specification of a bundle.
+    """Read the runtime specification of a bundle.
 
     Raises:
-        FailedPrecondition: there is none that can be read.
+        FailedPrecondition: config.json is missing or unreadable.
     """
     path = os.path.join(bundle, CONFIG)
     try:
         with open(path, encoding="utf-8") as file:
             document: Json = json.load(file)
     except OSError as error:
-        raise _unusable(path, error.strerror or "it cannot be opened") from None
+        raise _unusable(path, error.strerror or "cannot open it") from None
     except (ValueError, RecursionError) as error:
         raise _unusable(path, str(error)) from None
     if not isinstance(document, dict):
-        raise _unusable(path, "it is no JSON object")
+        raise _unusable(path, "not a JSON object")
     return document
 
 
 def write_specification(bundle: str, specification: JsonObject) -> None:
-    """Replace a bundle's config.json, all of it at once.
+    """Replace a bundle's config.json atomically.
 
     Raises:
-        FailedPrecondition: it cannot be written.
+        FailedPrecondition: config.json cannot be written.
     """
     path = os.path.join(bundle, CONFIG)
     temporary = f"{path}.merged"
@@ -44,12 +44,12 @@ def write_specification(bundle: str, specification: JsonObject) -> None:
             json.dump(specification, file, indent=2)
         os.replace(temporary, path)
     except OSError as error:
-        raise _unusable(path, error.strerror or "it cannot be written") from None
+        raise _unusable(path, error.strerror or "cannot write it") from None
 
 
 def _unusable(path: str, problem: str) -> FailedPrecondition:
     return FailedPrecondition(
-        f"{path}: {problem}. The agent must run where the service does, and may need to be root.",
+        f"{path}: {problem}. Run the agent on the service's machine, as root if the service runs as root.",
         "NO_RUNTIME_CONFIG",
         {"path": path},
     )

@@ -1,12 +1,12 @@
-"""The pod's container specification and the image's -> the config.json that the container is run with.
+"""Merges the pod's container specification with the image's into the container's config.json.
 
-The rule for the process is that of Kata's `merge_oci_process`: the pod's arguments win over the image's, its
-directory too unless it is `/`, and of the image's environment comes what the pod does not set.
+The process is merged as by Kata's `merge_oci_process`: the pod's arguments override the image's, so does its
+working directory unless it is `/`, and the image's environment is added except for variables that the pod sets.
 
-Two differences, both on purpose. Kata takes a variable for set when its name occurs anywhere in any variable of
-the pod, so that a LD_LIBRARY_PATH costs the container its PATH; here whole names are compared. And Kata's shim
-always sends a complete specification, while a request written by hand leaves parts out: those are as the service
-wrote them, the user that the image says included.
+Two differences are intended. Kata treats a variable as set if its name occurs anywhere in a variable of the
+pod, so that LD_LIBRARY_PATH drops the image's PATH; the agent compares whole names. Kata's shim always sends a
+complete specification, but a request written by hand may be incomplete; the agent takes missing parts, such as
+the user, from the config.json that the service wrote.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from guestpull_client.agent.spec import JsonObject, part, text, texts
 
 
 def merged_specification(pod: JsonObject, image: JsonObject, rootfs: str) -> JsonObject:
-    """The specification that a runtime can start.
+    """Merge two specifications into a complete one.
 
     Args:
-        pod: the request's, with the specification's names.
+        pod: the specification of the request, with the runtime specification's names.
         image: the config.json that the service wrote.
-        rootfs: the pulled image's mounted root filesystem, absolute.
+        rootfs: absolute path of the mounted root filesystem.
     """
-    said = {name: value for name, value in pod.items() if value not in ("", [], {})}
+    set_by_pod = {name: value for name, value in pod.items() if value not in ("", [], {})}
     return {
         **image,
-        **said,
+        **set_by_pod,
         "ociVersion": image.get("ociVersion", "1.0.2"),
         "process": _merged_process(part(pod, "process"), part(image, "process")),
         "root": {"path": rootfs, "readonly": part(pod, "root").get("readonly") is True},
@@ -46,6 +46,6 @@ def _merged_process(pod: JsonObject, image: JsonObject) -> JsonObject:
         *(variable for variable in texts(image, "env") if variable.partition("=")[0] not in set_by_pod),
     ]
     if "user" in pod:
-        # protobuf leaves zeros out: a user without numbers is root
+        # protobuf omits zeros: a user without numbers is root
         process["user"] = {"uid": 0, "gid": 0} | part(pod, "user")
     return process

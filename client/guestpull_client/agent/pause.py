@@ -1,4 +1,4 @@
-"""A pod's sandbox container: its image is not pulled, the guest brings it (Kata's `unpack_pause_image`)."""
+"""Sets up a pod's sandbox container from the guest's own pause image (Kata's `unpack_pause_image`)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from guestpull_client.agent.spec import part, texts
 from guestpull_client.errors import FailedPrecondition
 
 PAUSE_BUNDLE: Final = "/pause_bundle"
-"""Where a Kata guest image has it."""
+"""The pause bundle of a Kata guest image."""
 
 _CONTAINER_TYPES: Final = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
 
 
 def is_sandbox(metadata: Mapping[str, object]) -> bool:
-    """Whether the image's metadata, or a specification's annotations, say so."""
+    """Whether an image's metadata or a specification's annotations describe a sandbox."""
     return any(metadata.get(key) == "sandbox" for key in _CONTAINER_TYPES)
 
 
 def unpack_pause_image(pause_bundle: str, bundle: str) -> str:
-    """Copy the guest's pause bundle, its config.json and its one program; returns the rootfs.
+    """Copy config.json and the program of the guest's pause bundle; return the path of the rootfs.
 
     Raises:
-        FailedPrecondition: the guest has no usable one.
+        FailedPrecondition: the pause bundle is missing or unusable.
     """
     specification = read_specification(pause_bundle)
     arguments = texts(part(specification, "process"), "args")
@@ -48,8 +48,8 @@ def unpack_pause_image(pause_bundle: str, bundle: str) -> str:
 
 def _missing(pause_bundle: str, problem: str) -> FailedPrecondition:
     return FailedPrecondition(
-        f"the pause image {pause_bundle} cannot be used: {problem}. "
-        "A sandbox needs the guest's own; name it with --pause-bundle.",
+        f"Cannot use the pause image {pause_bundle}: {problem}. "
+        "Name the guest's pause bundle with --pause-bundle.",
         "NO_PAUSE_IMAGE",
         {"pause_bundle": pause_bundle},
     )

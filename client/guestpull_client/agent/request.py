@@ -1,4 +1,4 @@
-r"""A CreateContainerRequest -> the container that it asks for (Kata's agent.proto, image_pull_handler.rs).
+r"""Parses a CreateContainerRequest of Kata's agent.proto, as image_pull_handler.rs does.
 
 {"container_id": "c1",
  "storages": [{"driver": "image_guest_pull", "source": "quay.io/org/img:1.0", "fstype": "overlay",
@@ -20,29 +20,29 @@ from guestpull_client.errors import InvalidArgument
 GUEST_PULL: Final = "image_guest_pull"
 
 _CONTAINER_ID: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-_MAX_ID_LETTERS: Final = 200  # it becomes a directory's name, and part of a cgroup's
+_MAX_ID_LETTERS: Final = 200  # the id becomes a directory's name, and part of a cgroup's
 
 
 def check_container_id(container_id: str) -> str:
-    """A container id that can be a directory's name, by the rule of Kata's verify_id.
+    """Return a container id that is valid by Kata's verify_id, and so is safe as a directory's name.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: the id is invalid.
     """
     if len(container_id) > _MAX_ID_LETTERS or not _CONTAINER_ID.fullmatch(container_id):
         raise InvalidArgument(
-            f"{container_id[:_MAX_ID_LETTERS]!r} is no container id. "
-            "Use two letters or more of a-z, A-Z, 0-9, '_', '.', '-', the first a letter or digit.",
+            f"Invalid container id {container_id[:_MAX_ID_LETTERS]!r}: expected 2 to {_MAX_ID_LETTERS} of the "
+            "characters a-z, A-Z, 0-9, '_', '.', '-', the first a letter or digit.",
             "INVALID_CONTAINER_ID",
         )
     return container_id
 
 
 def container_of_request(request: str | bytes) -> tuple[Container, tuple[str, ...]]:
-    """The container that a request asks for, and a warning for each storage that is left out.
+    """Parse a request; return its container and a warning for each storage that is skipped.
 
     Raises:
-        InvalidArgument: it is no such request.
+        InvalidArgument: the request is malformed, or has not exactly one image to pull.
     """
     message = _message(request)
     storages = message.get("storages")
@@ -50,17 +50,18 @@ def container_of_request(request: str | bytes) -> tuple[Container, tuple[str, ..
     warnings: list[str] = []
     for storage in storages if isinstance(storages, list) else []:
         if not isinstance(storage, dict):
-            raise _wrong("a storage is no JSON object")
+            raise _wrong("a storage is not a JSON object")
         if text(storage, "driver") == GUEST_PULL:
             pulls.append(storage)
         else:
             warnings.append(
-                f"storage {text(storage, 'mountPoint')!r} of driver {text(storage, 'driver')!r} is left out"
+                f"skipped storage {text(storage, 'mountPoint')!r}: "
+                f"driver {text(storage, 'driver')!r} is not supported"
             )
     if len(pulls) != 1:
-        raise _wrong(f"it has {len(pulls)} storages of driver {GUEST_PULL}, and needs one")
+        raise _wrong(f"it has {len(pulls)} storages of driver {GUEST_PULL}, and needs exactly one")
     if not text(pulls[0], "source"):
-        raise _wrong(f"the storage of driver {GUEST_PULL} has no source, which is the image")
+        raise _wrong(f"the storage of driver {GUEST_PULL} has no source, which names the image")
     container = Container(
         container_id=check_container_id(text(message, "containerId")),
         image=text(pulls[0], "source"),
@@ -76,12 +77,12 @@ def _message(request: str | bytes) -> JsonObject:
         if isinstance(document, dict):
             return normalised(document)
     except (ValueError, RecursionError) as error:
-        raise _wrong(f"it is no JSON: {error}") from None
-    raise _wrong("it is no JSON object")
+        raise _wrong(f"it is not JSON: {error}") from None
+    raise _wrong("it is not a JSON object")
 
 
 def _metadata(storage: JsonObject) -> dict[str, str]:
-    """What the shim says of the image: `{"metadata": {...}}` after the driver option's `=`."""
+    """The image's metadata from Kata's shim: `{"metadata": {...}}` after the driver option's `=`."""
     for option in texts(storage, "driverOptions"):
         name, _, value = option.partition("=")
         if name != GUEST_PULL:
@@ -89,7 +90,7 @@ def _metadata(storage: JsonObject) -> dict[str, str]:
         try:
             volume: Json = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise _wrong(f"driver option {GUEST_PULL} is no JSON: {error}") from None
+            raise _wrong(f"driver option {GUEST_PULL} is not JSON: {error}") from None
         if isinstance(volume, dict):
             metadata = part(volume, "metadata")
             return {key: entry for key, entry in metadata.items() if isinstance(entry, str)}
@@ -98,7 +99,7 @@ def _metadata(storage: JsonObject) -> dict[str, str]:
 
 def _wrong(problem: str) -> InvalidArgument:
     return InvalidArgument(
-        f"the request cannot be used: {problem}. Write a CreateContainerRequest of Kata's agent.proto as JSON.",
+        f"Invalid request: {problem}. Pass a CreateContainerRequest of Kata's agent.proto in JSON.",
         "INVALID_CONTAINER_REQUEST",
         {"problem": problem},
     )

@@ -1,4 +1,4 @@
-"""An OCI runtime, runc or crun, that runs one container in the foreground."""
+"""Runs one container in the foreground with an OCI runtime, runc or crun."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Final
 from guestpull_client.agent.signals import Signals
 from guestpull_client.errors import FailedPrecondition
 
-_PATIENCE: Final = 3  # signals to end until the container is killed, as docker run
-_ENDINGS: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+_STOPS_BEFORE_KILL: Final = 3  # kill the container after this many stop signals, as docker run does
+_STOP_SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 _POLL_SECONDS: Final = 0.001
 
 
 class Runtime:
-    """A runtime's command line (runc's, which crun shares).
+    """The command line of runc, which crun shares.
 
     Args:
-        program: its name or path.
-        stop_seconds: between a SIGTERM and the SIGKILL for a container that did not end.
+        program: name or path of the runtime.
+        stop_seconds: time between SIGTERM and SIGKILL for the container to exit.
     """
 
     def __init__(self, program: str, stop_seconds: float) -> None:
@@ -38,45 +38,47 @@ class Runtime:
         signals: Signals,
         *,
         terminal: bool,
-        running: Callable[[], None] | None,
+        on_start: Callable[[], None] | None,
     ) -> int:
-        """Run a container to its end, and leave nothing of it; returns its exit status.
+        """Run a container until it exits, delete it, and return its exit status.
 
-        A signal goes to the container. SIGTERM is followed by SIGKILL if it does not end, and so are three signals
-        of those that should end it: the first process of a container ignores what it has no handler for.
+        Signals are forwarded to the container. If it is still running `stop_seconds` after SIGTERM, or after three
+        signals that should stop it, it gets SIGKILL: the first process of a container ignores signals that it does
+        not handle.
 
         Args:
             container_id: unique on this machine.
-            bundle: its bundle.
-            signals: where signals come from.
+            bundle: the container's bundle.
+            signals: the signals of this process.
             terminal: whether the container gets this process's terminal.
-            running: called when the container's process has started, if that matters.
+            on_start: called when the container's process has started, if not None.
 
         Raises:
-            FailedPrecondition: the runtime is not there.
+            FailedPrecondition: the runtime cannot be started.
         """
         with tempfile.TemporaryDirectory(prefix="guestpull-agent-") as directory:
             pid_file = os.path.join(directory, "pid")
             command = [self._program, "run", "--bundle", bundle, "--pid-file", pid_file, container_id]
             try:
-                # Without a terminal of its own the container must not get a terminal's Ctrl-C twice, from it and
-                # from us: so the runtime has its own session. A process group does not do, runc spins in SIGTTOU.
+                # A container without a terminal of its own must not get Ctrl-C twice, from our terminal and
+                # from us: start the runtime in a new session. In a new process group, runc would loop on
+                # SIGTTOU.
                 process = subprocess.Popen(command, start_new_session=not terminal)
             except OSError as error:
                 raise FailedPrecondition(
-                    f"{self._program} cannot be started: {error.strerror}. "
+                    f"Cannot start {self._program}: {error.strerror}. "
                     "Install an OCI runtime, or name another with --runtime.",
                     "NO_RUNTIME",
                     {"runtime": self._program},
                 ) from None
             relay = _Relay(process, self._stop_seconds, lambda: self._command("kill", container_id, "KILL"))
-            with signals.sent_to(relay.pass_on):
-                if running is not None and _appears(pid_file, process):
-                    running()
+            with signals.sent_to(relay.forward):
+                if on_start is not None and _wait_for_file(pid_file, process):
+                    on_start()
                 status = signals.wait_for(process)
             relay.close()
         if status < 0:
-            # the runtime itself was killed, and could not clean up
+            # the runtime itself was killed and could not clean up
             self._command("delete", "--force", container_id)
             return 128 - status
         return status
@@ -86,7 +88,7 @@ class Runtime:
 
 
 class _Relay:
-    """Passes signals on to a runtime, which passes them on to its container; ends one that does not end."""
+    """Forwards signals to the runtime, and kills a container that does not stop."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], stop_seconds: float, kill: Callable[[], None]
@@ -94,29 +96,29 @@ class _Relay:
         self._process = process
         self._stop_seconds = stop_seconds
         self._kill = kill
-        self._endings = 0
-        self._clock: threading.Timer | None = None
+        self._stops = 0
+        self._kill_timer: threading.Timer | None = None
 
-    def pass_on(self, number: int) -> None:
-        """A signal came."""
+    def forward(self, number: int) -> None:
+        """Forward a signal, and kill the container if it was asked to stop often enough."""
         self._process.send_signal(number)
-        if number in _ENDINGS:
-            self._endings += 1
-        if self._endings >= _PATIENCE:
+        if number in _STOP_SIGNALS:
+            self._stops += 1
+        if self._stops >= _STOPS_BEFORE_KILL:
             self._kill()
-        elif number == signal.SIGTERM and self._clock is None:
-            self._clock = threading.Timer(self._stop_seconds, self._kill)
-            self._clock.daemon = True
-            self._clock.start()
+        elif number == signal.SIGTERM and self._kill_timer is None:
+            self._kill_timer = threading.Timer(self._stop_seconds, self._kill)
+            self._kill_timer.daemon = True
+            self._kill_timer.start()
 
     def close(self) -> None:
-        """The container has ended."""
-        if self._clock is not None:
-            self._clock.cancel()
+        """Stop the kill timer; the container has exited."""
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
 
 
-def _appears(path: str, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until a file is there, or the process has ended without it."""
+def _wait_for_file(path: str, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until a file exists or the process exits; return whether the file exists."""
     while not os.path.exists(path):
         if process.poll() is not None:
             return os.path.exists(path)

@@ -1,10 +1,10 @@
-"""What a signal means: before the container runs, the end; while it runs, something for the container to know.
+"""Handles the agent's signals: before the container runs they end the agent, then they go to the container.
 
-While the agent takes down what it made, signals are not heard: half a release helps nobody.
+During the release of the bundle, signals are ignored, so that the release is complete.
 
-Python runs handlers in the main thread, between two of its instructions. A main thread that blocks is interrupted
-only if the kernel gives the signal to it rather than to one of gRPC's threads, so what may block for long here
-waits for the wakeup descriptor too, to which Python's C part writes in whichever thread it is.
+Python runs signal handlers in the main thread, between two bytecode instructions. The kernel may deliver a
+signal to one of gRPC's threads, which does not interrupt a blocking call in the main thread. Waits that may be
+long therefore also poll the wakeup descriptor, which Python's C handler writes to in any thread.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-_WAKEUPS: Final = 4096  # bytes, one a signal
-_HEARD: Final = (
+_WAKEUPS: Final = 4096  # bytes, one per signal
+_HANDLED: Final = (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
@@ -31,7 +31,7 @@ _HEARD: Final = (
 
 
 class Interrupted(BaseException):
-    """A signal came while no container ran. Like KeyboardInterrupt, it is nothing that code in between catches."""
+    """A signal arrived while no container was running. Like KeyboardInterrupt, not an Exception."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -39,7 +39,7 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Hears the signals of this process, in its main thread."""
+    """Handles the signals of this process, in its main thread."""
 
     def __init__(self) -> None:
         self._receiver: Callable[[int], None] = self._interrupt
@@ -48,10 +48,10 @@ class Signals:
         self._waker.setblocking(False)
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Within the block, signals raise Interrupted unless they are told to go elsewhere. Once only."""
+    def installed(self) -> Iterator[None]:
+        """Handle signals within a block: raise Interrupted, unless `sent_to` redirects them. Use once."""
         waker = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        before = {number: signal.signal(number, self._come) for number in _HEARD}
+        before = {number: signal.signal(number, self._receive) for number in _HANDLED}
         try:
             yield
         finally:
@@ -62,11 +62,11 @@ class Signals:
             self._waker.close()
 
     def wait_for(self, process: subprocess.Popen[bytes]) -> int:
-        """Hear signals until a process has ended; returns its status as Popen does."""
+        """Handle signals until a process exits; return its status as Popen does."""
         if (status := process.poll()) is not None:
             return status
         ended = os.pidfd_open(process.pid)
-        waiting = select.poll()  # select() knows no descriptors above 1023
+        waiting = select.poll()  # select() does not support descriptors above 1023
         waiting.register(ended, select.POLLIN)
         waiting.register(self._wakeups, select.POLLIN)
         try:
@@ -79,7 +79,7 @@ class Signals:
 
     @contextmanager
     def sent_to(self, receiver: Callable[[int], None]) -> Iterator[None]:
-        """Within the block, signals go to the receiver."""
+        """Send signals to the receiver within a block."""
         before, self._receiver = self._receiver, receiver
         try:
             yield
@@ -87,10 +87,10 @@ class Signals:
             self._receiver = before
 
     def ignore(self) -> None:
-        """From now on, signals are not heard."""
+        """Ignore signals from now on."""
         self._receiver = lambda _number: None
 
-    def _come(self, number: int, _frame: FrameType | None) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         self._receiver(number)
 
     @staticmethod

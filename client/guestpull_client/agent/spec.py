@@ -1,9 +1,9 @@
-"""A runtime spec as Kata spells it -> as the runtime specification does.
+"""Translates Kata's spelling of a runtime specification to that of the OCI runtime specification.
 
-agent.proto's messages are the runtime specification's structures with Go's names: `OCI.Process.NoNewPrivileges`.
-Depending on who wrote the JSON (protobuf's own mapping, serde, a person), names come in Go's spelling, in
-snake_case, with an underscore against keywords (`type_`), or right; absent parts are null; 64-bit numbers are
-texts.
+The messages of agent.proto are the structures of the runtime specification with Go's names, such as
+`OCI.Process.NoNewPrivileges`. Depending on the writer of the JSON (protobuf's mapping, serde, a person), names
+are in Go's spelling, in snake_case, with an underscore after keywords (`type_`), or as specified. Absent parts
+may be null, and 64-bit numbers may be strings.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _UNDERSCORE: Final = re.compile(r"_+([a-z0-9])")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}")
 _NAMED_BY_USERS: Final = frozenset({"annotations", "sysctl", "unified", "metadata"})
 _NUMERIC_PARTS: Final = frozenset({"rlimits", "resources"})
-_LISTS_OF_CPUS: Final = frozenset({"cpus", "mems"})  # "0" is a list here, not a number
+_LISTS_OF_CPUS: Final = frozenset({"cpus", "mems"})  # in these, "0" is a list, not a number
 
 
 def camel(name: str) -> str:
-    """A field's name in the runtime specification's spelling: `UIDMappings`, `uid_mappings` -> `uidMappings`."""
+    """Translate a field's name to the specification's: `UIDMappings`, `uid_mappings` -> `uidMappings`."""
     joined = _UNDERSCORE.sub(lambda match: match[1].upper(), name.strip("_"))
     first = _LEADING_CAPITALS.match(joined)
     return first[0].lower() + joined[first.end() :] if first else joined
 
 
 def normalised(document: JsonObject) -> JsonObject:
-    """A message with the specification's names, without nulls, and with numbers where numbers belong."""
+    """Translate a message to the specification's names and types, without nulls."""
     return _fields(document, numeric=False)
 
 
@@ -61,18 +61,18 @@ def _value(value: Json, *, numeric: bool) -> Json:
 
 
 def part(document: JsonObject, name: str) -> JsonObject:
-    """An object within an object; empty where it is absent or is none."""
+    """An object within an object; empty if it is absent or of another type."""
     value = document.get(name)
     return value if isinstance(value, dict) else {}
 
 
 def texts(document: JsonObject, name: str) -> list[str]:
-    """A list of texts within an object; empty where it is absent or is none."""
+    """A list of strings within an object; empty if it is absent or of another type."""
     value = document.get(name)
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def text(document: JsonObject, name: str) -> str:
-    """A text within an object; empty where it is absent or is none."""
+    """A string within an object; empty if it is absent or of another type."""
     value = document.get(name)
     return value if isinstance(value, str) else ""

@@ -221,7 +221,7 @@ def test_ctrl_c_cancels_the_pull_and_ends_with_one_line_and_130(service: Scripte
     out, err = pulling.communicate(timeout=PATIENCE)
 
     assert pulling.returncode == 130
-    assert (out, err) == ("", "guestpull: interrupted; the service was told to stop.\n")
+    assert (out, err) == ("", "guestpull: interrupted; the call was cancelled.\n")
     assert service.caller_left.wait(PATIENCE)
 
 

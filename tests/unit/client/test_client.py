@@ -369,7 +369,7 @@ def test_arguments_are_taken_by_their_bytes_whatever_the_locale(
 def test_what_cannot_be_sent_is_refused_and_not_repeated(
     client: Client, field: str, call: Callable[[Client], object]
 ) -> None:
-    with pytest.raises(InvalidArgument, match=f"^{field}: it is no UTF-8") as raised:
+    with pytest.raises(InvalidArgument, match=f"^Invalid {field}: not UTF-8") as raised:
         call(client)
 
     assert "hunter2" not in str(raised.value)
@@ -395,7 +395,7 @@ def test_another_service_is_not_mistaken_for_guestpulld() -> None:
         client.images()
 
     other.stop(None)
-    assert f"127.0.0.1:{port} is no guestpulld" in str(raised.value)
+    assert f"127.0.0.1:{port} is not guestpulld" in str(raised.value)
 
 
 def test_a_registry_that_is_not_there_is_not_mistaken_for_the_service(
@@ -427,7 +427,7 @@ def test_the_address_comes_from_the_environment(
 
 
 def test_a_tls_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(InvalidArgument, match=r"/none/ca\.pem cannot be read"):
+    with pytest.raises(InvalidArgument, match=r"Cannot read /none/ca\.pem"):
         Client("127.0.0.1:1", tls=TlsFiles("/none/ca.pem", "/none/cert.pem", "/none/key.pem"))
 
 

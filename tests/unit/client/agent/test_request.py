@@ -51,31 +51,33 @@ def test_protobuf_s_camel_case_is_read_as_well() -> None:
     assert (container.container_id, container.image) == ("c2", "shop")
 
 
-def test_other_storages_are_left_out_with_a_warning() -> None:
+def test_other_storages_are_skipped_with_a_warning() -> None:
     other: JsonObject = {"driver": "local", "mount_point": "/run/kata-containers/sandbox/emptydir"}
 
     _, warnings = container_of_request(request(storages=[other, STORAGE]))
 
-    assert warnings == ("storage '/run/kata-containers/sandbox/emptydir' of driver 'local' is left out",)
+    assert warnings == (
+        "skipped storage '/run/kata-containers/sandbox/emptydir': driver 'local' is not supported",
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ('{"OCI":' + '{"a":' * 900 + "1" + "}" * 901, "no JSON"),
-        ("[]", "no JSON object"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"OCI":' + '{"a":' * 900 + "1" + "}" * 901, "not JSON"),
+        ("[]", "not a JSON object"),
         (request(storages=[]), "0 storages of driver image_guest_pull"),
         (request(storages=[STORAGE, STORAGE]), "2 storages of driver image_guest_pull"),
-        (request(storages=["x"]), "a storage is no JSON object"),
+        (request(storages=["x"]), "a storage is not a JSON object"),
         (request(storages=[{**STORAGE, "source": ""}]), "no source"),
         (request(storages=[{**STORAGE, "driver_options": []}]), "no driver option"),
         (request(storages=[{**STORAGE, "driver_options": ["image_guest_pull={"]}]), "driver option"),
         (request(storages=[{**STORAGE, "driver_options": ["image_guest_pull=[]"]}]), "no driver option"),
     ],
 )
-def test_what_is_no_request_is_refused_with_the_reason(text: str, problem: str) -> None:
+def test_an_invalid_request_is_refused_with_the_reason(text: str, problem: str) -> None:
     with pytest.raises(InvalidArgument, match=problem):
         container_of_request(text)
 

@@ -21,7 +21,7 @@ def test_a_process_is_waited_for_beside_many_open_descriptors() -> None:
         assert program.stdin is not None
         program.stdin.close()
 
-    with many_descriptors_open(), signals.heard(), signals.sent_to(end):  # noqa: SIM117
+    with many_descriptors_open(), signals.installed(), signals.sent_to(end):  # noqa: SIM117
         with subprocess.Popen(command, stdin=subprocess.PIPE) as program:
             assert program.stdin is not None
             program.stdin.write(b"\n")
