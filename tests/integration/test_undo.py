@@ -93,7 +93,7 @@ def test_an_undo_that_fails_is_logged_and_done_at_the_next_start(
     store.close()
 
     (record,) = caplog.records
-    assert "Operation not permitted" in record.__dict__["facts"]["problem"]
+    assert "Operation not permitted" in record.__dict__["fields"]["problem"]
     assert os.path.ismount(disk / "bundle/rootfs")
 
     Store.open(str(disk / "work"), OverlayMounts()).close()

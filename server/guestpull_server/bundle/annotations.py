@@ -62,7 +62,7 @@ def annotations_of(config: ImageConfig, bundle_path: str) -> dict[str, str]:
         told = ", ".join(steering[:_MOST_TOLD]) + (", …" if len(steering) > _MOST_TOLD else "")
         _log.warning(
             "labels that would steer the runtime are no annotations",
-            extra={"facts": {"bundle": bundle_path, "labels": told}},
+            extra={"fields": {"bundle": bundle_path, "labels": told}},
         )
     return annotations | {name: value or "" for name, value in labels.items() if not _steers(name)}
 

@@ -78,7 +78,7 @@ class LayerVerification:
             if _identity(layer) != identity:
                 return
             told = {"layer": layer.compressed_digest, "path": layer.store_path, "change": problem}
-            _log.warning("a layer was altered", extra={"facts": told})
+            _log.warning("a layer was altered", extra={"fields": told})
             if self._store.is_read_only(layer):
                 raise LayerChanged(layer.compressed_digest, layer.store_path, problem)
             self._store.discard_layer(layer.compressed_digest)

@@ -130,7 +130,7 @@ def _unless_altered(find: Callable[[], ResolvedImage | None]) -> ResolvedImage |
     try:
         return find()
     except ImageChanged as error:
-        _log.warning("an image was altered", extra={"facts": error.facts()})
+        _log.warning("an image was altered", extra={"fields": error.facts()})
         return None
 
 

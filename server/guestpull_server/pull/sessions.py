@@ -115,7 +115,7 @@ class Sessions:
                 store = self._session.store
                 _log.warning(
                     "the work directory was replaced, and was opened again",
-                    extra={"facts": {"work_dir": store.work_dir}},
+                    extra={"fields": {"work_dir": store.work_dir}},
                 )
                 for warning in store.warnings:
                     _log.warning("%s", warning)

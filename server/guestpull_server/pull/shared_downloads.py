@@ -314,7 +314,7 @@ class SharedDownloads:
                 "entries": unpacked.entries,
                 "seconds": round(time.monotonic() - started, 3),
             }
-            _log.info("layer", extra={"facts": told})
+            _log.info("layer", extra={"fields": told})
             return FetchedLayer(stored, stream.received_bytes)
 
     @staticmethod

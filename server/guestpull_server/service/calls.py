@@ -21,7 +21,7 @@ import grpc
 from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import GuestpullError, Status
-from guestpull_server.service.log import Fact, facts
+from guestpull_server.service.log import FieldValue, log_fields
 from guestpull_server.service.progress import PullEvents
 from guestpull_server.service.status import status_of
 from guestpull_server.service.threads import AnsweringThreads
@@ -47,13 +47,13 @@ class Call:
     id: str
     rpc: str
     work: Work
-    asked: Mapping[str, Fact]
+    asked: Mapping[str, FieldValue]
     """What it is about, for the log. Never credentials."""
     cancellation: Cancellation
     begun: float
     answer: asyncio.Future[Any]
     """The answer, or the status to abort with."""
-    outcome: dict[str, Fact] = field(default_factory=dict)
+    outcome: dict[str, FieldValue] = field(default_factory=dict)
     """What came of it, for the log."""
 
 
@@ -77,7 +77,7 @@ class Calls:
         rpc: str,
         work: Work,
         do: Callable[[Call], _Answer],
-        asked: Mapping[str, Fact],
+        asked: Mapping[str, FieldValue],
         events: PullEvents | None = None,
     ) -> _Answer:
         """Have a thread answer an RPC; an error becomes the status that the client gets.
@@ -126,7 +126,7 @@ class Calls:
         context: grpc.aio.ServicerContext[Any, Any],
         rpc: str,
         work: Work,
-        asked: Mapping[str, Fact],
+        asked: Mapping[str, FieldValue],
     ) -> Call:
         remaining = context.time_remaining()
         begun = time.monotonic()
@@ -163,5 +163,5 @@ class Calls:
             call.answer.set_result(answer)
 
 
-def _told(call: Call, **more: Fact) -> Mapping[str, Mapping[str, Fact]]:
-    return facts(request=call.id, **call.asked, **more, seconds=round(time.monotonic() - call.begun, 4))
+def _told(call: Call, **more: FieldValue) -> Mapping[str, Mapping[str, FieldValue]]:
+    return log_fields(request=call.id, **call.asked, **more, seconds=round(time.monotonic() - call.begun, 4))

@@ -3,7 +3,7 @@
     2026-01-31T12:00:00.123Z warning pull failed request=9f2c61d0 image=busybox reason=IMAGE_NOT_FOUND
     {"time":"2026-01-31T12:00:00.123Z","level":"warning","event":"pull failed","request":"9f2c61d0",...}
 
-Events carry their facts as fields: `log.info("pulled", extra=facts(image=…, bytes=…))`. The daemon's start
+An event carries fields: `log.info("pulled", extra=log_fields(image=…, bytes=…))`. The daemon's start
 and end are always told; all else is quiet unless something went wrong, or the level says otherwise.
 """
 
@@ -20,9 +20,9 @@ from typing import Final
 LIFE: Final = logging.getLogger("guestpull_server.life")
 """Where the daemon tells that it starts, and how it ends."""
 
-Fact = str | int | float | bool
+FieldValue = str | int | float | bool
 
-_LONGEST_FACT: Final = 4096  # characters; a path may have as many
+_MAX_VALUE_CHARACTERS: Final = 4096  # the longest path
 
 
 class LogFormat(Enum):
@@ -41,9 +41,9 @@ class LogLevel(Enum):
     ERROR = "error"
 
 
-def facts(**fields: Fact) -> Mapping[str, Mapping[str, Fact]]:
-    """Fields of an event, for logging's `extra`."""
-    return {"facts": fields}
+def log_fields(**fields: FieldValue) -> Mapping[str, Mapping[str, FieldValue]]:
+    """Return the fields of an event, for the `extra` argument of a logging call."""
+    return {"fields": fields}
 
 
 def configure(log_format: LogFormat, level: LogLevel) -> None:
@@ -80,27 +80,27 @@ class _Json(logging.Formatter):
         return json.dumps(_event(record), default=str, separators=(",", ":"))
 
 
-def _event(record: logging.LogRecord) -> dict[str, Fact]:
+def _event(record: logging.LogRecord) -> dict[str, FieldValue]:
     time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-    event: dict[str, Fact] = {
+    event: dict[str, FieldValue] = {
         "time": time.replace("+00:00", "Z"),
         "level": record.levelname.lower(),
         "event": record.getMessage(),
     }
-    event |= {name: _cut(fact) for name, fact in getattr(record, "facts", {}).items()}
+    event |= {name: _cut(value) for name, value in getattr(record, "fields", {}).items()}
     if record.exc_info:
         event["traceback"] = logging.Formatter().formatException(record.exc_info)
     return event
 
 
-def _cut(fact: Fact) -> Fact:
-    """A fact without its middle, if a caller made it very long."""
-    if not isinstance(fact, str) or len(fact) <= _LONGEST_FACT:
-        return fact
-    half = _LONGEST_FACT // 2
-    return f"{fact[:half]}…{fact[-half:]}"
+def _cut(value: FieldValue) -> FieldValue:
+    """Remove the middle of a value that is too long: a caller may have chosen its length."""
+    if not isinstance(value, str) or len(value) <= _MAX_VALUE_CHARACTERS:
+        return value
+    half = _MAX_VALUE_CHARACTERS // 2
+    return f"{value[:half]}…{value[-half:]}"
 
 
-def _quoted(value: Fact) -> str:
+def _quoted(value: FieldValue) -> str:
     text = str(value)
     return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)

@@ -31,7 +31,7 @@ from guestpull_server.puller import Puller
 from guestpull_server.service.addresses import Address, TcpAddress, UnixAddress
 from guestpull_server.service.calls import Calls
 from guestpull_server.service.health import Health
-from guestpull_server.service.log import LIFE, facts
+from guestpull_server.service.log import LIFE, log_fields
 from guestpull_server.service.notify import notify
 from guestpull_server.service.servicer import ImageServicer
 from guestpull_server.service.sockets import SocketFile
@@ -136,7 +136,7 @@ async def _serve(
         for socket in sockets:
             socket.publish()
         seconds = round(time.monotonic() - started, 3)
-        where = facts(addresses=", ".join(told), work_dir=configuration.work_dir, seconds=seconds)
+        where = log_fields(addresses=", ".join(told), work_dir=configuration.work_dir, seconds=seconds)
         LIFE.info("ready", extra=where)
         notify("READY=1")
         await told_to_end.wait()
@@ -222,7 +222,7 @@ async def _end(
     last_resort = grace_seconds + _UNDO_SECONDS + _LAST_ANSWER_SECONDS + _LAST_RESORT_SECONDS
     faulthandler.dump_traceback_later(last_resort, exit=True)
     pulls = calls.pulls
-    LIFE.info("ending", extra=facts(pulls_under_way=pulls, grace_seconds=grace_seconds))
+    LIFE.info("ending", extra=log_fields(pulls_under_way=pulls, grace_seconds=grace_seconds))
     for socket in sockets:
         socket.remove()
     status.end()
@@ -234,11 +234,11 @@ async def _end(
     if stuck:
         for call in stuck:
             seconds = round(time.monotonic() - call.begun, 3)
-            told = facts(request=call.id, rpc=call.rpc, **call.asked, seconds=seconds)
+            told = log_fields(request=call.id, rpc=call.rpc, **call.asked, seconds=seconds)
             LIFE.error("a call does not end, and is abandoned", extra=told)
-        LIFE.error("ended by force", extra=facts(calls_abandoned=len(stuck)))
+        LIFE.error("ended by force", extra=log_fields(calls_abandoned=len(stuck)))
         os._exit(FORCED)
     # streams that only wait for their client are not waited for
     await server.stop(min(grace_seconds, _LAST_ANSWER_SECONDS))
     await stopping
-    LIFE.info("ended", extra=facts(pulls_finished=pulls - cancelled, pulls_cancelled=cancelled))
+    LIFE.info("ended", extra=log_fields(pulls_finished=pulls - cancelled, pulls_cancelled=cancelled))

@@ -19,7 +19,7 @@ from guestpull_server.puller import Puller
 from guestpull_server.registry import Reference
 from guestpull_server.service import messages
 from guestpull_server.service.calls import Call, Calls, Work
-from guestpull_server.service.log import Fact
+from guestpull_server.service.log import FieldValue
 from guestpull_server.service.progress import PullEvents
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -123,7 +123,7 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
                 freed_bytes=removal.freed_bytes,
             )
 
-        asked: dict[str, Fact] = {"image": without_password(request.image), "force": request.force}
+        asked: dict[str, FieldValue] = {"image": without_password(request.image), "force": request.force}
         return await self._calls.answer(context, "RemoveImage", Work.DELETE, answer, asked)
 
     async def ReleaseBundle(  # noqa: N802
@@ -186,6 +186,6 @@ def _pull_request(request: pb.PullImageRequest) -> PullRequest:
     )
 
 
-def _asked(request: pb.PullImageRequest) -> dict[str, Fact]:
+def _asked(request: pb.PullImageRequest) -> dict[str, FieldValue]:
     """What the log says of a request to pull."""
     return {"image": without_password(request.image_url), "bundle": request.bundle_path}

@@ -174,7 +174,7 @@ class BundleMaker:
             self.undo(place)
         except GuestpullError as error:
             facts = {"bundle": place.path.told, "problem": str(error)}
-            _log.warning("a failed pull cannot be undone before the next start", extra={"facts": facts})
+            _log.warning("a failed pull cannot be undone before the next start", extra={"fields": facts})
 
     def undo(self, place: BundlePlace) -> None:
         """Take a bundle away: unmount it, and remove what we made. Harmless to repeat.

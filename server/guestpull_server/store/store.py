@@ -244,7 +244,7 @@ class Store:
                 if deleted.layers:
                     self._rooms_made += 1
                     told = {"layers": len(deleted.layers), "bytes": deleted.freed_bytes}
-                    _log.info("the disk is full: unused layers were deleted", extra={"facts": told})
+                    _log.info("the disk is full: unused layers were deleted", extra={"fields": told})
             return self._rooms_made != made_before
 
     def commit_layer(self, staged: StagedLayer, digest: Digest, unpacked: UnpackedLayer) -> StoredLayer:

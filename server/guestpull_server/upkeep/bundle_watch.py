@@ -92,10 +92,10 @@ class BundleWatch:
             "freed_bytes": deleted.freed_bytes,
         }
         # without a call: whoever misses what was written in it must find out by the log
-        _log.warning("a bundle whose rootfs is gone was released", extra={"facts": told})
+        _log.warning("a bundle whose rootfs is gone was released", extra={"fields": told})
 
     def _warn(self, bundle: StoredBundle, error: GuestpullError) -> None:
         if str(error) not in self._warned:
             self._warned.add(str(error))
             told = {"bundle": bundle.bundle_path, "problem": str(error)}
-            _log.warning("a bundle whose rootfs is gone cannot be released", extra={"facts": told})
+            _log.warning("a bundle whose rootfs is gone cannot be released", extra={"fields": told})

@@ -39,9 +39,9 @@ class Expiry:
             try:
                 deleted = self._store.delete_unused_for(self._seconds)
             except GuestpullError as error:
-                _log.warning("unused layers cannot be deleted", extra={"facts": {"error": error.explain()}})
+                _log.warning("unused layers cannot be deleted", extra={"fields": {"error": error.explain()}})
                 self._closed.wait(self._seconds)
                 continue
             if deleted.layers:
                 told = {"layers": ", ".join(deleted.layers), "bytes": deleted.freed_bytes}
-                _log.info("unused layers were deleted", extra={"facts": told})
+                _log.info("unused layers were deleted", extra={"fields": told})

@@ -137,7 +137,7 @@ def test_labels_that_would_steer_a_runtime_are_no_annotations_and_the_log_tells_
     assert spec["annotations"].keys() & steering.keys() == set()
     (record,) = caplog.records
     assert "run.oci" not in record.getMessage()
-    assert "io.katacontainers.config.hypervisor.path" in vars(record)["facts"]["labels"]
+    assert "io.katacontainers.config.hypervisor.path" in vars(record)["fields"]["labels"]
 
 
 def test_labels_that_steer_nothing_are_nothing_to_tell_of(

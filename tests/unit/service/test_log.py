@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from guestpull_server.service.log import LogFormat, LogLevel, configure, facts
+from guestpull_server.service.log import LogFormat, LogLevel, configure, log_fields
 
 
 def lines(
@@ -16,7 +16,7 @@ def lines(
     configure(log_format, level)
     log = logging.getLogger("guestpull_server.test")
     log.debug("quiet")
-    log.info("pulled", extra=facts(request="0badcafe", image="a b", bytes=12, name='x="y"\n'))
+    log.info("pulled", extra=log_fields(request="0badcafe", image="a b", bytes=12, name='x="y"\n'))
     log.warning("odd \x1b[31m thing")
     return [str(line) for line in capsys.readouterr().err.splitlines()]
 
@@ -48,7 +48,7 @@ def test_a_path_that_is_no_text_is_told_all_the_same(
     capsys: pytest.CaptureFixture[str], log_format: LogFormat
 ) -> None:
     configure(log_format, LogLevel.INFO)
-    logging.getLogger("guestpull_server.test").info("pulled", extra=facts(path="/b\udcff"))
+    logging.getLogger("guestpull_server.test").info("pulled", extra=log_fields(path="/b\udcff"))
 
     (line,) = capsys.readouterr().err.splitlines()
     assert r"/b\udcff" in line
@@ -60,7 +60,7 @@ def test_what_a_caller_made_very_long_is_cut_in_its_middle(
 ) -> None:
     configure(log_format, LogLevel.INFO)
     image = f"begin{'x' * 1_000_000}end"
-    logging.getLogger("guestpull_server.test").info("pulled", extra=facts(image=image))
+    logging.getLogger("guestpull_server.test").info("pulled", extra=log_fields(image=image))
 
     (line,) = capsys.readouterr().err.splitlines()
     assert len(line) < 5_000
