@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 
 import pytest
 
-from guestpull_server.service.log import LogFormat, LogLevel, configure, log_fields
+from guestpull_server.service.log import LIFE, LogFormat, LogLevel, configure, log_fields
+
+
+@pytest.fixture(autouse=True)
+def _restored_loggers() -> Iterator[None]:
+    """Undo `configure`: other tests read log records through the root logger."""
+    loggers = [logging.getLogger(), logging.getLogger("guestpull_server"), LIFE]
+    before = [(one, one.level, list(one.handlers), one.propagate) for one in loggers]
+    yield
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers = handlers
+        logger.propagate = propagate
 
 
 def lines(
