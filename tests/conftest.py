@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from support.commands import link_commands
 
-# how fast a machine generates examples, or runs one, is no verdict on what is tested
+# a slow machine is not a failure
 settings.register_profile("guestpull", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("guestpull")
 
@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let tests, and what they start, find only the commands that scripts/packages lists."""
     directory = tempfile.TemporaryDirectory(prefix="guestpull-commands-")
     config.add_cleanup(directory.cleanup)
+    os.chmod(directory.name, 0o755)  # other users, whom some tests become, call them as well
     link_commands(Path(directory.name))
     os.environ["PATH"] = directory.name
 
