@@ -61,20 +61,11 @@ def insecure(host: str) -> RegistryConfig:
     return msgspec.convert({"registry": [{"location": host, "insecure": True}]}, type=RegistryConfig)
 
 
-class Relay:
-    """Takes connections at a port of 127.0.0.1, and hands them on to another address; a context manager.
+class Listener:
+    """Takes connections at a port of 127.0.0.1, each served by a thread of its own; a context manager."""
 
-    Args:
-        target: where to.
-        port: where they come; 0: any.
-        connects: it is a proxy, and the target is whatever CONNECT names.
-    """
-
-    def __init__(self, target: str, *, port: int = 0, connects: bool = False) -> None:
-        self.heads: list[str] = []
-        self._target = target
-        self._connects = connects
-        self._listening = socket.create_server(("127.0.0.1", port))
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -91,16 +82,37 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 caller, _ = self._listening.accept()
-                if self._connects:
-                    head = b""
-                    while b"\r\n\r\n" not in head:
-                        head += caller.recv(1)
-                    self.heads.append(head.decode())
-                    caller.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
-                address, _, port = self._target.partition(":")
-                callee = socket.create_connection((address, int(port)))
-                for source, sink in ((caller, callee), (callee, caller)):
-                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+                threading.Thread(target=self._serve, args=(caller,), daemon=True).start()
+
+    def _serve(self, caller: socket.socket) -> None:
+        raise NotImplementedError
+
+
+class Relay(Listener):
+    """Hands connections on to another address.
+
+    Args:
+        target: where to.
+        connects: it is a proxy, and the target is whatever CONNECT names.
+    """
+
+    def __init__(self, target: str, *, connects: bool = False) -> None:
+        super().__init__()
+        self.heads: list[str] = []
+        self._target = target
+        self._connects = connects
+
+    def _serve(self, caller: socket.socket) -> None:
+        if self._connects:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += caller.recv(1)
+            self.heads.append(head.decode())
+            caller.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+        address, _, port = self._target.partition(":")
+        callee = socket.create_connection((address, int(port)))
+        for source, sink in ((caller, callee), (callee, caller)):
+            threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
@@ -373,35 +385,18 @@ def test_a_host_that_takes_no_connection_is_given_up(deaf: str, client_of: Clien
         Pull(client_of(limits=once)).resolve(f"{deaf}/shop:1.0")
 
 
-class Trickle:
-    """A server that sends a beginning and then single bytes, each soon enough, for ever; a context manager."""
+class Trickle(Listener):
+    """Sends a beginning and then single bytes, each soon enough, for ever."""
 
     def __init__(self, beginning: bytes) -> None:
+        super().__init__()
         self._beginning = beginning
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        self._thread = threading.Thread(target=self._accept, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._listening.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._listening.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                accepted, _ = self._listening.accept()
-                threading.Thread(target=self._send, args=(accepted,), daemon=True).start()
-
-    def _send(self, accepted: socket.socket) -> None:
-        with contextlib.suppress(OSError), accepted:
-            accepted.sendall(self._beginning)
-            while not select.select([accepted], [], [], 0.01)[0] or accepted.recv(65536):
-                accepted.sendall(b"y")
+    def _serve(self, caller: socket.socket) -> None:
+        with contextlib.suppress(OSError), caller:
+            caller.sendall(self._beginning)
+            while not select.select([caller], [], [], 0.01)[0] or caller.recv(65536):
+                caller.sendall(b"y")
 
 
 TLS_RECORD = b"\x16\x03\x03\x40\x00"  # of a handshake, 16 KiB long
@@ -415,7 +410,7 @@ def test_a_tls_handshake_that_trickles_is_given_up(
         socket, "getaddrinfo", lambda _host, port, **settings: resolve_name("127.0.0.1", port, **settings)
     )
     with Trickle(TLS_RECORD) as server, pytest.raises(RegistryUnavailable, match="timed out; 4 attempts"):
-        impatient_pull.resolve(f"trickle.example:{server.port}/shop:1.0")
+        impatient_pull.resolve(f"trickle.example:{server.host.partition(':')[2]}/shop:1.0")
 
 
 @pytest.mark.parametrize(
@@ -424,7 +419,7 @@ def test_a_tls_handshake_that_trickles_is_given_up(
 )
 def test_a_proxy_that_trickles_is_given_up(client_of: ClientOf, scheme: str, beginning: bytes) -> None:
     with Trickle(beginning) as proxy:
-        proxied = ProxyConfig(https_proxy=f"{scheme}://127.0.0.1:{proxy.port}")
+        proxied = ProxyConfig(https_proxy=f"{scheme}://{proxy.host}")
         client = client_of(limits=IMPATIENT, image_pull_proxy=proxied)
         with pytest.raises(RegistryUnavailable, match="timed out, via proxy"):
             Pull(client, Cancellation("pull", time.monotonic() + PATIENCE)).resolve("shop.example/shop:1.0")
