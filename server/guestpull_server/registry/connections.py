@@ -11,8 +11,8 @@ import queue
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -35,30 +35,39 @@ _Address: TypeAlias = tuple[
 
 
 class _Socket(socket.socket):
-    @contextmanager
-    def _bounded(self) -> Iterator[None]:
-        # not SSLSocket.shutdown, which takes the TLS state away from the thread that reads
-        wake = functools.partial(_shutdown, self)
-        with Deadline.current().waiting(wake) as seconds:
-            self.settimeout(seconds)
-            yield
+    def _begin_wait(self) -> Deadline:
+        deadline = Deadline.current()
+        self.settimeout(deadline.begin_wait(functools.partial(_shutdown, self)))
+        return deadline
 
     def recv(self, limit: int = 1024, flags: int = 0) -> bytes:
-        with self._bounded():
+        deadline = self._begin_wait()
+        try:
             return super().recv(limit, flags)
+        finally:
+            deadline.end_wait()
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
-        with self._bounded():
+        deadline = self._begin_wait()
+        try:
             return super().recv_into(buffer, nbytes or 0, flags)
+        finally:
+            deadline.end_wait()
 
     def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
-        with self._bounded():
+        deadline = self._begin_wait()
+        try:
             super().sendall(data, flags)
+        finally:
+            deadline.end_wait()
 
     def connect_within(self, timeout: float, address: object) -> None:
-        with self._bounded():
+        deadline = self._begin_wait()
+        try:
             self.settimeout(min(timeout, self.gettimeout() or timeout))
             self.connect(address)  # type: ignore[arg-type]
+        finally:
+            deadline.end_wait()
 
 
 class TlsSocket(_Socket, ssl.SSLSocket):
@@ -66,11 +75,15 @@ class TlsSocket(_Socket, ssl.SSLSocket):
 
     def do_handshake(self, block: bool = False) -> None:
         """See ssl.SSLSocket."""
-        with self._bounded():
+        deadline = self._begin_wait()
+        try:
             super().do_handshake(block)
+        finally:
+            deadline.end_wait()
 
 
 def _shutdown(connected: socket.socket) -> None:
+    # not SSLSocket.shutdown, which takes the TLS state away from the thread that reads
     with suppress(OSError):
         socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
@@ -131,11 +144,14 @@ def _resolve(host: str, port: int) -> Sequence[_Address]:
             outcome.put(socket.gaierror(socket.EAI_NONAME, str(error)))
 
     threading.Thread(target=resolve, name=f"resolve {host}", daemon=True).start()
+    deadline = Deadline.current()
     try:
-        with Deadline.current().waiting(lambda: outcome.put(TimeoutError())) as seconds:
-            addresses = outcome.get(timeout=seconds)
+        seconds = deadline.begin_wait(lambda: outcome.put(TimeoutError()))
+        addresses = outcome.get(timeout=seconds)
     except queue.Empty:
         raise TimeoutError from None
+    finally:
+        deadline.end_wait()
     if isinstance(addresses, OSError):
         raise addresses
     return addresses

@@ -2,15 +2,14 @@
 
 The timeout of a socket bounds one call to recv(). A server that sends a byte now and then stays below it forever:
 in a response header, in the chunk sizes of a body, in a TLS record. So each blocking call on the sockets of
-connections.py runs within `Deadline.waiting`, which bounds it by the time that is left.
+connections.py runs between `Deadline.begin_wait` and `end_wait`, which bounds it by the time that is left.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -31,22 +30,32 @@ class TooSlow(OSError):
 
 
 class Deadline:
-    """Bounds all network waits of the current thread while the context is entered.
+    """Bounds the network waits of a thread. Close it afterwards.
 
-    The waits end after `seconds`, at the deadline of `cancellation`, or when it is cancelled.
+    The waits end after a number of seconds, at the deadline of `cancellation`, or when it is cancelled.
     """
 
-    def __init__(self, cancellation: Cancellation, seconds: float) -> None:
-        remaining = cancellation.remaining()
-        self._ends = time.monotonic() + (seconds if remaining is None else min(seconds, remaining))
+    def __init__(self, cancellation: Cancellation) -> None:
         self._cancellation = cancellation
         self._lock = threading.Lock()
         self._wake: Callable[[], object] | None = None
         self._cancelled = False
+        self._ends = 0.0
+        self._withdraw = cancellation.on_cancel(self._cancel)
+
+    def start(self, seconds: float) -> None:
+        """Bound the waits of the current thread from now on; replaces the deadline that it had."""
+        remaining = self._cancellation.remaining()
+        self._ends = time.monotonic() + (seconds if remaining is None else min(seconds, remaining))
+        _this_thread.deadline = self
+
+    def close(self) -> None:
+        """Stop observing the cancellation."""
+        self._withdraw()
 
     @staticmethod
     def current() -> Deadline:
-        """Return the deadline that the current thread has entered."""
+        """Return the deadline of the current thread."""
         deadline: Deadline = _this_thread.deadline
         return deadline
 
@@ -55,12 +64,13 @@ class Deadline:
         """Whether the time is up."""
         return time.monotonic() >= self._ends
 
-    @contextmanager
-    def waiting(self, wake: Callable[[], object]) -> Iterator[float]:
-        """Run one blocking call; yields the timeout to use.
+    def begin_wait(self, wake: Callable[[], object]) -> float:
+        """Announce a blocking call; returns the timeout for it. Call `end_wait` afterwards.
+
+        Not a context manager, because it is called for each record of a TLS connection.
 
         Args:
-            wake: ends the call. Called from another thread, and only while the context is entered.
+            wake: ends the call. Called from another thread, and not after `end_wait`.
 
         Raises:
             TimeoutError: the time is up, or the request was cancelled.
@@ -70,22 +80,12 @@ class Deadline:
             if left <= 0 or self._cancelled:
                 raise TimeoutError
             self._wake = wake
-        try:
-            yield left
-        finally:
-            with self._lock:
-                self._wake = None
+        return left
 
-    def __enter__(self) -> Self:
-        _this_thread.deadline = self
-        self._withdraw = self._cancellation.on_cancel(self._cancel)
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._withdraw()
-        del _this_thread.deadline
+    def end_wait(self) -> None:
+        """End the wait that `begin_wait` announced."""
+        with self._lock:
+            self._wake = None
 
     def _cancel(self) -> None:
         with self._lock:
@@ -103,6 +103,7 @@ class Body:
         self.response = response
         self._cancellation = cancellation
         self._limits = limits
+        self._deadline = Deadline(cancellation)
         self._seconds = 0.0
         self._bytes = 0
         self._at_end = False
@@ -116,9 +117,9 @@ class Body:
             DeadlineExceeded: the deadline of the request passed.
         """
         started = time.monotonic()
+        self._deadline.start(self._limits.read_timeout)
         try:
-            with Deadline(self._cancellation, self._limits.read_timeout):
-                piece = self.response.read1(limit)
+            piece = self.response.read1(limit)
         except TransportError:
             self._cancellation.check()
             raise
@@ -139,6 +140,7 @@ class Body:
 
     def close(self, *, broken: bool) -> None:
         """Return the connection to the pool, or close it if it is broken or not at the end of the body."""
+        self._deadline.close()
         # if the response has a Content-Length, urllib3 released the connection with the last byte
         if broken or not (self._at_end or self.response.closed):
             self.response.close()

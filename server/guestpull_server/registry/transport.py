@@ -100,25 +100,26 @@ class Transport:
         """
         cancellation.check()
         manager = self._manager(urlsplit(url).scheme, insecure, self._proxies.for_url(url))
-        seconds = seconds or self._limits.connect_timeout + self._limits.read_timeout
-        deadline = Deadline(cancellation, seconds)
+        deadline = Deadline(cancellation)
+        deadline.start(seconds or self._limits.connect_timeout + self._limits.read_timeout)
         try:
-            with deadline:
-                return manager.request(
-                    "GET",
-                    url,
-                    headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers},
-                    timeout=self._timeout,
-                    retries=False,
-                    redirect=False,
-                    preload_content=False,
-                    decode_content=False,
-                )
+            return manager.request(
+                "GET",
+                url,
+                headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers},
+                timeout=self._timeout,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
         except TransportError:
             cancellation.check()
             if deadline.passed:
                 raise TimeoutError from None
             raise
+        finally:
+            deadline.close()
 
     def _manager(self, scheme: str, insecure: bool, proxy: str | None) -> urllib3.PoolManager:
         with self._lock:
