@@ -557,7 +557,7 @@ class TooManyPulls(GuestpullError):
     def explain(self) -> str:
         if self.registry:
             return (
-                f"{self.limit} pulls are already asking {self.registry} or queued for it "
+                f"{self.limit} pulls from {self.registry} are already running or queued "
                 "(limits.max_queued_pulls_per_registry). Try again later."
             )
         return f"{self.limit} pulls are already running or queued (limits.max_queued_pulls). Try again later."
@@ -616,7 +616,7 @@ class BundleNotFound(GuestpullError):
 
 @dataclass(eq=False)
 class BundleBusy(GuestpullError):
-    """Somebody on the machine uses the bundle's rootfs. `users` says who and how, a phrase each."""
+    """The bundle's rootfs is in use. Each entry of `users` says who uses it and how."""
 
     status, reason = Status.FAILED_PRECONDITION, "BUNDLE_BUSY"
     bundle_path: str
@@ -625,8 +625,8 @@ class BundleBusy(GuestpullError):
     def explain(self) -> str:
         return (
             f"{self.bundle_path}/rootfs is in use: {'; '.join(self.users)}. "
-            "Stop the container that runs in it, undo the mounts that others made of it or on it, "
-            "then release it again; nothing was deleted."
+            "Stop the container and remove the mounts of the rootfs or on it, then release it again; "
+            "nothing was deleted."
         )
 
 
@@ -687,15 +687,15 @@ class InsecureWorkDir(GuestpullError):
 
 @dataclass(eq=False)
 class WorkDirReplaced(GuestpullError):
-    """The work directory was deleted, renamed or mounted over while a request worked with it."""
+    """The work directory was deleted, renamed or mounted over while a request used it."""
 
     status, reason = Status.UNAVAILABLE, "WORK_DIR_REPLACED"
     work_dir: str
 
     def explain(self) -> str:
         return (
-            f"work directory {self.work_dir} was deleted or replaced meanwhile, and what was in it is gone. "
-            "Try again: guestpulld opens it anew."
+            f"Work directory {self.work_dir} was deleted or replaced while in use; its content is lost. "
+            "Try again; guestpulld opens it again."
         )
 
 
@@ -727,7 +727,7 @@ class AddressInUse(GuestpullError):
 
 @dataclass(eq=False)
 class TooFewDescriptors(GuestpullError):
-    """The process may open too few files to work at all (RLIMIT_NOFILE)."""
+    """The limit of open files is too low (RLIMIT_NOFILE)."""
 
     status, reason = Status.FAILED_PRECONDITION, "TOO_FEW_DESCRIPTORS"
     allowed: int
@@ -736,13 +736,13 @@ class TooFewDescriptors(GuestpullError):
     def explain(self) -> str:
         return (
             f"The limit of open files is {self.allowed}; guestpulld needs {self.needed}, and more for each pull. "
-            "Raise it: `ulimit -n 1024` in a shell, LimitNOFILE= in a systemd unit."
+            "Raise it with `ulimit -n 1024` in a shell, or LimitNOFILE= in a systemd unit."
         )
 
 
 @dataclass(eq=False)
 class InsecureAddress(GuestpullError):
-    """An address at which people could call who must not."""
+    """The address to listen on would admit callers without authentication."""
 
     status, reason = Status.FAILED_PRECONDITION, "INSECURE_ADDRESS"
     address: str
@@ -751,13 +751,13 @@ class InsecureAddress(GuestpullError):
     def explain(self) -> str:
         if self.loopback:
             return (
-                f"Refusing to serve {self.address} without TLS: every user of this machine could call, and "
-                "whoever may call is root. Listen on a unix socket, give --tls-certificate, --tls-key and "
-                "--tls-client-authorities, or accept it by --insecure-tcp."
+                f"Refusing to serve {self.address} without TLS: every user of this machine could call it, "
+                "which is the same as root access. Listen on a unix socket, use --tls-certificate, --tls-key and "
+                "--tls-client-authorities, or allow it with --insecure-tcp."
             )
         return (
-            f"Refusing to serve {self.address} without TLS: it can be reached from other machines. "
-            "Give --tls-certificate, --tls-key and --tls-client-authorities."
+            f"Refusing to serve {self.address} without TLS: it is reachable from other machines. "
+            "Use --tls-certificate, --tls-key and --tls-client-authorities."
         )
 
 
@@ -770,14 +770,14 @@ class NoSuchGroup(GuestpullError):
 
     def explain(self) -> str:
         return (
-            f"Invalid socket_group: this machine has no group {self.group!r}. "
-            "Create it (groupadd --system), or set another one in the configuration."
+            f"Invalid socket_group: group {self.group!r} does not exist. "
+            "Create it (groupadd --system), or set another group in the configuration."
         )
 
 
 @dataclass(eq=False)
 class MayNotMount(GuestpullError):
-    """This process may not mount file systems, without which no bundle can be made."""
+    """The process is not allowed to mount file systems, which bundles require."""
 
     status, reason = Status.FAILED_PRECONDITION, "MAY_NOT_MOUNT"
     problem: str
