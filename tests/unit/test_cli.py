@@ -96,9 +96,7 @@ def test_too_few_descriptors_are_refused_in_one_line_that_says_what_to_do(
 
     ended = with_few_descriptors(16, "guestpull_server.cli", words)
 
-    told = (
-        "guestpulld: The limit of open files is 16; guestpulld needs 64, and more for each pull. Raise it: "
-    )
+    told = "guestpulld: The limit of open files is 16; guestpulld needs 64, and more for each pull. Raise it "
     assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
     assert ended.err.startswith(told)
 

@@ -7,7 +7,6 @@ schema 2. The caller has verified the digest of the bytes, but their content is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 import msgspec
@@ -70,13 +69,6 @@ class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
     fs_layers: object = None  # of schema 1
 
 
-class Kind(Enum):
-    """The kinds of documents."""
-
-    MANIFEST = "manifest"
-    INDEX = "index"
-
-
 @dataclass(frozen=True, slots=True)
 class ImageManifest:
     """The manifest of an image. The layers are bottom-most first."""
@@ -119,12 +111,9 @@ def read(document: Document, max_layers: int) -> ImageManifest | ImageIndex:
         LimitExceeded: the image has too many layers.
     """
     parsed = _parse(document)
-    kind = _kind(document, parsed)
-    match kind:
-        case Kind.INDEX:
-            return _index(document, parsed)
-        case Kind.MANIFEST:
-            return _manifest(document, parsed, max_layers)
+    if _is_index(document, parsed):
+        return _index(document, parsed)
+    return _manifest(document, parsed, max_layers)
 
 
 def _parse(document: Document) -> _Manifest:
@@ -134,8 +123,8 @@ def _parse(document: Document) -> _Manifest:
         raise InvalidManifest(document.reference, document.digest, str(error)) from None
 
 
-def _kind(document: Document, parsed: _Manifest) -> Kind:
-    """Determine the kind by the fields present; the media type must not contradict them.
+def _is_index(document: Document, parsed: _Manifest) -> bool:
+    """Tell an index from a manifest by the fields present; the media type must not contradict them.
 
     Content-Type is often wrong, so it is used only if the document has no mediaType. Reject a document that can be
     read as both kinds (CVE-2021-41190).
@@ -151,10 +140,8 @@ def _kind(document: Document, parsed: _Manifest) -> Kind:
         raise InvalidManifest(
             document.reference, document.digest, f"its media type {media_type} contradicts its content"
         )
-    if is_index:
-        return Kind.INDEX
-    if parsed.config is not None:
-        return Kind.MANIFEST
+    if is_index or parsed.config is not None:
+        return is_index
     if media_type and media_type not in _INDEXES | _MANIFESTS:
         raise UnsupportedImage(document.reference, f"it has media type {media_type}")
     raise InvalidManifest(document.reference, document.digest, "it is neither a manifest nor an index")
