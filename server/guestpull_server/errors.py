@@ -710,7 +710,7 @@ class InvalidConfiguration(GuestpullError):
 
     def explain(self) -> str:
         where = f" at {self.place}" if self.place else ""
-        return f"{self.path}{where}: {self.problem}. Fix the file; README.md lists the keys."
+        return f"{self.path}{where}: {self.problem}. Fix the file; docs/configuration.md lists the keys."
 
 
 @dataclass(eq=False)
