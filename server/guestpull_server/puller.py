@@ -30,6 +30,7 @@ from guestpull_server.pull import (
     Sessions,
     StoreSession,
     Unobserved,
+    check_request,
 )
 from guestpull_server.registry import RegistryClient
 from guestpull_server.snapshot import mount_rootfs
@@ -50,7 +51,7 @@ class Puller:
         registry: RegistryClient,
         workers: LayerWorkers,
     ) -> None:
-        self._limits = configuration.limits
+        self._configuration = configuration
         self._sessions = sessions
         self._registry = registry
         self._workers = workers
@@ -137,7 +138,7 @@ class Puller:
         """
         observer = observer or Unobserved()
         caller = cancellation or Cancellation("the pull")
-        self._sessions.current().acquirer.check(request.wanted)
+        check_request(request.wanted, self._configuration)
         with (
             self.admission.admitted(request.image, caller) as admitted,
             self._sessions.using(admitted.cancellation) as session,
@@ -159,7 +160,7 @@ class Puller:
             GuestpullError: the errors of the table in README.md.
         """
         caller = cancellation or Cancellation("the pull")
-        self._sessions.current().acquirer.check(request)
+        check_request(request, self._configuration)
         with (
             self.admission.admitted(request.image, caller) as admitted,
             self._sessions.using(admitted.cancellation) as session,
@@ -189,7 +190,7 @@ class Puller:
                 acquired.image.config,
                 directory,
                 bundle.writes_config,
-                self._limits,
+                self._configuration.limits,
                 cancellation,
             )
 

@@ -16,7 +16,7 @@ is special to one of them is done before or after it, by puller.py and upkeep/.
 Nothing here mounts or writes a bundle. Start with `acquire.Acquirer`.
 """
 
-from guestpull_server.pull.acquire import Acquired
+from guestpull_server.pull.acquire import Acquired, check_request
 from guestpull_server.pull.admission import Admission, AdmittedPull
 from guestpull_server.pull.requests import ImageRequest, PullObserver, PullRequest, Purpose, Unobserved
 from guestpull_server.pull.sessions import Background, Sessions, StoreSession
@@ -33,4 +33,5 @@ __all__ = [
     "Sessions",
     "StoreSession",
     "Unobserved",
+    "check_request",
 ]

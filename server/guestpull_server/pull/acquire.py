@@ -52,6 +52,20 @@ class Acquired:
     pulled: tuple[PulledLayer, ...]
 
 
+def check_request(request: ImageRequest, configuration: Configuration) -> None:
+    """Refuse a request that can be refused without looking at anything.
+
+    Raises:
+        InvalidReference: the image is not a reference.
+        InvalidRequest: it is a local image, and the configuration does not allow these.
+    """
+    if not is_local(request.image):
+        Reference.parse(request.image)
+    elif request.purpose is Purpose.PULL and not configuration.allow_local_images:
+        problem = f"{request.image} is a local image"
+        raise InvalidRequest("image_url", problem, "Set allow_local_images to true in the configuration.")
+
+
 class Acquirer:
     """Brings images into one store. Thread-safe.
 
@@ -79,19 +93,6 @@ class Acquirer:
             SharedDownloads(store, workers, configuration.limits),
             configuration.max_concurrent_layer_downloads_per_image,
         )
-
-    def check(self, request: ImageRequest) -> None:
-        """Refuse a request that can be refused without looking at anything.
-
-        Raises:
-            InvalidReference: the image is not a reference.
-            InvalidRequest: it is a local image, and the configuration does not allow these.
-        """
-        if not is_local(request.image):
-            Reference.parse(request.image)
-        elif request.purpose is Purpose.PULL and not self._configuration.allow_local_images:
-            problem = f"{request.image} is a local image"
-            raise InvalidRequest("image_url", problem, "Set allow_local_images to true in the configuration.")
 
     @contextmanager
     def acquire(
