@@ -8,7 +8,7 @@ cannot be read is skipped.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -47,38 +47,63 @@ class Mount:
     options: bytes
 
 
+class MountTable:
+    """One mountinfo. Only the lines that are asked for are parsed: a parsed line costs ten unparsed ones."""
+
+    def __init__(self, listing: bytes) -> None:
+        self._lines: dict[int, bytes] = {}
+        self._parents: dict[int, int] = {}
+        for line in listing.splitlines():
+            mount_id, parent_id, _ = line.split(b" ", 2)
+            number = int(mount_id)
+            self._lines[number] = line
+            self._parents[number] = int(parent_id)
+
+    def get(self, mount_id: int) -> Mount | None:
+        """The mount with an id; None if this process does not see it."""
+        line = self._lines.get(mount_id)
+        return None if line is None else _mount(line)
+
+    def with_text(self, text: bytes) -> list[Mount]:
+        """The mounts whose lines contain a text."""
+        return [_mount(line) for line in self._lines.values() if text in line]
+
+    def mounted_on(self, parent_ids: Collection[int]) -> list[Mount]:
+        """The mounts whose parents are among these."""
+        return [_mount(self._lines[one]) for one, parent in self._parents.items() if parent in parent_ids]
+
+
 @dataclass(frozen=True, slots=True)
 class Namespace:
     """What one process sees of its mount namespace.
 
     Attributes:
         process: its id; None for this process.
-        mounts: by mount id.
+        mounts: its mountinfo.
     """
 
     process: int | None
-    mounts: dict[int, Mount]
+    mounts: MountTable
 
 
-def own_mounts() -> dict[int, Mount]:
-    """The mounts that this process sees, by mount id.
+def own_mounts() -> MountTable:
+    """The mounts that this process sees.
 
     Raises:
         OSError: /proc cannot be read.
     """
-    return _parsed(_read(_SELF))
+    return MountTable(_read(_SELF))
 
 
-def namespaces_with(text: bytes) -> Iterator[Namespace]:
+def namespaces_with(text: bytes, own_table: MountTable) -> Iterator[Namespace]:
     """The mount namespaces of the machine in whose mountinfo a text occurs; this process's comes first.
 
     Raises:
         OSError: /proc cannot be read.
     """
     own = _identity(_SELF)
-    listing = _read(_SELF)
-    if text in listing:
-        yield Namespace(None, _parsed(listing))
+    if own_table.with_text(text):
+        yield Namespace(None, own_table)
     seen = {own}
     roots = {own[0]: 1}
     for name in os.listdir("/proc"):
@@ -93,7 +118,7 @@ def namespaces_with(text: bytes) -> Iterator[Namespace]:
             roots[identity[0]] = count + 1
             listing = _read(name)
             if text in listing:
-                yield Namespace(int(name), _parsed(listing))
+                yield Namespace(int(name), MountTable(listing))
 
 
 def mount_id_of(descriptor: int) -> int:
@@ -116,10 +141,6 @@ def _identity(process: str) -> tuple[str, str]:
 def _read(process: str) -> bytes:
     with open(f"/proc/{process}/mountinfo", "rb") as file:
         return file.read()
-
-
-def _parsed(listing: bytes) -> dict[int, Mount]:
-    return {mount.mount_id: mount for mount in map(_mount, listing.splitlines())}
 
 
 def _mount(line: bytes) -> Mount:

@@ -36,7 +36,7 @@ class OverlayMounts:
         """
         with _proc_errors():
             mounts = own_mounts()
-        return frozenset(mount.mount_point for mount in mounts.values() if mount.filesystem == "overlay")
+        return frozenset(mount.mount_point for mount in mounts.with_text(b" - overlay "))
 
     def is_used(self, overlay_directory: str) -> bool:
         """Whether anybody on the machine has a bundle's overlay mounted, or holds it otherwise.

@@ -52,20 +52,21 @@ def users_besides(rootfs_mount: int | None, overlay_directory: str) -> tuple[str
     own = own_mounts()
     rootfs = own.get(rootfs_mount) if rootfs_mount is not None else None
     parent = own.get(rootfs.parent_id) if rootfs is not None else None
-    told: dict[str, None] = {}
+    users: dict[str, None] = {}
     seen: set[int] = set()
-    for namespace in namespaces_with(option):
-        for mount in namespace.mounts.values():
-            if mount.mount_id in seen or mount.mount_id == rootfs_mount:
-                continue
-            seen.add(mount.mount_id)
+    for namespace in namespaces_with(option, own):
+        overlays = {mount.mount_id: mount for mount in namespace.mounts.with_text(option)}
+        overlays = {number: mount for number, mount in overlays.items() if is_overlay_of(mount, option)}
+        for number, mount in overlays.items():
             below = namespace.mounts.get(mount.parent_id)
-            if is_overlay_of(mount, option):
-                if not _goes_along(mount, below, rootfs, parent):
-                    told[_mounted(namespace, mount, "it")] = None
-            elif below is not None and is_overlay_of(below, option):
-                told[_mounted(namespace, mount, f"{mount.filesystem} {mount.source!r}")] = None
-    return tuple(told)[:_MOST_NAMED]
+            if number not in seen | {rootfs_mount} and not _goes_along(mount, below, rootfs, parent):
+                users[_mounted(namespace, mount, "it")] = None
+        on_it = namespace.mounts.mounted_on(overlays)
+        for mount in on_it:
+            if mount.mount_id not in seen and mount.mount_id not in overlays:
+                users[_mounted(namespace, mount, f"{mount.filesystem} {mount.source!r}")] = None
+        seen.update(overlays, (mount.mount_id for mount in on_it))
+    return tuple(users)[:_MOST_NAMED]
 
 
 def _goes_along(mount: Mount, below: Mount | None, rootfs: Mount | None, parent: Mount | None) -> bool:
