@@ -1,4 +1,4 @@
-"""The documents: what they name exists, and what they say of the configuration is true."""
+"""The documents: what they name exists, and what they say of the configuration and of files is true."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from guestpull_server.config import Configuration, Limits
+from guestpull_server.config import FILE_NAME, Configuration, Limits
+from support.images import file, image, layer
+from support.stores import open_store, pulled
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
@@ -18,6 +20,7 @@ DOCUMENTS = (
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+FILES = ROOT / "docs" / "files.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PLACES_OF_MODULES = ("server/guestpull_server", "client/guestpull_client", ".")
 
@@ -90,6 +93,17 @@ def test_each_key_of_the_configuration_is_listed() -> None:
     listed = set(rows_of(section(CONFIGURATION, "Keys")))
 
     assert listed == {field.encode_name for field in msgspec.structs.fields(Configuration)}
+
+
+def test_each_name_in_a_work_directory_is_listed(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    pulled(store, image(layer(file("a"))), "docker.io/library/shop:latest")
+    there = {path.name for path in tmp_path.iterdir()}
+    store.close()
+
+    cells = re.findall(r"^\| `([^`]+)` \|", section(FILES, "The work directory"), re.MULTILINE)
+
+    assert {cell.partition("/")[0] for cell in cells} == there | {FILE_NAME}
 
 
 def test_the_walk_of_a_cold_pull_names_each_module_once() -> None:
