@@ -1,16 +1,16 @@
-"""From an image config to an OCI runtime config.
+"""Converts an image config to an OCI runtime config.
 
-In: the image config's bytes, and the mounted rootfs that users are looked up in. Out: `config.json` in the
-bundle, which a runtime starts as it is.
+In: the bytes of the image config, and the mounted rootfs, in which users are looked up. Out: `config.json` in the
+bundle, which a runtime can start unchanged.
 
-  runtime.py  the conversion, and the defaults where an image says nothing
-  users.py    the image's User -> numbers
-  volumes.py  the image's Volumes -> mounts
-  annotations.py  the image's Labels, and what else becomes annotations
-  spec.py     the runtime specification's document
-  image_files.py  looking at what is in the image, without being led out of it
+  runtime.py      converts the image config, and supplies defaults
+  users.py        resolves the image's User to uid and gids
+  volumes.py      converts the image's Volumes to mounts
+  annotations.py  converts the image's Labels and other fields to annotations
+  spec.py         the document of the runtime specification
+  image_files.py  reads the image's files without leaving its rootfs
 
-Nothing here mounts, and nothing here knows the store. Start with `runtime.write_runtime_config`.
+Nothing here mounts anything or uses the store. Start with `runtime.write_runtime_config`.
 """
 
 from guestpull_server.bundle.runtime import write_runtime_config

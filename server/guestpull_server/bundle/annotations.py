@@ -1,10 +1,10 @@
-"""What conversion.md makes annotations of: the image's Labels, and fields that have no other place.
+"""Converts the image's Labels, and fields without another place in config.json, to annotations (conversion.md).
 
-A label is the image's, and a runtime acts upon some annotations: crun opens the files that `run.oci.hooks.stdout`
-names and loads the libraries of `run.oci.seccomp.plugins`, runc hands `org.systemd.property.*` to the machine's
-systemd, Kata takes a hypervisor's settings from `io.katacontainers.config.*`. No image may decide that, so labels
-of such names are left out, as conversion.md allows, and the log says which. (Docker and containerd make no label
-an annotation, which conversion.md advises against.) The caller may set them: they are the pod's to decide.
+Runtimes act on some annotations: crun opens the files that `run.oci.hooks.stdout` names and loads the libraries
+of `run.oci.seccomp.plugins`, runc passes `org.systemd.property.*` to the host's systemd, Kata takes settings of
+its hypervisor from `io.katacontainers.config.*`. An image must not control these, so labels with such names are
+omitted, as conversion.md allows, and logged. The caller may set such annotations. (Docker and containerd
+convert no labels, against the advice of conversion.md.)
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 
 _PREFIX: Final = "org.opencontainers.image."
 
-# What runtimes themselves declare (potentiallyUnsafeConfigAnnotations of `runc features` and `crun features`), and
-# what Kata, gVisor and libkrun read. A name that ends with a dot or a slash stands for all that begin with it.
+# The potentiallyUnsafeConfigAnnotations of `runc features` and `crun features`, and those that Kata, gVisor and
+# libkrun read. A name that ends with a dot or a slash is a prefix.
 _STEERING: Final = (
     "bundle",
     "cdi.k8s.io/",
@@ -38,13 +38,13 @@ _STEERING: Final = (
     "run.oci.",
 )
 _STEERING_PREFIXES: Final = tuple(name for name in _STEERING if name.endswith((".", "/")))
-_MOST_TOLD: Final = 10
+_MAX_LOGGED_LABELS: Final = 10
 
 
 def annotations_of(config: ImageConfig, bundle_path: str) -> dict[str, str]:
-    """The annotations of a container: labels win over fields, those that would steer its runtime are left out."""
+    """The annotations of a container. Labels override fields; labels that control the runtime are omitted."""
     process = config.process
-    said = {
+    fields = {
         "os": config.os,
         "architecture": config.architecture,
         "variant": config.variant,
@@ -55,14 +55,15 @@ def annotations_of(config: ImageConfig, bundle_path: str) -> dict[str, str]:
         "stopSignal": process.stop_signal,
         "exposedPorts": ",".join(sorted(process.exposed_ports or {})),
     }
-    annotations = {f"{_PREFIX}{name}": value for name, value in said.items() if value}
+    annotations = {f"{_PREFIX}{name}": value for name, value in fields.items() if value}
     labels = process.labels or {}
     steering = sorted(filter(_steers, labels))
     if steering:
-        told = ", ".join(steering[:_MOST_TOLD]) + (", …" if len(steering) > _MOST_TOLD else "")
+        names = ", ".join(steering[:_MAX_LOGGED_LABELS])
+        more = ", …" if len(steering) > _MAX_LOGGED_LABELS else ""
         _log.warning(
-            "labels that would steer the runtime are no annotations",
-            extra={"fields": {"bundle": bundle_path, "labels": told}},
+            "omitted labels that would control the runtime",
+            extra={"fields": {"bundle": bundle_path, "labels": names + more}},
         )
     return annotations | {name: value or "" for name, value in labels.items() if not _steers(name)}
 

@@ -1,14 +1,13 @@
-"""Reads an image's files as a process would whose root directory is the image's rootfs.
+"""Reads an image's files the way a process in a container would, without leaving the image's rootfs.
 
-All content is hostile. A link, absolute or with `..`, leads where it would lead inside a container, and never out
-of the rootfs. Nothing is opened before it is known to be a regular file: opening a device has effects, and opening
-a fifo blocks.
+All content is hostile. A link, absolute or with `..`, is resolved inside the rootfs. Only a regular file is opened
+for reading: opening a device can have side effects, and opening a fifo blocks.
 
-Links are followed here, one component at a time, instead of by openat2(2) with RESOLVE_IN_ROOT: while anything is
-renamed or mounted anywhere on the machine, the kernel refuses to resolve a `..` (EAGAIN).
+Links are followed here, one component at a time. openat2(2) with RESOLVE_IN_ROOT is not usable: it fails with
+EAGAIN on `..` while anything is renamed or mounted on the machine.
 
-An image chooses how many links are followed, and how long each is: 40 links through 250 directories make 10,000
-steps of a path of 100 bytes. So the steps of all lookups for one bundle are bounded together.
+An image chooses the number and length of its links: 40 links through 250 directories turn a path of 100 bytes into
+10,000 steps. The steps of all lookups for one bundle therefore share one limit.
 """
 
 from __future__ import annotations
@@ -26,41 +25,41 @@ from guestpull_server.cancellation import Cancellation
 from guestpull_server.config import Limits
 from guestpull_server.errors import LimitExceeded
 
-_NOWHERE: Final = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_DEAD_END_ERRORS: Final = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _PIECE_BYTES: Final = 64 * 1024
 _LINES_BETWEEN_CHECKS: Final = 1024
-_MAX_PATH_BYTES: Final = 4095  # PATH_MAX, as the kernel counts it
-_MAX_LINKS: Final = 40  # as many as the kernel follows
+_MAX_PATH_BYTES: Final = 4095  # PATH_MAX without the final NUL
+_MAX_LINKS: Final = 40  # the kernel's MAXSYMLINKS
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where a path leads.
+    """The result of following a path.
 
     Args:
         path: absolute, without links.
-        descriptor: what is there, opened with O_PATH; None if nothing is, and a directory could be made there.
+        descriptor: the file, opened with O_PATH; None if it does not exist and could be created as a directory.
     """
 
     path: str
     descriptor: int | None
 
     def status(self) -> os.stat_result | None:
-        """The status of what is there; None if nothing is."""
+        """The status of the file; None if it does not exist."""
         return None if self.descriptor is None else os.fstat(self.descriptor)
 
     def is_empty(self) -> bool:
-        """Whether a directory that is there has no entries."""
+        """Whether an existing directory has no entries."""
         with os.scandir(f"/proc/self/fd/{self.descriptor}") as entries:
             return next(entries, None) is None
 
 
 class ImageFiles:
-    """The files of one image, for the making of one bundle.
+    """The files of one image, read while one bundle is created.
 
     Args:
         rootfs: the mounted root filesystem.
-        limits: bound the steps of all lookups together, and what is read.
+        limits: bounds on the steps of all lookups together, and on the size of a file.
         cancellation: checked at each step.
     """
 
@@ -71,29 +70,29 @@ class ImageFiles:
         self._steps_left = limits.max_lookup_steps
 
     def lines(self, path: str) -> Iterator[bytes]:
-        """Read a regular file at once; returns its lines, or none if there is no such file.
+        """Read a regular file immediately and return its lines; none if the file does not exist.
 
         Raises:
-            LimitExceeded: the file is too large, or it takes too many steps to find it.
-            Cancelled: the caller left.
-            DeadlineExceeded: the caller's time is up.
-            OSError: the file cannot be read. That is not the same as its absence.
+            LimitExceeded: the file is too large, or finding it takes too many steps.
+            Cancelled: the caller cancelled.
+            DeadlineExceeded: the deadline has passed.
+            OSError: the file exists but cannot be read.
         """
         return self._checked(self._read(path))
 
     @contextmanager
     def found(self, path: str) -> Iterator[Found | None]:
-        """Follow a path; gives None if it leads nowhere.
+        """Follow a path; yield None if it cannot be resolved.
 
-        It leads nowhere if it goes through a file or through more links than the kernel follows, or ends at a path
-        that is too long or not text. A component that is missing, and those below it, count as they are named, as
-        in Docker's and containerd's lookups: a runtime would make them.
+        A path cannot be resolved if it passes through a file or through more links than the kernel follows, or if
+        the resulting path is too long or not UTF-8. Missing components are taken literally, as in Docker's and
+        containerd's lookups: a runtime would create them.
 
         Raises:
-            LimitExceeded: this bundle's lookups took too many steps, or a directory is too deep.
-            Cancelled: the caller left.
-            DeadlineExceeded: the caller's time is up.
-            OSError: the operating system refuses.
+            LimitExceeded: the lookups for this bundle took too many steps, or a directory is too deep.
+            Cancelled: the caller cancelled.
+            DeadlineExceeded: the deadline has passed.
+            OSError: a system call failed.
         """
         names: list[str] = []
         opened = [os.open(self._rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
@@ -117,7 +116,7 @@ class ImageFiles:
             limit = self._limits.max_read_bytes
             if status.st_size > limit:
                 raise LimitExceeded(f"the size of the image's /{path}", "max_read_bytes", limit)
-            # without a file object, whose making is half of what reading a small file costs
+            # os.read instead of a file object, whose creation is half the cost of reading a small file
             file = os.open(f"/proc/self/fd/{found.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 content = bytearray()
@@ -131,25 +130,25 @@ class ImageFiles:
         """Follow a path from the root.
 
         Args:
-            path: may be relative, and lead above the root, where the root is.
-            names: the components of the place that the path leads to so far.
-            opened: the root, and what has these names, as far as it exists. `..` goes back on this list and never
-                asks the file system, so that nothing leads above the root, whatever is renamed meanwhile.
+            path: may be relative. `..` in the root stays in the root.
+            names: the components of the resolved path so far.
+            opened: the root and the existing ones of these components, opened. `..` pops this list instead of
+                opening `..`, so a concurrent rename cannot lead out of the root.
         """
         if len(os.fsencode(path)) > _MAX_PATH_BYTES:
             return None
-        ahead = path.split("/")[::-1]
+        remaining = path.split("/")[::-1]
         links = 0
-        while ahead:
+        while remaining:
             self._count_step()
-            name = ahead.pop()
+            name = remaining.pop()
             if name == "..":
                 _leave(names, opened)
             elif name not in ("", "."):
                 try:
-                    target = self._enter(name, names, opened, leads_on=bool(ahead))
+                    target = self._enter(name, names, opened, must_be_directory=bool(remaining))
                 except OSError as error:
-                    if error.errno in _NOWHERE:
+                    if error.errno in _DEAD_END_ERRORS:
                         return None
                     raise
                 if target is None:
@@ -160,14 +159,16 @@ class ImageFiles:
                 if target.startswith("/"):
                     while names:
                         _leave(names, opened)
-                ahead += target.split("/")[::-1]
+                remaining += target.split("/")[::-1]
         place = "/" + "/".join(names)
         if not _is_text(place) or len(os.fsencode(place)) > _MAX_PATH_BYTES:
             return None
         return Found(place, opened[-1] if len(opened) > len(names) else None)
 
-    def _enter(self, name: str, names: list[str], opened: list[int], *, leads_on: bool) -> str | None:
-        """Go to what has a name in the last directory; returns the target instead if that is a link."""
+    def _enter(
+        self, name: str, names: list[str], opened: list[int], *, must_be_directory: bool
+    ) -> str | None:
+        """Enter a component of the last directory; if it is a link, return its target instead."""
         entry = _open_entry(name, opened[-1]) if len(opened) > len(names) and "\0" not in name else None
         if entry is None:
             names.append(name)
@@ -180,7 +181,7 @@ class ImageFiles:
                 os.close(entry)
         names.append(name)
         opened.append(entry)
-        if leads_on and not stat.S_ISDIR(mode):
+        if must_be_directory and not stat.S_ISDIR(mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
         if len(names) > self._limits.max_path_depth:
             raise LimitExceeded(
@@ -200,7 +201,7 @@ class ImageFiles:
 
 
 def _open_entry(name: str, directory: int) -> int | None:
-    """What has a name in a directory, opened with O_PATH and not followed; None if nothing has it."""
+    """Open a directory's entry with O_PATH and O_NOFOLLOW; None if it does not exist."""
     try:
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
@@ -208,7 +209,7 @@ def _open_entry(name: str, directory: int) -> int | None:
 
 
 def _leave(names: list[str], opened: list[int]) -> None:
-    """Go up one directory; the root is its own parent."""
+    """Go to the parent directory; the root is its own parent."""
     if names:
         if len(opened) > len(names):
             os.close(opened.pop())

@@ -1,12 +1,11 @@
-"""Image config -> OCI runtime config: the bundle's config.json.
+"""Converts an image config to the bundle's config.json, an OCI runtime config.
 
-Follows the image specification's conversion.md for what the image says, and Docker's defaults for what it does
-not: capabilities, mounts, masked paths, device rules. It has no seccomp filter; README.md says why.
-`runc run` and `crun run` start it as it is, without a terminal.
+The conversion follows conversion.md of the image specification. Settings that an image cannot have (capabilities,
+mounts, masked paths, device rules) are Docker's defaults. There is no seccomp filter; README.md explains why.
+`runc run` and `crun run` start the result unchanged, without a terminal.
 
-Where conversion.md leaves a choice: an image that has neither Entrypoint nor Cmd gets `sh`, as in image-rs, for
-the caller, a kata-agent, brings arguments of its own; volumes.py says what becomes of volumes, and annotations.py
-which labels become annotations.
+conversion.md leaves some choices. An image with neither Entrypoint nor Cmd gets `sh`, as in image-rs: the caller,
+such as kata-agent, supplies its own arguments. See volumes.py for volumes and annotations.py for labels.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from guestpull_server.config import Limits
 from guestpull_server.errors import BundleExists, InvalidManifest, LimitExceeded, storage_errors
 from guestpull_server.models import RUNTIME_CONFIG, ImageConfig
 
-_NUL: Final = rb"\u0000"  # as JSON has it
+_NUL: Final = rb"\u0000"  # as JSON encodes it
 _DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULT_ARGUMENTS: Final = ["sh"]
 
@@ -100,26 +99,26 @@ def write_runtime_config(
     limits: Limits,
     cancellation: Cancellation,
 ) -> None:
-    """Write a bundle's config.json: all of it or none, and never over another one.
+    """Write a bundle's config.json atomically; never replace an existing one.
 
     Args:
         bundle_path: the bundle's directory.
-        rootfs: the mounted root filesystem in it, where users are looked up.
-        image_config: the image config as the registry has it.
-        bundle_directory: the bundle's directory, open: whatever has its path by now is of no matter.
-        written: told which file it is, before that has the name config.json.
-        limits: bound what the image can make this cost.
-        cancellation: observed throughout.
+        rootfs: the bundle's mounted root filesystem, in which users are looked up.
+        image_config: the bytes of the image config.
+        bundle_directory: a descriptor of the bundle's directory, used instead of its path, which may be replaced.
+        written: called with the status of the complete file, before it gets the name config.json.
+        limits: bounds on the cost of the conversion.
+        cancellation: checked throughout.
 
     Raises:
-        BundleExists: there is a config.json.
-        NoSuchUser: the image's User is not in the image.
-        InvalidManifest: the image config cannot be read, or has a NUL byte where no runtime takes one.
-        LimitExceeded: the image config, or what is in the image, costs more than it may.
-        StorageFull: the file system has no room.
-        StorageFailed: the operating system refuses.
-        Cancelled: the caller left.
-        DeadlineExceeded: the caller's time is up.
+        BundleExists: config.json exists.
+        NoSuchUser: the image's User does not exist in the image.
+        InvalidManifest: the image config is malformed, or has a NUL byte where runtimes refuse it.
+        LimitExceeded: the image config or the image's content exceeds a limit.
+        StorageFull: the file system is full.
+        StorageFailed: a system call failed.
+        Cancelled: the caller cancelled.
+        DeadlineExceeded: the deadline has passed.
     """
     cancellation.check()
     _refuse_excess(image_config, limits)
@@ -133,16 +132,16 @@ def write_runtime_config(
         converted = _runtime_config(config, files, limits, bundle_path)
         cancellation.check()
         document = msgspec.json.format(msgspec.json.encode(converted), indent=2) + b"\n"
-        if _NUL in document:  # or a text that says so; to look at all of it costs a tenth of a warm pull
+        if _NUL in document:  # may also be text; the complete check takes a tenth of a warm pull
             _refuse_nul(msgspec.to_builtins(converted), bundle_path)
         if not _write_new(bundle_directory, document, written):
             raise BundleExists(bundle_path, f"it holds a {RUNTIME_CONFIG}")
 
 
 def _write_new(directory: int, content: bytes, written: Callable[[os.stat_result], None]) -> bool:
-    """Write config.json, unless there is one.
+    """Write config.json unless it exists; return whether it was written.
 
-    It has no name before it is whole: whoever undoes an interrupted pull finds nothing but config.json.
+    The file gets its name when it is complete, so that undoing an interrupted pull finds no temporary file.
     """
     try:
         descriptor = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o644, dir_fd=directory)
@@ -151,7 +150,7 @@ def _write_new(directory: int, content: bytes, written: Callable[[os.stat_result
             raise
         return _write_in_place(directory, content, written)
     with open(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o644)  # whatever the umask is
+        os.fchmod(descriptor, 0o644)  # regardless of the umask
         file.write(content)
         file.flush()
         written(os.fstat(descriptor))
@@ -163,9 +162,9 @@ def _write_new(directory: int, content: bytes, written: Callable[[os.stat_result
 
 
 def _write_in_place(directory: int, content: bytes, written: Callable[[os.stat_result], None]) -> bool:
-    """The same on file systems that know no files without names; until the pull has ended, nobody relies on it.
+    """Like `_write_new`, for file systems without O_TMPFILE: nobody reads the file before the pull has ended.
 
-    A kill in its midst leaves the file: nobody was told whose it is.
+    A kill before `written` is called leaves the file behind, because nothing recorded that it is ours.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -185,12 +184,12 @@ def _write_in_place(directory: int, content: bytes, written: Callable[[os.stat_r
 
 
 def _refuse_excess(image_config: bytes, limits: Limits) -> None:
-    """Bound the strings of an image config before it is decoded: the shortest take twenty times their bytes then.
+    """Bound the number of strings in an image config before decoding them to up to 20 times the bytes.
 
-    Quotation marks within strings count as well; images with long shell commands in their history have many.
+    Quotation marks within strings count as well; histories with long shell commands have many.
 
     Raises:
-        LimitExceeded: there are too many.
+        LimitExceeded: there are too many strings.
     """
     if image_config.count(b'"') > 2 * limits.max_config_strings:
         raise LimitExceeded(
@@ -204,23 +203,23 @@ def _runtime_config(
     """Convert an image config.
 
     Args:
-        config: of the image.
+        config: the image config.
         files: the image's files.
-        limits: bound what the image can make this cost.
+        limits: bounds on the cost of the conversion.
         bundle_path: the bundle's directory, for the log.
 
     Raises:
-        NoSuchUser: its User is not in the image.
-        LimitExceeded: it has too many volumes, or they are too hard to find.
-        StorageFailed: the operating system refuses to look at the image's files.
+        NoSuchUser: the image's User does not exist in the image.
+        LimitExceeded: there are too many volumes, or finding them takes too many steps.
+        StorageFailed: the image's files cannot be read.
     """
     process = config.process
     user = user_of(process.user or "", files, limits)
-    # runc starts nothing that has a variable without a name or a value; crun and podman leave it out
+    # runc refuses a variable without a name or `=`; crun and podman skip it
     environment = [variable for variable in process.env or () if variable.find("=") > 0]
     if not any(variable.startswith("PATH=") for variable in environment):
         environment.insert(0, _DEFAULT_PATH)
-    # ENTRYPOINT [""] is how a Dockerfile takes back its base's, to Docker, podman and containerd
+    # ENTRYPOINT [""] in a Dockerfile resets the base image's, for Docker, podman and containerd
     entrypoint = process.entrypoint if process.entrypoint != [""] else None
     arguments = [*(entrypoint or []), *(process.cmd or [])]
     directory = process.working_dir or "/"
@@ -247,10 +246,10 @@ def _runtime_config(
 
 
 def _refuse_nul(value: object, bundle_path: str, place: str = "") -> None:
-    """No runtime starts a document with a NUL in it, which no argument, variable or path can have.
+    """Refuse NUL bytes: arguments, variables and paths cannot have any, and runtimes refuse the document.
 
     Raises:
-        InvalidManifest: the image config put one there.
+        InvalidManifest: there is a NUL byte.
     """
     match value:
         case str():

@@ -1,4 +1,4 @@
-"""The OCI runtime specification's config.json, as far as we write it (config.md and config-linux.md)."""
+"""The parts of the OCI runtime specification's config.json that we write (config.md and config-linux.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class _Part(msgspec.Struct, frozen=True, rename="camel"):
-    """A part of the document, with the specification's names."""
+    """A part of the document; encoded with the specification's names."""
 
 
 class User(_Part, frozen=True):
@@ -28,7 +28,7 @@ class Capabilities(_Part, frozen=True):
 
     @classmethod
     def all_of(cls, names: list[str]) -> Self:
-        """The same in each set."""
+        """The same capabilities in each set."""
         return cls(names, names, names)
 
 
@@ -70,7 +70,7 @@ class Mount(_Part, frozen=True):
 
 
 class Namespace(_Part, frozen=True):
-    """One of `linux.namespaces`; a new one of its type."""
+    """One of `linux.namespaces`: a new namespace of a type."""
 
     type: str
 

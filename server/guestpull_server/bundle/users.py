@@ -1,15 +1,16 @@
-"""The image's User -> numbers, looked up in the image's own /etc/passwd and /etc/group.
+"""Resolves the image's User to uid and gids, with the image's own /etc/passwd and /etc/group.
 
-`User` is `user`, `uid`, `user:group`, `uid:gid` or any mixture (OCI config.md). The meaning is Docker's
-(moby/sys/user, GetExecUser): a name must be there; a number need not be, and is never taken for a name, or the
-image could give its `1000` the uid 0 (CVE-2016-3697). Without a group the user's own group counts, and the groups
-that list the user are supplementary; with a group there are none of these. No User is uid 0.
+`User` is `user`, `uid`, `user:group`, `uid:gid` or a mixture (OCI config.md), with Docker's meaning
+(moby/sys/user, GetExecUser). A name must exist. A number need not exist, and is never looked up as a name: an
+image could otherwise map the name `1000` to uid 0 (CVE-2016-3697). Without a group, the gid is that of the
+user, and the groups that list the user are supplementary. With a group, there are no supplementary groups from
+/etc/group. An empty User is uid 0.
 
-The user's group is always among the supplementary ones as well. Without it a process could shed its group, and
-with it the permissions that are denied to that group (CVE-2022-36109, CVE-2022-2989, CVE-2023-25173).
+The gid is always a supplementary group too. Otherwise a process could drop it, and with it the permissions that
+files deny to that group (CVE-2022-36109, CVE-2022-2989, CVE-2023-25173).
 
-The files are the image's, and hostile: they are looked up inside the image, and lines that are malformed count as
-absent. A file that is too large or cannot be read is an error: the process would get other groups than it should.
+The files are hostile. They are looked up inside the image, and malformed lines are skipped. A file that is too
+large or unreadable is an error, because the process would get the wrong groups.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from guestpull_server.bundle.image_files import ImageFiles
 from guestpull_server.config import Limits
 from guestpull_server.errors import LimitExceeded, NoSuchUser, storage_errors
 
-_MAX_ID: Final = (1 << 32) - 2  # the last one means "leave it" to the kernel
+_MAX_ID: Final = (1 << 32) - 2  # to chown(2), 2**32 - 1 means "do not change"
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessUser:
-    """Who a container's process runs as; `additional_gids` begins with its `gid`."""
+    """The user of a container's process; `additional_gids` begins with `gid`."""
 
     uid: int
     gid: int
@@ -46,14 +47,14 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A line of group(5); `members` is a list with commas, as it is there: a line may be a million of them."""
+    """A line of group(5); `members` is not split at its commas, because a line may have a million members."""
 
     name: str
     gid: int
     members: str
 
     def lists(self, user: str) -> bool:
-        """Whether a user is one of its members."""
+        """Whether a user is a member of the group."""
         return f",{user}," in f",{self.members},"
 
 
@@ -61,16 +62,16 @@ def user_of(user: str, files: ImageFiles, limits: Limits) -> ProcessUser:
     """Look up a User.
 
     Args:
-        user: as the image config has it.
+        user: the User of the image config.
         files: the image's files.
-        limits: bound the number of groups.
+        limits: bounds on the size of the files and the number of groups.
 
     Raises:
-        NoSuchUser: it names a user or a group that is not there, or a number that cannot be.
-        LimitExceeded: a file is too large, or lists the user in too many groups.
-        StorageFailed: the operating system refuses to read the image's files.
-        Cancelled: the caller left.
-        DeadlineExceeded: the caller's time is up.
+        NoSuchUser: the user or the group does not exist, or a number is out of range.
+        LimitExceeded: a file is too large, or the user is in too many groups.
+        StorageFailed: the image's files cannot be read.
+        Cancelled: the caller cancelled.
+        DeadlineExceeded: the deadline has passed.
     """
     accounts = read_accounts(_lines(files, "etc/passwd"))
     groups = read_groups(_lines(files, "etc/group"))
@@ -78,11 +79,11 @@ def user_of(user: str, files: ImageFiles, limits: Limits) -> ProcessUser:
 
 
 def resolve(user: str, accounts: Iterable[Account], groups: Iterable[Group], max_groups: int) -> ProcessUser:
-    """Find a User among accounts and groups; looks at no more of them than needed.
+    """Find a User among accounts and groups; read only as many as needed.
 
     Raises:
-        NoSuchUser: see `user_of`.
-        LimitExceeded: the user is in more than `max_groups`.
+        NoSuchUser: the user or the group does not exist, or a number is out of range.
+        LimitExceeded: the user is in more than `max_groups` groups.
     """
     name, _, group_name = user.partition(":")
     account = _account(user, name or "0", accounts)
@@ -122,12 +123,12 @@ def _number(user: str, text: str) -> int | None:
     if not (text.isascii() and text.isdecimal()):
         return None
     if len(text) > 10 or int(text) > _MAX_ID:
-        raise NoSuchUser(user, f"{text[:40]} is beyond the ids that there are")
+        raise NoSuchUser(user, f"id {text[:40]} is out of range")
     return int(text)
 
 
 def read_accounts(lines: Iterable[str]) -> Iterator[Account]:
-    """The lines of a passwd file that are well-formed."""
+    """Parse the lines of a passwd file; skip malformed ones."""
     for line in lines:
         fields = line.split(":")
         if len(fields) >= 4 and fields[0]:
@@ -136,7 +137,7 @@ def read_accounts(lines: Iterable[str]) -> Iterator[Account]:
 
 
 def read_groups(lines: Iterable[str]) -> Iterator[Group]:
-    """The lines of a group file that are well-formed."""
+    """Parse the lines of a group file; skip malformed ones."""
     for line in lines:
         fields = line.split(":")
         if len(fields) >= 3 and fields[0]:
@@ -151,7 +152,7 @@ def _id(text: str) -> int:
 
 
 def _lines(files: ImageFiles, path: str) -> Iterator[str]:
-    """The lines of a file of the image; none where it has no such file."""
+    """The lines of one of the image's files; none if it does not exist."""
     with storage_errors("looking up the image's User", path):
         lines = files.lines(path)
     return (line.decode("utf-8", "surrogateescape").strip() for line in lines)

@@ -1,20 +1,21 @@
-"""The image's Volumes -> mounts.
+"""Converts the image's Volumes to mounts.
 
-The image specification's conversion.md asks to keep application data out of the container's root filesystem; a
-converter may fill a volume with the image's content, and need not use mounts. What others do:
+conversion.md asks to keep application data out of the container's root filesystem. A converter may fill a
+volume with the image's content, and need not use mounts. Existing tools differ:
 
-  Docker, podman        a directory on the host's disk, mounted over the place; begins with a copy of the image's
-                        content, its owner and mode
-  containerd's CRI      the same, one for each container
-  umoci, image-rs       an empty tmpfs without a size; hides what the image has there, is owned by root
+  Docker, podman        mount a directory of the host's disk, initialised with the image's content, owner and mode
+  containerd's CRI      the same, with one directory per container
+  umoci, image-rs       mount an empty tmpfs without a size limit, owned by root, which hides the image's content
 
-Ours: where the image has no directory, or an empty one, a tmpfs of `limits.volume_bytes` with the directory's
-owner and mode. A volume in which the image has content stays part of the root filesystem: the content is there
-without a copy, what is written goes to the bundle's upper directory, and is deleted with the bundle. The
-specification's `tmpcopyup` would copy the content into memory: a sparse file of 1 GiB is 246 bytes of a layer.
+Here, a volume that is missing or empty in the image becomes a tmpfs of `limits.volume_bytes` with the
+directory's owner and mode. A volume with content stays part of the root filesystem: it needs no copy, and what
+is written to it goes to the bundle's upper directory and is deleted with the bundle. The runtime
+specification's `tmpcopyup` would copy the content into memory, where a sparse file of 1 GiB, 246 bytes in a
+layer, takes 1 GiB.
 
-A path is hostile. What the runtime mounts itself, and what is not a directory, is not mounted over, nor by way of
-a link: crun would mount over /proc/self, where it tells the kernel how to confine the process (CVE-2019-16884).
+Paths are hostile. A path that is not a directory, or that is or leads by a link to a mount of the runtime, is
+skipped: crun would mount over /proc/self, through which it tells the kernel how to confine the process
+(CVE-2019-16884).
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ def mounts_of(volumes: Collection[str], files: ImageFiles, limits: Limits) -> li
     """The mounts for an image's volumes, outer ones first.
 
     Args:
-        volumes: paths, as the image config has them.
+        volumes: the paths of the image config.
         files: the image's files.
-        limits: bound the number of volumes, and the size of each.
+        limits: bounds on the number of volumes and the size of each.
 
     Raises:
-        LimitExceeded: there are too many, or it takes too many steps to find them.
-        StorageFailed: the operating system refuses to look at the image's directories.
-        Cancelled: the caller left.
-        DeadlineExceeded: the caller's time is up.
+        LimitExceeded: there are too many volumes, or finding them takes too many steps.
+        StorageFailed: the image's directories cannot be read.
+        Cancelled: the caller cancelled.
+        DeadlineExceeded: the deadline has passed.
     """
     if len(volumes) > limits.max_volumes:
         raise LimitExceeded("the number of the image's volumes", "max_volumes", limits.max_volumes)
@@ -64,7 +65,7 @@ def _is_reserved(path: str) -> bool:
 
 
 def _attributes(found: Found) -> list[str] | None:
-    """The mount options for a volume's mode and owner; None if nothing is to be mounted there."""
+    """The mount options for a volume's mode and owner; None if the volume is not mounted."""
     status = found.status()
     if status is None:
         return ["mode=0755"]

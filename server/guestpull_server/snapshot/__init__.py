@@ -1,14 +1,14 @@
-"""From layers to a mounted rootfs, and back: overlay, who uses it, and the mount system calls.
+"""Mounts layers as a rootfs with overlayfs, and unmounts it.
 
 In: the layers of an image, bottom-most first, and two directories. Out: a writable overlay mount.
 
-  overlay.py     the mount itself, and what the kernel's refusals mean
-  attributes.py  what directories without an entry of their own must look like
-  mounts.py      what is mounted, and how it is unmounted
-  users.py       who on the machine uses a bundle's overlay
-  mountinfo.py   /proc/PID/mountinfo of all mount namespaces
-  permission.py  whether this process may mount at all
-  syscalls.py    fsopen and its family, by number
+  overlay.py     mounts an overlay, and explains the kernel's errors
+  attributes.py  sets the attributes of directories that layers have without an entry
+  mounts.py      lists and unmounts overlays
+  users.py       finds the users of a bundle's overlay on the machine
+  mountinfo.py   parses /proc/PID/mountinfo of all mount namespaces
+  permission.py  checks at start-up whether this process may mount
+  syscalls.py    fsopen(2) and its family
 
 Nothing here knows images, bundles or the store's files. Start with `overlay.mount_rootfs`.
 """

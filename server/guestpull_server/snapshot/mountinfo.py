@@ -1,8 +1,7 @@
-"""Mounts as the kernel lists them, in every mount namespace of the machine: /proc/PID/mountinfo (proc(5)).
+"""Parses /proc/PID/mountinfo (proc(5)) of every mount namespace on the machine.
 
-A process sees those mounts of its namespace that are below its root directory. One list is read for each pair
-of namespace and root directory, because many processes share both. Processes end while this is read; what
-cannot be read is skipped.
+The list of a process has the mounts of its namespace that are below its root directory. Many processes share
+both, so one list is read per pair of namespace and root directory. Processes that exit meanwhile are skipped.
 """
 
 from __future__ import annotations
@@ -14,25 +13,25 @@ from dataclasses import dataclass
 from typing import Final
 
 _SELF: Final = "self"
-_MOST_ROOTS: Final = 8
-"""Lists read for one namespace: a container can give each of thousands of processes a root of its own."""
+_MAX_ROOTS: Final = 8
+"""Lists read per namespace: a container can give each of thousands of processes its own root directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo. Paths are as the process sees them that the list was read for.
+    """One line of mountinfo. Paths are those that the process whose list it is sees.
 
     Attributes:
-        mount_id: unique among the mounts of the machine at one time.
-        parent_id: of the mount that this one is mounted on.
+        mount_id: unique among the machine's mounts at one time.
+        parent_id: id of the mount that this one is mounted on.
         device: major:minor of the file system.
         root: the directory of the file system that is mounted.
-        mount_point: where it is mounted.
+        mount_point: the path at which it is mounted.
         peer_group: the `shared` peer group of the mount; empty if it is not shared.
-        is_propagated_to: mounts are propagated to it, from a peer or from a master.
-        filesystem: its type.
-        source: what was mounted.
-        options: of the file system, escaped.
+        is_propagated_to: whether it receives mounts from a peer or a master.
+        filesystem: the type of the file system.
+        source: the mounted device or name.
+        options: the file system's options, escaped.
     """
 
     mount_id: int
@@ -48,7 +47,7 @@ class Mount:
 
 
 class MountTable:
-    """One mountinfo. Only the lines that are asked for are parsed: a parsed line costs ten unparsed ones."""
+    """The lines of one mountinfo, parsed on request: parsing a line costs ten times as much as splitting."""
 
     def __init__(self, listing: bytes) -> None:
         self._lines: dict[int, bytes] = {}
@@ -75,11 +74,11 @@ class MountTable:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """What one process sees of its mount namespace.
+    """The mounts of a mount namespace that one process sees.
 
     Attributes:
-        process: its id; None for this process.
-        mounts: its mountinfo.
+        process: the id of the process; None for this process.
+        mounts: the mounts in its mountinfo.
     """
 
     process: int | None
@@ -87,7 +86,7 @@ class Namespace:
 
 
 def own_mounts() -> MountTable:
-    """The mounts that this process sees.
+    """Read the mounts that this process sees.
 
     Raises:
         OSError: /proc cannot be read.
@@ -96,7 +95,7 @@ def own_mounts() -> MountTable:
 
 
 def namespaces_with(text: bytes, own_table: MountTable) -> Iterator[Namespace]:
-    """The mount namespaces of the machine in whose mountinfo a text occurs; this process's comes first.
+    """Find the mount namespaces whose mountinfo contains a text; this process's comes first.
 
     Raises:
         OSError: /proc cannot be read.
@@ -109,10 +108,10 @@ def namespaces_with(text: bytes, own_table: MountTable) -> Iterator[Namespace]:
     for name in os.listdir("/proc"):
         if not name.isdecimal():
             continue
-        with suppress(OSError):  # the process has ended
+        with suppress(OSError):  # the process has exited
             identity = _identity(name)
             count = roots.get(identity[0], 0)
-            if identity in seen or count == _MOST_ROOTS:
+            if identity in seen or count == _MAX_ROOTS:
                 continue
             seen.add(identity)
             roots[identity[0]] = count + 1
@@ -122,7 +121,7 @@ def namespaces_with(text: bytes, own_table: MountTable) -> Iterator[Namespace]:
 
 
 def mount_id_of(descriptor: int) -> int:
-    """The id of the mount that an open file or directory was reached by.
+    """The id of the mount through which an open file or directory was opened.
 
     Raises:
         OSError: /proc cannot be read.
@@ -133,8 +132,8 @@ def mount_id_of(descriptor: int) -> int:
 
 
 def _identity(process: str) -> tuple[str, str]:
-    """The namespace and the root directory of a process: equal for processes that see the same mounts."""
-    # stat(2) would ask the root directory's file system, which may be a container's own, and never answer
+    """The namespace and the root directory of a process, equal for processes that see the same mounts."""
+    # not stat(2), which could block: the root directory may be on a container's own FUSE file system
     return os.readlink(f"/proc/{process}/ns/mnt"), os.readlink(f"/proc/{process}/root")
 
 
@@ -163,7 +162,7 @@ def _mount(line: bytes) -> Mount:
 
 
 def _unescaped(field: bytes) -> str:
-    r"""A field of mountinfo, which writes space, tab, newline and backslash as `\ooo` (proc(5))."""
+    r"""Decode a field of mountinfo, which writes space, tab, newline and backslash as `\ooo` (proc(5))."""
     head, *rest = field.split(b"\\")
     parts = [head]
     for part in rest:

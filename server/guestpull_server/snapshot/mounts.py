@@ -1,4 +1,4 @@
-"""What the store must know of mounts, and have undone (its `Mounts`)."""
+"""Lists and unmounts overlays for the store (implements its `Mounts`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OverlayMounts:
     """The overlay mounts of the machine."""
 
     def mounted(self) -> frozenset[str]:
-        """Where overlay file systems are mounted in this process's mount namespace, absolute paths.
+        """The absolute mount points of overlays in this process's mount namespace.
 
         Raises:
             StorageFailed: /proc cannot be read.
@@ -39,7 +39,7 @@ class OverlayMounts:
         return frozenset(mount.mount_point for mount in mounts.with_text(b" - overlay "))
 
     def is_used(self, overlay_directory: str) -> bool:
-        """Whether anybody on the machine has a bundle's overlay mounted, or holds it otherwise.
+        """Whether a bundle's overlay is mounted, or kept alive otherwise, anywhere on the machine.
 
         Raises:
             StorageFailed: /proc cannot be read.
@@ -48,17 +48,17 @@ class OverlayMounts:
             return bool(users_besides(None, overlay_directory)) or is_alive(overlay_directory) is True
 
     def unmount(self, rootfs: str | None, overlay_directory: str) -> tuple[str, ...]:
-        """Unmount a bundle's rootfs if nobody else uses its overlay; returns who does, a phrase each.
+        """Unmount a bundle's rootfs if nothing else uses its overlay; return a phrase for each user.
 
-        If it returns nothing, nobody on the machine has the overlay mounted. Otherwise the rootfs stays mounted,
-        unless its user came while it was being unmounted. Harmless where nothing is mounted. `rootfs` is None if
+        An empty result means that the overlay is mounted nowhere on the machine. Otherwise the rootfs stays
+        mounted, unless a user appeared during the unmount. Harmless if nothing is mounted. `rootfs` is None if
         the bundle's directory is gone.
 
-        As containerd does, this tries for a while: a process that was forked elsewhere on the machine holds what
-        was open there until it becomes another program.
+        Like containerd, retry for a while: a process that was forked elsewhere on the machine keeps open files
+        until it calls exec.
 
         Raises:
-            StorageFailed: the kernel refuses for another reason than its use.
+            StorageFailed: unmounting failed for another reason than its use.
         """
         users: tuple[str, ...] = ()
         with storage_errors("unmounting", rootfs or overlay_directory):
@@ -71,10 +71,10 @@ class OverlayMounts:
         return users
 
     def detach(self, rootfs: str, overlay_directory: str) -> None:
-        """Unmount a bundle's rootfs whoever uses it, and what is mounted on it; harmless where it is not mounted.
+        """Unmount a bundle's rootfs, even if it is in use, and the mounts on it; harmless if it is not mounted.
 
         Raises:
-            StorageFailed: the kernel refuses.
+            StorageFailed: a system call failed.
         """
         with storage_errors("unmounting", rootfs):
             while _mounts_at(rootfs, overlay_directory):
@@ -92,17 +92,19 @@ class OverlayMounts:
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
-                return (f"a process that works in {at_rootfs[0].mount_point}, or has a file open there",)
+                return (
+                    f"a process with its working directory or an open file in {at_rootfs[0].mount_point}",
+                )
         alive = is_alive(overlay_directory)
         if alive is False:
             return ()
-        # somebody may have come since the first look
+        # a user may have appeared since the first check
         users = users_besides(None, overlay_directory)
         return users or ((UNNAMED_USER,) if alive else ())
 
 
 def _mounts_at(rootfs: str, overlay_directory: str) -> list[Mount]:
-    """The mounts on a rootfs, from the topmost one down to the bundle's overlay; none if that is not there.
+    """The mounts on a rootfs, from the topmost one down to the bundle's overlay; none if that is not mounted.
 
     Raises:
         OSError: /proc cannot be read.

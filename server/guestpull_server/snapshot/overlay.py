@@ -1,12 +1,13 @@
-"""Layers -> a mounted rootfs, by overlayfs (Documentation/filesystems/overlayfs.rst).
+"""Mounts layers with overlayfs (Documentation/filesystems/overlayfs.rst).
 
-Each layer is given to the kernel by a parameter of its own, `lowerdir+` (Linux 6.8): up to 500 of them. For older
-kernels all options must fit mount(2)'s one page: there each layer goes by a link of one or two characters,
-relative to a directory that only the mounting thread is in. That is also the way for paths that a parameter cannot
-have: those of more than 255 bytes, and those with a backslash, an escape in some parameters and not in others.
+Since Linux 6.8, each layer is passed to the kernel in a parameter `lowerdir+`, up to 500 of them. On older
+kernels, all options must fit mount(2)'s one page; each layer is then passed as a link with a name of one or two
+characters, relative to the working directory of the mounting thread. That is also done for paths that a
+parameter cannot hold: those longer than 255 bytes, and those with a backslash, which only some parameters treat
+as an escape.
 
-Options: `redirect_dir=nofollow` and `metacopy=off`, so that no xattr of a layer can send overlayfs to another
-directory or to another file's contents; `index=off`, because an upper directory serves one mount only.
+Options: `redirect_dir=nofollow` and `metacopy=off`, so that an xattr of a layer cannot redirect overlayfs to
+another directory or another file's contents; `index=off`, because an upper directory is mounted only once.
 """
 
 from __future__ import annotations
@@ -35,21 +36,22 @@ def mount_rootfs(
     bundle_directory: int,
     cancellation: Cancellation,
 ) -> None:
-    """Mount layers, writable, at `rootfs`; when this raises, nothing is mounted.
+    """Mount layers at `rootfs`, writable; if this raises, nothing is mounted.
 
     Args:
-        layers: bottom-most first. One that occurs twice counts at its topmost place.
-        overlay_directory: where upper and work directories are made; empty.
-        rootfs: an empty directory. It is not followed, should it have become a link.
-        bundle_directory: the directory that the rootfs is in, open: whatever has its path by now is of no matter.
-        cancellation: observed until the mount.
+        layers: bottom-most first. A layer that occurs twice is mounted at its topmost position.
+        overlay_directory: an empty directory, in which the upper and work directories are created.
+        rootfs: an empty directory. A link in its place is not followed.
+        bundle_directory: a descriptor of the directory that contains the rootfs, used instead of its path,
+            which may be replaced.
+        cancellation: checked until the mount.
 
     Raises:
-        MountFailed: the kernel refuses; the error says why, and what to do.
-        StorageFull: there is no room for the upper directory.
-        StorageFailed: the operating system refuses a step before the mount.
-        Cancelled: the caller left.
-        DeadlineExceeded: the caller's time is up.
+        MountFailed: the kernel refused the mount; the error says why, and what to do.
+        StorageFull: the file system is full.
+        StorageFailed: a system call before the mount failed.
+        Cancelled: the caller cancelled.
+        DeadlineExceeded: the deadline has passed.
     """
     with storage_errors("preparing the mount", overlay_directory):
         lower = _prepare(layers, overlay_directory, cancellation)
@@ -64,7 +66,7 @@ def mount_rootfs(
 
 
 def _mount(lower: Sequence[str], overlay_directory: str, target: int) -> None:
-    """Mount by the newer way, or by the older one where that cannot be."""
+    """Mount with one parameter per layer, or with mount(2) if that is impossible."""
     if any("\\" in path for path in (*lower, overlay_directory)):
         mount_by_one_page(lower, overlay_directory, target)
         return
@@ -76,14 +78,14 @@ def _mount(lower: Sequence[str], overlay_directory: str, target: int) -> None:
         try:
             mount_by_one_page(lower, overlay_directory, target)
         except OSError:
-            # the older way has no log: the newer one's error says more
+            # mount(2) has no log: raise the first error, which says more
             raise error from None
 
 
 def _prepare(
     layers: Sequence[StoredLayer], overlay_directory: str, cancellation: Cancellation
 ) -> Sequence[str]:
-    """Make upper and work directories; returns the lower ones, topmost first."""
+    """Create the upper and work directories; return the lower directories, topmost first."""
     by_path = {layer.store_path: layer for layer in reversed(layers)}
     topmost_first = list(by_path)
     lower = visible(topmost_first, cancellation)
@@ -93,21 +95,21 @@ def _prepare(
     prepare_upper([by_path[path] for path in topmost_first], len(lower), upper, cancellation)
     if lower:
         return lower
-    empty = os.path.join(overlay_directory, "empty")  # overlayfs wants a lower directory
+    empty = os.path.join(overlay_directory, "empty")  # overlayfs requires a lower directory
     os.mkdir(empty, 0o755)
     return [empty]
 
 
 def mount_one_by_one(lower: Sequence[str], overlay_directory: str, target: int) -> None:
-    """Mount by one `lowerdir+` a layer.
+    """Mount with one `lowerdir+` per layer.
 
     Args:
-        lower: topmost first.
-        overlay_directory: with `upper` and `work` in it.
-        target: the directory to mount on, open.
+        lower: directories of layers, topmost first.
+        overlay_directory: contains `upper` and `work`.
+        target: a descriptor of the directory to mount on.
 
     Raises:
-        OSError: the kernel refuses; its text has the kernel's log of it.
+        OSError: a system call failed; the text includes the kernel's log.
     """
     with FilesystemContext("overlay") as context:
         try:
@@ -127,17 +129,17 @@ def mount_one_by_one(lower: Sequence[str], overlay_directory: str, target: int) 
 
 
 def mount_by_one_page(lower: Sequence[str], overlay_directory: str, target: int) -> None:
-    """Mount by mount(2), for kernels before 6.8; arguments as for `mount_one_by_one`.
+    """Mount with mount(2), for kernels before 6.8; takes the arguments of `mount_one_by_one`.
 
     Raises:
-        OSError: the kernel refuses.
+        OSError: a system call failed.
     """
     links = os.path.join(overlay_directory, "lower")
     os.mkdir(links, 0o700)
     names = [_short_name(number) for number in range(len(lower))]
     for name, path in zip(names, lower, strict=True):
         os.symlink(path, os.path.join(links, name))
-    # its name is in the path: the bundle's mounts are recognised by it
+    # include the overlay's id in the path: users.py finds the bundle's mounts by it
     own = f"../../{os.path.basename(overlay_directory)}"
     options = {
         "lowerdir": ":".join(names),
@@ -166,14 +168,14 @@ def _refused(rootfs: str, error: OSError, layers: int) -> MountFailed:
             remedy = "Load the module overlay, or use a kernel that has it."
         case errno.EINVAL | errno.E2BIG if layers > _MAX_LAYERS:
             problem = f"the image has {layers} layers, and overlayfs stacks at most {_MAX_LAYERS}"
-            remedy = "Squash some of them."
+            remedy = "Squash some layers."
         case errno.EMFILE | errno.ENFILE:
-            remedy = "Raise the number of files that guestpulld may have open (ulimit -n)."
+            remedy = "Raise guestpulld's limit of open files (ulimit -n)."
         case errno.ENOSPC:
             remedy = "The limit of mounts is reached (/proc/sys/fs/mount-max), or the file system is full."
         case errno.EINVAL:
             remedy = (
-                "The file system of the work directory may not do as an upper directory (another overlay, NFS): "
+                "The work directory's file system may not support an upper directory (overlay and NFS do not): "
                 "use a tmpfs or a local disk. The kernel's log may say more."
             )
         case errno.ENOENT | errno.ENOTDIR | errno.ESTALE:

@@ -1,7 +1,7 @@
-"""The system calls of mounting, as fsopen(2), fsconfig(2), fsmount(2), move_mount(2) and umount2(2) describe them.
+"""System calls for mounting: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), mount(2) and umount2(2).
 
-Python has none of them, and glibc has wrappers only since 2.36: they are called by number, which is the same on
-all architectures for calls as young as these. Errors are OSErrors; a file system context tells more in its log.
+Python lacks them, and glibc has wrappers for the new ones only since 2.36. Those are called by number, which is
+the same on all architectures. Failures are OSErrors; the log of a file system context says more.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ _MAX_LOG_LINES: Final = 16
 
 
 class FilesystemContext:
-    """A file system that is being configured; a context manager.
+    """A file system context, as a context manager: configure it, create the superblock, mount it.
 
     Raises:
-        OSError: the kernel has no such file system, or the caller may not mount.
+        OSError: the kernel does not support the file system, or the caller may not mount.
     """
 
     def __init__(self, filesystem: str) -> None:
         self._descriptor = _call(_SYS_FSOPEN, os.fsencode(filesystem), _FSOPEN_CLOEXEC)
 
     def set(self, key: str, value: str) -> None:
-        """Set a parameter; OSError if the kernel does not take it."""
+        """Set a parameter; raise OSError if the kernel rejects it."""
         _call(_SYS_FSCONFIG, self._descriptor, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0)
 
     def create(self) -> None:
-        """Make the superblock of what was configured; OSError if the parameters do not do."""
+        """Create the superblock; raise OSError if the kernel rejects the combination of parameters."""
         _call(_SYS_FSCONFIG, self._descriptor, _FSCONFIG_CMD_CREATE, None, None, 0)
 
     def mount_at(self, directory: int) -> None:
-        """Mount it on a directory that is open, whatever its path is by now."""
+        """Mount the file system on a directory, given by descriptor."""
         mount = _call(_SYS_FSMOUNT, self._descriptor, _FSMOUNT_CLOEXEC, 0)
         try:
             flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
@@ -61,11 +61,11 @@ class FilesystemContext:
             os.close(mount)
 
     def log(self) -> str:
-        """What the kernel has said about this context since it was last asked; empty if nothing."""
+        """Read the kernel's messages about this context since the last call; empty if there are none."""
         lines: list[str] = []
         with suppress(OSError):
             while len(lines) < _MAX_LOG_LINES:
-                # "e overlay: text"; one message a read
+                # one message per read, such as "e overlay: text"
                 lines.append(os.read(self._descriptor, 4096).decode(errors="replace").strip()[2:])
         return "; ".join(line for line in lines if line)
 
@@ -79,11 +79,11 @@ class FilesystemContext:
 
 
 def unmount(path: str, *, detach: bool = False) -> None:
-    """Unmount what is mounted at a path, following no link; OSError if that is nothing.
+    """Unmount the mount at a path, without following links; raise OSError if nothing is mounted there.
 
     Args:
-        path: where it is mounted.
-        detach: also if it is in use, which is an OSError otherwise; it ends with its last user then.
+        path: the mount point.
+        detach: unmount even if it is in use, and leave it to its users; otherwise, use is an OSError.
     """
     if _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)) != 0:
         number = ctypes.get_errno()
@@ -91,13 +91,13 @@ def unmount(path: str, *, detach: bool = False) -> None:
 
 
 def mount_from_directory(directory: str, source: str, target: str, filesystem: str, options: str) -> None:
-    """mount(2), with relative paths in its options that begin at `directory`.
+    """Call mount(2) with options whose relative paths start at `directory`.
 
-    A working directory belongs to the process, but a thread may have one of its own (unshare(2), CLONE_FS): this
-    is done in a thread that ends with the call.
+    The working directory is shared by all threads of a process, so the call is made in a new thread that has
+    unshared it (unshare(2), CLONE_FS).
 
     Raises:
-        OSError: the kernel refuses.
+        OSError: a system call failed.
     """
     failures: list[OSError] = []
 
