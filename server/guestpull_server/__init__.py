@@ -1,20 +1,20 @@
 """guestpull's storage core, its gRPC service and the daemon `guestpulld`.
 
-The rooms, and the way of the data (imports point one way, downwards; import-linter keeps it so):
+The rooms, from top to bottom. A room imports only from rooms below it; import-linter checks this:
 
   cli.py      the commands of `guestpulld`
-  service/    gRPC in and out; error -> status; the server's life
-  upkeep/     bake, verify, gc, and what a daemon does in the background
-  puller.py   the conductor: the order of the steps of a pull, on one page. Start reading here
+  service/    the gRPC server: calls, error statuses, start and stop
+  upkeep/     bake, verify, gc, and the daemon's background work
+  puller.py   the steps of a pull, in order. Start reading here
   pull/       the pipeline: from a request to an image whose layers are in the store
-  registry/   where bytes come from: references, authentication, the distribution client
-  layer/      bytes -> directory: verify, decompress, read tar, extract, whiteouts
-  store/      what is on disk: meta_store.json, layers, bundles; locking and recovery
-  snapshot/   layers -> mounted rootfs: overlay, and the mount system calls
-  bundle/     image config -> OCI runtime config
-  config.py models.py platforms.py cancellation.py errors.py   what every room may know
+  registry/   resolves references and downloads blobs: authentication, the distribution client
+  layer/      turns a blob into a directory: verify, decompress, read tar, extract, whiteouts
+  store/      the work directory: meta_store.json, layers, bundles; locking and recovery
+  snapshot/   mounts layers as a rootfs
+  bundle/     converts the image config to the OCI runtime config
+  config.py models.py platforms.py cancellation.py errors.py   used by all rooms
 
-The core (everything but service/) is a plain synchronous library, which never loads gRPC:
+The core (everything except service/) is a synchronous library, which never loads gRPC:
 
     with Puller.open(Configuration(work_dir="/run/images")) as puller:
         pulled = puller.pull(PullRequest("busybox", "/run/bundles/one"))
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    # loaded on first use: layer workers and `--help` need none of it
+    # load on first use: layer workers and `--help` do not need these
     _ROOMS = {
         "Configuration": "config",
         "GuestpullError": "errors",

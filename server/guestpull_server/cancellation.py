@@ -1,4 +1,4 @@
-"""How a caller that leaves, or whose time is up, is told to those who work for it."""
+"""Cancellation and deadlines of one request."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from guestpull_server.errors import Cancelled, DeadlineExceeded
 
 
 class Cancellation:
-    """Tells those who work for a caller that it left, or that its time is up.
+    """The cancellation and the deadline of one request, shared by all threads that work on it.
 
-    Thread-safe. Callbacks run once, in the thread that cancels; one that is added too late runs at once.
+    Thread-safe. Callbacks run once, in the thread that cancels. A callback that is added after the cancellation
+    runs immediately.
 
     Args:
-        what: what is being done, as an error would name it: "pull of docker.io/library/busybox:latest".
-        deadline: `time.monotonic()` at which to give up, or None.
-        request: the id of the caller's request, for the log; empty where there is none.
+        what: the name of the work in errors, such as "pull of docker.io/library/busybox:latest".
+        deadline: value of `time.monotonic()` at which to give up; None for no deadline.
+        request: the id of the request in the log; empty if there is none.
     """
 
     def __init__(self, what: str, deadline: float | None = None, *, request: str = "") -> None:
@@ -30,7 +31,7 @@ class Cancellation:
         self._callbacks: dict[object, Callable[[], None]] = {}
 
     def cancel(self) -> None:
-        """Tell everybody. Repeating it is harmless."""
+        """Cancel the work and run the callbacks. Repeating it is harmless."""
         with self._lock:
             self._cancelled.set()
             callbacks = list(self._callbacks.values())
@@ -40,19 +41,19 @@ class Cancellation:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller left, or its deadline passed."""
+        """Whether the caller cancelled or the deadline has passed."""
         return self._cancelled.is_set() or self.remaining() == 0
 
     def remaining(self) -> float | None:
-        """Seconds until the deadline, at least 0; None without one."""
+        """Seconds until the deadline, at least 0; None without a deadline."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def check(self) -> None:
-        """Do nothing as long as the caller waits.
+        """Raise an error if the request was cancelled or its deadline has passed.
 
         Raises:
-            Cancelled: the caller left.
-            DeadlineExceeded: its time is up.
+            Cancelled: the caller cancelled.
+            DeadlineExceeded: the deadline has passed.
         """
         if self._cancelled.is_set():
             raise Cancelled(self._what)
@@ -60,11 +61,11 @@ class Cancellation:
             raise DeadlineExceeded(self._what)
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but no longer than the caller does.
+        """Sleep until the time is over, the caller cancels, or the deadline passes.
 
         Raises:
-            Cancelled: the caller left meanwhile.
-            DeadlineExceeded: its time ran out meanwhile.
+            Cancelled: the caller cancelled.
+            DeadlineExceeded: the deadline passed.
         """
         remaining = self.remaining()
         self._cancelled.wait(seconds if remaining is None else min(seconds, remaining))
@@ -72,31 +73,31 @@ class Cancellation:
 
     @contextmanager
     def nested(self, what: str = "", seconds: float | None = None) -> Iterator[Cancellation]:
-        """A cancellation for a part of the work: it ends with this one, but not the other way round.
+        """Create a cancellation for a part of the work; cancelling this one cancels it, but not vice versa.
 
         Args:
-            what: what is being done there; the same as here where it is empty.
-            seconds: how long that part may take at most.
+            what: the name of that part in errors; empty for the same name.
+            seconds: time limit of that part; None for no limit of its own.
         """
-        own = None if seconds is None else time.monotonic() + seconds
-        deadlines = [deadline for deadline in (self._deadline, own) if deadline is not None]
+        own_deadline = None if seconds is None else time.monotonic() + seconds
+        deadlines = [deadline for deadline in (self._deadline, own_deadline) if deadline is not None]
         inner = Cancellation(what or self._what, min(deadlines, default=None), request=self.request)
-        withdraw = self.on_cancel(inner.cancel)
+        remove_callback = self.on_cancel(inner.cancel)
         try:
             yield inner
         finally:
-            withdraw()
+            remove_callback()
 
     def on_cancel(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have `callback` called when the caller leaves; returns what withdraws it again."""
+        """Call `callback` when the request is cancelled; return a function that removes the callback."""
         key = object()
         with self._lock:
             if not self._cancelled.is_set():
                 self._callbacks[key] = callback
-                return lambda: self._withdraw(key)
+                return lambda: self._remove_callback(key)
         callback()
         return lambda: None
 
-    def _withdraw(self, key: object) -> None:
+    def _remove_callback(self, key: object) -> None:
         with self._lock:
             self._callbacks.pop(key, None)

@@ -1,6 +1,6 @@
-"""The nouns that every room knows: digests, descriptors, image configs, pulled images.
+"""The data types that all rooms use: digests, descriptors, image configs, pulled images.
 
-Names are those of the OCI image specification and of image-rs. All of it is immutable; nothing here does I/O.
+Names follow the OCI image specification and image-rs. All types are immutable; nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ MiB = 1024 * KiB
 GiB = 1024 * MiB
 
 RUNTIME_CONFIG = "config.json"
-"""What a bundle's runtime configuration is called (OCI runtime-spec, bundle.md)."""
+"""The name of a bundle's runtime configuration (OCI runtime-spec, bundle.md)."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
 
 class Digest(str):
-    """A content digest, `algorithm:hex`, of an algorithm that we can verify.
+    """A content digest, `algorithm:hex`, with an algorithm that we can verify.
 
-    Follows the OCI image specification, "Digests". A `Digest` is a `str`: it is a key of `image_db` and
-    `layer_db` as it stands.
+    Follows the OCI image specification, "Digests". A `Digest` is a `str`, so that it can be a key of `image_db`
+    and `layer_db`.
 
     Raises:
-        InvalidDigest: the text is no such digest.
+        InvalidDigest: the text is not such a digest.
     """
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        """Check the text, and wrap it."""
+        """Validate the text."""
         if _DIGEST.fullmatch(text) is None:
             raise InvalidDigest(text)
         return super().__new__(cls, text)
@@ -60,7 +60,7 @@ class Digest(str):
 
     @property
     def directory_name(self) -> str:
-        """The name of a layer's directory in `layers/`: `sha256_<hex>`, as image-rs wrote it."""
+        """The name of a layer's directory in `layers/`: `sha256_<hex>`, as in image-rs."""
         return self.replace(":", "_")
 
     def hasher(self) -> _Hash:
@@ -69,17 +69,17 @@ class Digest(str):
 
     @classmethod
     def of(cls, content: bytes) -> Digest:
-        """The sha256 digest of some bytes."""
+        """The sha256 digest of bytes."""
         return cls(f"sha256:{hashlib.sha256(content).hexdigest()}")
 
     def matches(self, content: bytes) -> bool:
-        """Whether these bytes have this digest."""
+        """Whether the content has this digest."""
         return hashlib.new(self.algorithm, content).hexdigest() == self.hex
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A pointer to content: its media type, digest and length in bytes (OCI descriptor.md)."""
+    """The media type, digest and size in bytes of a blob (OCI descriptor.md)."""
 
     media_type: str
     digest: Digest
@@ -89,7 +89,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class LayerDescriptor:
-    """One layer of a resolved image: the blob in the registry, and the tar within it."""
+    """One layer of a resolved image: its blob in the registry, and the digest of the tar in the blob."""
 
     blob: Descriptor
     diff_id: Digest
@@ -106,16 +106,16 @@ class Origin(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedImage:
-    """A resolved reference: all that is needed to fetch the layers and to create the bundle.
+    """A resolved reference: everything needed to fetch the layers and create the bundle.
 
     Attributes:
-        config: the image config, byte for byte.
+        config: the bytes of the image config.
         layers: bottom-most first.
-        index: the outermost image index that led here, byte for byte; empty if none was read.
-        manifest: the manifest, byte for byte; empty if the image comes from the store.
-        origin: where it was found.
-        is_confirmed: whether its source says that the image has this reference. It does not if the store has found
-            the image by the digest in the reference: nobody has asked the repository.
+        index: the bytes of the outermost image index; empty if none was read.
+        manifest: the bytes of the manifest; empty if the image comes from the store.
+        origin: where the image was found.
+        is_confirmed: whether the source confirmed that the reference names this image. False if the store found
+            the image by the digest in the reference, without contacting the repository.
     """
 
     reference: str
@@ -130,9 +130,9 @@ class ResolvedImage:
 
 
 class ImageProcess(msgspec.Struct, frozen=True, rename="pascal"):
-    """The `config` object of an image config (OCI config.md): how its container is to be started.
+    """The `config` object of an image config (OCI config.md): how to start a container.
 
-    Docker writes `null` where the specification has an absent or empty value; both are None here.
+    Docker writes `null` for absent or empty values; here they are None.
     """
 
     user: str | None = None
@@ -153,9 +153,9 @@ class RootFs(msgspec.Struct, frozen=True):
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
-    """The parts of an OCI image config that we act on. The store keeps the whole of it, as raw bytes.
+    """The parts of an OCI image config that we use. The store keeps the complete config as bytes.
 
-    Any of them may be `null`, as for every tool that reads it in Go.
+    Any field may be `null`, as in tools written in Go.
     """
 
     architecture: str | None = None
@@ -175,17 +175,17 @@ class ImageConfig(msgspec.Struct, frozen=True):
 
     @property
     def platform(self) -> Platform:
-        """What the image was built for; an image that does not say so is for linux."""
+        """The platform that the image was built for; the os defaults to linux."""
         return Platform(self.os or "linux", self.architecture or "", self.variant or "")
 
 
 def platform_of(config: bytes) -> Platform:
-    """What the image of a config was built for; the config has been read before."""
+    """The platform of an image config that is known to be well-formed."""
     return msgspec.json.decode(config, type=ImageConfig).platform
 
 
 class Decoder(Enum):
-    """How a layer's blob was compressed, in image-rs's spelling."""
+    """The compression of a layer's blob, in image-rs's spelling."""
 
     UNCOMPRESSED = "Uncompressed"
     GZIP = "Gzip"
@@ -194,17 +194,16 @@ class Decoder(Enum):
 
 @dataclass(frozen=True, slots=True)
 class UnpackedLayer:
-    """What a layer worker found in the layer that it unpacked.
+    """The result of unpacking a layer in a worker.
 
     Attributes:
-        diff_id: digest of the tar, by the algorithm that was asked for.
-        decoder: what the bytes were, whatever the media type said.
-        size_bytes: the sum of its regular files' lengths.
-        entries: how many entries the tar had.
-        implied_directories: paths, relative and without a leading slash, of directories that had to be
-            made though the tar has no entry for them. When mounted over lower layers, such a directory
-            takes its attributes from the layer below (as umoci and containerd do).
-        dropped_xattrs: how many extended attributes the file system could not hold.
+        diff_id: digest of the tar, with the requested algorithm.
+        decoder: the compression that was found in the bytes, regardless of the media type.
+        size_bytes: sum of the lengths of the regular files.
+        entries: number of entries of the tar.
+        implied_directories: relative paths of directories without an entry in the tar. When mounted over lower
+            layers, such a directory takes its attributes from the layer below, as in umoci and containerd.
+        dropped_xattrs: number of extended attributes that the file system does not support.
     """
 
     diff_id: Digest
@@ -217,9 +216,9 @@ class UnpackedLayer:
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
-    """A layer that the store has: an entry of `layer_db`, and what only we know of it.
+    """A layer in the store: an entry of `layer_db`, and what our own metadata adds.
 
-    `size_bytes` is -1 and `implied_directories` empty for a layer that image-rs unpacked.
+    For a layer that image-rs unpacked, `size_bytes` is -1 and `implied_directories` is empty.
     """
 
     compressed_digest: Digest
@@ -233,10 +232,11 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image that the store has: an entry of `image_db`. `layers` is bottom-most first.
+    """An image in the store: an entry of `image_db`. `layers` is bottom-most first.
 
-    `references` are all its names; the first is the `reference` of image_db. `manifest_digest` is that of the form
-    that its layers have; `other_digests` are those of forms that it had before, and has names of.
+    `references` are all its names; the first is the `reference` of image_db. `manifest_digest` is the digest of
+    the manifest that lists `layers`; `other_digests` are those of other manifests of the image that its names
+    refer to.
     """
 
     image_id: Digest
@@ -249,13 +249,13 @@ class StoredImage:
 
     @property
     def manifest_digests(self) -> tuple[Digest, ...]:
-        """The digests of all manifests that are known to be its, that of its layers first."""
+        """The digests of all known manifests of the image, first the one that lists `layers`."""
         return (self.manifest_digest, *self.other_digests)
 
 
 @dataclass(frozen=True, slots=True)
 class PulledLayer:
-    """What one layer cost a pull."""
+    """One layer of a pull: whether it was reused, and what was downloaded."""
 
     compressed_digest: Digest
     uncompressed_digest: Digest
@@ -265,7 +265,7 @@ class PulledLayer:
 
 @dataclass(frozen=True, slots=True)
 class PulledImage:
-    """The result of a pull: PullImageResponse's fields. `layers` is bottom-most first."""
+    """The result of a pull, with the fields of PullImageResponse. `layers` is bottom-most first."""
 
     image_id: Digest
     manifest_digest: Digest
@@ -280,7 +280,7 @@ class PulledImage:
 
 
 class PullPolicy(Enum):
-    """When the registry is asked; see the .proto."""
+    """When to contact the registry; see the .proto."""
 
     UNSPECIFIED = 0
     ALWAYS = 1
@@ -290,21 +290,21 @@ class PullPolicy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user and a password for one registry. Never shown, logged or stored."""
+    """User and password for one registry. Never shown, logged or stored."""
 
     user: str
     password: str = field(repr=False)
 
     @classmethod
     def parse(cls, text: str, field_name: str) -> Credentials | None:
-        """Read `user:password`; None where the text is empty.
+        """Parse `user:password`; None if the text is empty.
 
         Args:
-            text: what was given.
-            field_name: where, for the error: it does not repeat the text, which may be a password.
+            text: the text to parse.
+            field_name: name of the field for the error, which does not repeat the text: it may be a password.
 
         Raises:
-            InvalidRequest: it has no user, or no colon.
+            InvalidRequest: the text has no user, or no colon.
         """
         if not text:
             return None
@@ -318,10 +318,10 @@ _USERINFO = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*://)?)(.*)@(?!sha[0-9]+[:-])
 
 
 def without_password(text: str) -> str:
-    """A URL, or what somebody wrote for one or for an image, with *** in the place of a password or token.
+    """Replace the password or token in a URL, or in a malformed URL or image name, by ***.
 
-    What is before an @ is a user and a password, if it has a colon, or the text a scheme; but before a digest it
-    is an image's name.
+    Text before an @ is taken for a user and a password if it has a colon or the whole text has a scheme. Text
+    before the @ of a digest is an image's name.
     """
     found = _USERINFO.match(text)
     if found is None:

@@ -1,4 +1,4 @@
-"""Platforms: how they are written, and which of them runs what was built for which."""
+"""Platforms: parsing, and which platform runs images built for which."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MACHINES = {
 }
 _DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 _ALSO_RUNS = {"arm64": "arm", "amd64": "386"}
-_LAST_CHOICE = 1_000_000  # farther than any variant
+_LAST_CHOICE = 1_000_000  # greater than the distance of any variant
 _VARIANT = re.compile(r"v([0-9]{1,4})")
 _PLATFORM = re.compile(r"([a-z0-9_.-]+)/([a-z0-9_.-]+)(?:/([a-z0-9_.-]+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """An operating system and a CPU, in Go's words (GOOS, GOARCH, variant), as image indexes use them."""
+    """An operating system and a CPU with Go's names (GOOS, GOARCH, variant), as in image indexes."""
 
     os: str
     architecture: str
@@ -37,10 +37,10 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Read `os/architecture[/variant]`.
+        """Parse `os/architecture[/variant]`.
 
         Raises:
-            InvalidPlatform: it is not of that form.
+            InvalidPlatform: the text does not have that form.
         """
         match = _PLATFORM.fullmatch(text)
         if match is None:
@@ -55,18 +55,18 @@ class Platform:
         return cls("linux", architecture, variant)
 
     def runs(self, built_for: Platform) -> bool:
-        """Whether an image is for this platform, by what its config says: the one rule, wherever it comes from.
+        """Whether this platform runs an image, given the platform in its config.
 
-        Variants are not compared: configs leave them out, or have them wrong, more often than not. Those of old
-        images leave the architecture out as well.
+        Variants are not compared, because most configs omit them or have them wrong. Configs of old images also
+        omit the architecture.
         """
-        also = _ALSO_RUNS.get(self.architecture)
-        return built_for.os == self.os and built_for.architecture in ("", self.architecture, also)
+        sibling = _ALSO_RUNS.get(self.architecture)
+        return built_for.os == self.os and built_for.architecture in ("", self.architecture, sibling)
 
     def distance(self, offered: Platform) -> int | None:
-        """How far an offered platform is from this one: 0 is the same; None cannot run, as far as it says.
+        """The distance of an offered platform to this one: 0 if they are the same, None if it cannot run here.
 
-        The exact variant is nearest, then the next older one; the 32-bit sibling is the last choice. Follows
+        The same variant is nearest, then the next older one; the 32-bit sibling is the last choice. Follows
         containerd's `platforms.Only`.
         """
         if offered.os != self.os:
@@ -80,7 +80,7 @@ class Platform:
         return None if steps is None else _LAST_CHOICE + steps
 
     def _steps_down_to(self, offered: Platform) -> int | None:
-        """How much older the variant of the same architecture is; None if it is newer, or no number."""
+        """By how many versions the offered variant is older; None if it is newer or not a number."""
         default = _DEFAULT_VARIANTS.get(self.architecture, "")
         ours, theirs = self.variant or default, offered.variant or default
         if ours == theirs:

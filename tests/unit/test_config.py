@@ -78,9 +78,9 @@ def test_a_key_that_changes_nothing_yet_is_a_warning(tmp_path: Path) -> None:
         ({"default_snapshot": "devmapper"}, "default_snapshot"),
         ("{", ""),
         ("[]", ""),
-        ('{"work_dir": "/\udcff"}', "no JSON"),
-        ('{"\udcff": 1}', "no JSON"),
-        ('{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "no JSON"),
+        ('{"work_dir": "/\udcff"}', "not JSON"),
+        ('{"\udcff": 1}', "not JSON"),
+        ('{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON"),
         ({"additional_stores": ["/a\0b"]}, "NUL"),
         ({"work_dir": ""}, "work_dir"),
         ({"additional_stores": ["/a", "b"]}, "additional_stores"),
@@ -95,7 +95,7 @@ def test_a_wrong_value_is_an_error_that_names_its_place(tmp_path: Path, content:
 
 
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfiguration, match="no such file"):
+    with pytest.raises(InvalidConfiguration, match="does not exist"):
         load_configuration(str(tmp_path / "none.json"), None)
 
 
