@@ -122,7 +122,7 @@ def _terminate(_signal: int, _frame: object) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the benchmark: exit status 0 if it could be done, whatever the figures; 1 if not; 130 on Ctrl-C."""
+    """Run the benchmark; exit status 0 if it completed, with any figures; 1 if it could not; 130 after Ctrl-C."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _terminate)
     try:

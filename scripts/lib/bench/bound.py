@@ -1,12 +1,12 @@
-"""What the work itself costs: each part of a cold pull alone, by the libraries that guestpulld uses.
+"""Measures the parts of a cold pull alone, with the libraries that guestpulld uses.
 
-    inflate      the blobs' compressed bytes, into a buffer that is used again and again
-    hash         the SHA-256 of the compressed bytes, and of the tars
-    create       the same files, in a plain loop over a list that was made before
+    inflate      decompress the blobs into a buffer that is reused
+    hash         compute the SHA-256 of the compressed bytes, and of the tars
+    create       create the same files in a plain loop over a prepared list
 
 The sum of their CPU seconds divided by the cores is the bound: no pull that uses these libraries, verifies both
-digests and makes these files can be faster on these cores. It leaves out the registry, the kernel's sockets
-and pipes, HTTP, reading tar headers, and looking after it all; what guestpulld needs more than the bound is that.
+digests and creates these files can be faster on these cores. The bound excludes the registry, the kernel's sockets
+and pipes, HTTP, tar headers and coordination: that is what guestpulld needs beyond the bound.
 
     python -P -m bench.bound   < request, one JSON object   > result, one JSON object
 """
@@ -49,7 +49,7 @@ class Parts(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> float:
-        """CPU seconds of all."""
+        """CPU seconds of all parts."""
         return self.inflate + self.hash_compressed + self.hash_tar + self.create
 
 
@@ -61,13 +61,13 @@ class _Request(msgspec.Struct, frozen=True):
 
 
 def measure(place: Place, registry: Registry, image: Image, plain: Image) -> Parts:
-    """Do each part once, in a process of its own.
+    """Measure each part once, in a separate process.
 
     Args:
-        place: where files can be made.
-        registry: it has the blobs in files.
-        image: whose bound it is.
-        plain: the same image uncompressed.
+        place: provides a file system for the files.
+        registry: holds the blobs as files.
+        image: the image to measure.
+        plain: the same image, uncompressed.
     """
     with place.tmpfs() as directory:
         request = _Request(
@@ -91,10 +91,10 @@ def measure(place: Place, registry: Registry, image: Image, plain: Image) -> Par
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One entry as the loop needs it: the arguments of the system calls, and nothing to work out.
+    """One entry with the precomputed arguments of its system calls.
 
-    `parent` is the directory to be in, `target` what a link leads to; `start` and `end` are where in the tar
-    the content is.
+    `parent` is the directory to create it in, `target` the target of a link; `start` and `end` delimit the
+    content in the tar.
     """
 
     parent: bytes
@@ -152,7 +152,7 @@ def _seconds_to_hash(path: str) -> float:
 
 
 def _seconds_to_create(entries: Sequence[_Entry], content: memoryview) -> float:
-    """Make the entries, with all of their attributes, by as few system calls as that takes."""
+    """Create the entries with all their attributes, with as few system calls as possible."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     current = b""
     directories: list[_Entry] = []
@@ -213,7 +213,7 @@ def _entries_of(tar: str, root: bytes) -> Iterator[_Entry]:
 
 @contextmanager
 def _mapped(path: str) -> Iterator[memoryview]:
-    """A file's content, its pages mapped already: page faults are no part of what is measured."""
+    """Map a file's content and touch its pages, so that page faults are not measured."""
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)

@@ -1,7 +1,7 @@
-"""The chart of a run: each contender's cold pull beside guestpulld's and the bound, as an SVG file.
+"""Draws a run's cold pulls by each contender beside guestpulld's and the bound, as an SVG file.
 
 One panel for each codec that was measured. A bar is the median wall-clock time; the line on it spans from the
-fastest to the slowest round. matplotlib is loaded only when a chart is asked for: it is in the dependency group
+fastest to the slowest round. matplotlib is loaded only for a chart: it is in the dependency group
 `chart`, which `scripts/bench` installs then.
 """
 
@@ -72,8 +72,8 @@ def draw(figures: Sequence[Figure], cores: int, caption: str, path: Path) -> Non
         axes.tick_params(labelsize=8)
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
-    told = textwrap.fill(caption, _CAPTION_LETTERS_A_PANEL * len(panels))
-    canvas.supxlabel(told, fontsize=7, color="#57606a")
+    wrapped = textwrap.fill(caption, _CAPTION_LETTERS_A_PANEL * len(panels))
+    canvas.supxlabel(wrapped, fontsize=7, color="#57606a")
     # no date and no random ids: the same figures give the same file
     canvas.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 

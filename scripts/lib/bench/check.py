@@ -1,4 +1,4 @@
-"""Whether a root filesystem is the image: every path, its attributes, and every byte of it."""
+"""Compares a root filesystem with the image: every path, its attributes and its content."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Final
 from bench.place import Refusal
 from bench.tree import Kind, Node
 
-_SHOWN: Final = 5  # differences that are named
+_SHOWN: Final = 5  # differences named in an error
 
 
 def check(rootfs: Path, nodes: Sequence[Node], directory_times: bool) -> None:
-    """Compare a root filesystem with what the image must become. The root itself is not looked at.
+    """Compare a root filesystem, except its root directory, with the expected result.
 
     Args:
-        rootfs: what a pull made.
-        nodes: what it must hold.
-        directory_times: whether the times of directories count; not every tool restores them.
+        rootfs: the result of a pull.
+        nodes: the expected entries.
+        directory_times: whether to compare the times of directories; not every tool restores them.
 
     Raises:
-        Refusal: it is not the image; the first differences are named.
+        Refusal: the root filesystem differs; the error names the first differences.
     """
     wrong: list[str] = []
     found = dict(_walk(rootfs))
@@ -34,7 +34,7 @@ def check(rootfs: Path, nodes: Sequence[Node], directory_times: bool) -> None:
             wrong.append(f"{node.path} is missing")
         else:
             wrong += _differences(rootfs, node, state, directory_times)
-    wrong += [f"{path} is not of the image" for path in found]
+    wrong += [f"{path} is not in the image" for path in found]
     if wrong:
         raise Refusal(f"{rootfs} has {len(wrong)} differences: {'; '.join(wrong[:_SHOWN])}")
 
@@ -42,7 +42,7 @@ def check(rootfs: Path, nodes: Sequence[Node], directory_times: bool) -> None:
 def _differences(rootfs: Path, node: Node, found: os.stat_result, directory_times: bool) -> Iterator[str]:
     path = rootfs / node.path
     if _kind(found) != node.kind:
-        yield f"{node.path} is no {node.kind}"
+        yield f"{node.path} is not a {node.kind}"
         return
     if stat.S_IMODE(found.st_mode) != node.mode:
         yield f"{node.path} has mode {stat.S_IMODE(found.st_mode):o} instead of {node.mode:o}"
@@ -51,7 +51,7 @@ def _differences(rootfs: Path, node: Node, found: os.stat_result, directory_time
     if found.st_mtime_ns != node.mtime * 10**9 and (node.kind != "directory" or directory_times):
         yield f"{node.path} has time {found.st_mtime_ns} instead of {node.mtime * 10**9}"
     if _content(path, node.kind) != node.content:
-        yield f"{node.path} has another content"
+        yield f"{node.path} has different content"
     if node.twin and not os.path.samestat(found, os.lstat(rootfs / node.twin)):
         yield f"{node.path} is not the same file as {node.twin}"
 

@@ -1,9 +1,8 @@
-"""Who is measured: one cold pull each, from the same registry, onto a fresh tmpfs.
+"""The measured tools. Each makes one cold pull from the same registry onto a fresh tmpfs.
 
-A contender is made ready (its daemon started, its directories made), then timed while it makes the image a
-tree of files, then asked for that tree. What it does besides is part of its time: guestpulld mounts a root
-filesystem and writes a runtime config, podman and containerd register the image; umoci is called in the way
-that does no more than unpack.
+A contender is prepared (its daemon started, its directories created), then timed while it turns the image into
+a tree of files, then asked for the path of that tree. Additional work counts: guestpulld mounts a root
+filesystem and writes a runtime config, podman and containerd register the image; umoci only unpacks it.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ _PATIENCE: Final = 20.0  # seconds until containerd must answer
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A contender that is ready: `pull` is timed; `rootfs` makes the tree be found, and says where."""
+    """A prepared contender: `pull` is timed; `rootfs` makes the tree accessible and returns its path."""
 
     pull: Callable[[], None]
     rootfs: Callable[[], Path]
 
 
 MakeReady: TypeAlias = Callable[[Path, Cgroup, str], AbstractContextManager[Ready]]
-"""Called with an empty directory, the cgroup for its processes, and the reference that it is to pull."""
+"""Called with an empty directory, the cgroup for its processes, and the reference to pull."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Who is measured. `directory_times`: whether it restores the times of directories."""
+    """A measured tool. `directory_times`: whether it restores the times of directories."""
 
     name: str
     version: str
@@ -48,7 +47,7 @@ class Contender:
 
 
 def contenders() -> list[Contender]:
-    """All of them; guestpulld first."""
+    """All contenders, guestpulld first."""
     return [
         Contender("guestpulld", __version__, guestpulld),
         Contender("podman", run("podman", "--version").split()[-1], podman),
@@ -57,14 +56,14 @@ def contenders() -> list[Contender]:
             "skopeo+umoci",
             f"{run('skopeo', '--version').split()[2]}, {run('umoci', '--version').split()[2].partition('+')[0]}",
             skopeo_umoci,
-            codecs=("gzip", "plain"),  # this umoci knows no zstd
+            codecs=("gzip", "plain"),  # Debian's umoci does not support zstd
         ),
     ]
 
 
 @contextmanager
 def guestpulld(directory: Path, cgroup: Cgroup, reference: str) -> Iterator[Ready]:
-    """Our daemon, called by its Python client."""
+    """guestpulld, called through its Python client."""
     with serving(directory, cgroup) as daemon:
         bundle = daemon.new_bundle()
 
@@ -77,11 +76,11 @@ def guestpulld(directory: Path, cgroup: Cgroup, reference: str) -> Iterator[Read
 
 @contextmanager
 def podman(directory: Path, cgroup: Cgroup, reference: str) -> Iterator[Ready]:
-    """`podman pull` by root, with its overlay driver."""
+    """`podman pull` as root, with the overlay driver."""
     (directory / "tmp").mkdir()
     command = ["env", f"TMPDIR={directory}/tmp", "podman", "--root", f"{directory}/root"]
     command += ["--runroot", f"{directory}/run", "--storage-driver", "overlay"]
-    # it asks the storage for its form at the first call
+    # let podman initialise its storage before it is timed
     run(*command, "images")
 
     def pull() -> None:
@@ -92,7 +91,7 @@ def podman(directory: Path, cgroup: Cgroup, reference: str) -> Iterator[Ready]:
 
 @contextmanager
 def containerd(directory: Path, cgroup: Cgroup, reference: str) -> Iterator[Ready]:
-    """`ctr images pull` from a containerd of our own, with its overlayfs snapshotter."""
+    """`ctr images pull` with our own containerd and the overlayfs snapshotter."""
     socket_path = directory / "containerd.sock"
     configuration = directory / "config.toml"
     configuration.write_text(

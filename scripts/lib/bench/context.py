@@ -1,4 +1,4 @@
-"""What every row needs: where, from which registry, which images, how often, and where figures go."""
+"""The context that every row gets: place, registry, images, number of rounds, report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.report import Report
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Handed to every row. `quick`: less of everything, for a first impression."""
+    """The context of a row. `quick`: measure less of everything, for a first impression."""
 
     place: Place
     registry: Registry
@@ -30,7 +30,7 @@ class Bench:
 
     @contextmanager
     def daemon(self, *additional_stores: Path) -> Iterator[tuple[Daemon, Cgroup]]:
-        """A guestpulld with an empty store on a tmpfs, and others that it may read."""
+        """Run a guestpulld with an empty store on a tmpfs, and optional read-only stores."""
         with (
             self.place.tmpfs() as directory,
             self.place.cgroup() as cgroup,

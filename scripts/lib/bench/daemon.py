@@ -1,4 +1,4 @@
-"""A guestpulld as users have it, from its start to its end."""
+"""Runs a guestpulld as users do."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LONG: Final = 600.0  # seconds that a call may take
 
 
 class Daemon:
-    """A guestpulld that serves. Made by `serving`.
+    """A serving guestpulld. Created by `serving`.
 
     Attributes:
-        client: a connection to it.
-        start_seconds: from the start of the process until it said that it serves.
+        client: a client connected to it.
+        start_seconds: time from the start of the process until it reports that it is serving.
     """
 
     def __init__(
@@ -46,32 +46,32 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def list_layers(self) -> bytes:
-        """ListLayers, its answer as it comes from the socket."""
+        """Call ListLayers without decoding the response."""
         call = self._channel.unary_unary("/guestpull.v1.ImageService/ListLayers", None, None)
         answer: bytes = call(b"")
         return answer
 
     def new_bundle(self) -> str:
-        """The path of a bundle that is not there yet."""
+        """The path for a new bundle."""
         self._bundles += 1
         return str(self._directory / "bundles" / str(self._bundles))
 
 
 @contextlib.contextmanager
 def serving(directory: Path, cgroup: Cgroup, additional_stores: Sequence[Path] = ()) -> Iterator[Daemon]:
-    """Start a guestpulld whose work directory, socket and bundles are below `directory`, and end it.
+    """Run a guestpulld with work directory, socket and bundles below `directory` during a block.
 
     Args:
-        directory: an empty directory, or one that an earlier call left.
-        cgroup: where its processes are counted.
-        additional_stores: what it may read besides its own.
+        directory: an empty directory, or one from an earlier call.
+        cgroup: counts the CPU time of its processes.
+        additional_stores: its read-only stores.
 
     Raises:
-        Refusal: it does not serve.
+        Refusal: the daemon does not serve.
     """
     program = Path(sys.executable).with_name("guestpulld")
     path = directory / "guestpull.sock"
@@ -106,7 +106,7 @@ def serving(directory: Path, cgroup: Cgroup, additional_stores: Sequence[Path] =
 
 
 def _wait(process: subprocess.Popen[bytes], path: Path, begun: float, log: Path) -> None:
-    """Until it listens; asking by gRPC before would make gRPC wait before it asks again."""
+    """Wait until the daemon listens. A gRPC call before that would add gRPC's delay before the next attempt."""
     while True:
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
             probe.connect(str(path))

@@ -1,10 +1,10 @@
-"""The images that are measured: made once, and kept in a registry's directory.
+"""The measured images: created once, and kept in the registry's directory.
 
 tree:gzip, tree:zstd, tree:plain   the same two layers in three forms; see tree.py
-one:gzip                           the lower of them alone: one big layer
-entries:1000 ... entries:1000000   one layer of so many small files
-layers:1 ... layers:480            so many layers of a few small files each
-small:0 ... small:31               images that share nothing, for callers at once
+one:gzip                           only the lower of them: one big layer
+entries:1000 ... entries:1000000   one layer with this number of small files
+layers:1 ... layers:480            this number of layers with a few small files each
+small:0 ... small:31               images without common layers, for concurrent callers
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from bench.layers import CODECS, MEDIA_TYPES, Blob, Codec, LayerWriter
 from bench.registry import MANIFEST, Registry
 from bench.tree import Layer, Node, Size, choose, merged, write_layer
 
-_FORM: Final = 3  # of what is made; another number makes all images anew
+_FORM: Final = 3  # version of the images; increase it to create all of them again
 _BUSYBOX: Final = "/bin/busybox"  # of busybox-static
 _CATALOG: Final = "catalog.json"
 _FILES_IN_DIRECTORY: Final = 1000
 _FILE_BYTES: Final = 100
-_WITH_CONTENT: Final = 4  # every so many files; the others are empty, or a million would fill a small machine
+_WITH_CONTENT: Final = 4  # every 4th file has content; a million of them would fill a small machine
 _LAYER_FILES: Final = 20  # of an image of many layers
 _SMALL_FILES: Final = 500
 
 
 class LayerOf(msgspec.Struct, frozen=True):
-    """One layer of an image. Sizes are bytes."""
+    """One layer of an image. Sizes are in bytes."""
 
     digest: str
     diff_id: str
@@ -45,7 +45,7 @@ class LayerOf(msgspec.Struct, frozen=True):
 
 
 class Image(msgspec.Struct, frozen=True):
-    """An image in the registry. `entries` counts what its tars hold."""
+    """An image in the registry. `entries` is the number of entries in its tars."""
 
     repository: str
     tag: str
@@ -53,28 +53,28 @@ class Image(msgspec.Struct, frozen=True):
     entries: int
 
     def reference(self, registry: Registry) -> str:
-        """What a pull asks for."""
+        """The reference for a pull."""
         return f"{registry.host}/{self.repository}:{self.tag}"
 
     @property
     def size(self) -> int:
-        """Bytes of its blobs."""
+        """Size of its blobs in bytes."""
         return sum(layer.size for layer in self.layers)
 
     @property
     def tar_size(self) -> int:
-        """Bytes of its tars."""
+        """Size of its tars in bytes."""
         return sum(layer.tar_size for layer in self.layers)
 
 
 class Images:
-    """Makes images, or finds those that were made before.
+    """Creates images, or finds existing ones.
 
     Args:
-        directory: where they are kept, in a subdirectory a size.
-        registry: where they are pushed; it stores in the same directory.
-        size: of the tree.
-        say: told what is being made.
+        directory: holds the images, in a subdirectory per size.
+        registry: the registry to push to; it stores in the same directory.
+        size: the size of the tree.
+        say: called with a message when an image is created.
     """
 
     def __init__(self, directory: Path, registry: Registry, size: Size, say: Callable[[str], None]) -> None:
@@ -88,33 +88,33 @@ class Images:
             self._catalog = msgspec.json.decode(path.read_bytes(), type=dict[str, Image])
 
     def tree(self, codec: Codec) -> Image:
-        """The tree, in one of its forms."""
+        """The tree, with one of its codecs."""
         return self._found(f"tree:{codec}", self._make_tree)
 
     def one_layer(self) -> Image:
-        """The lower layer of the tree alone."""
+        """Only the lower layer of the tree."""
         return self._found("one:gzip", self._make_tree)
 
     def plus(self) -> Image:
-        """The tree and one more layer: what shares all of its base with it."""
+        """The tree and one more layer, so that it shares all layers of the tree."""
         return self._found("plus:gzip", self._make_plus)
 
     def nodes(self) -> list[Node]:
-        """What must be found after a pull of the tree."""
+        """The expected result of a pull of the tree."""
         self.tree("gzip")
         return msgspec.json.decode(self._nodes_path.read_bytes(), type=list[Node])
 
     def entries(self, count: int) -> Image:
-        """One layer of so many files."""
+        """One layer with `count` files."""
         return self._found(f"entries:{count}", lambda: self._make_small(f"entries:{count}", [(0, count)]))
 
     def layers(self, count: int) -> Image:
-        """So many layers of a few files each."""
+        """`count` layers with a few files each."""
         parts = [(number * _LAYER_FILES, _LAYER_FILES) for number in range(count)]
         return self._found(f"layers:{count}", lambda: self._make_small(f"layers:{count}", parts))
 
     def small(self, number: int) -> Image:
-        """One of many images that share nothing."""
+        """One of many images without common layers."""
         parts = [((number + 1) * 10_000_000, _SMALL_FILES)]
         return self._found(f"small:{number}", lambda: self._make_small(f"small:{number}", parts))
 
@@ -227,7 +227,7 @@ def _write(scratch: Path, name: str, layer: Layer) -> tuple[LayerWriter, list[No
 
 
 def _write_program(writer: LayerWriter) -> int:
-    """Write a tar with a program that needs nothing else; returns how many entries it has."""
+    """Write a tar with one static program; return its number of entries."""
     busybox = Path(_BUSYBOX).read_bytes()
     with tarfile.open(fileobj=cast("IO[bytes]", writer), mode="w|", format=tarfile.USTAR_FORMAT) as tar:
         directory = tarfile.TarInfo("bin")
@@ -240,7 +240,7 @@ def _write_program(writer: LayerWriter) -> int:
 
 
 def _write_small_files(writer: LayerWriter, first: int, count: int) -> int:
-    """Write a tar of so many small files; returns how many entries it has."""
+    """Write a tar with small files; return its number of entries."""
     entries = 0
     with tarfile.open(fileobj=cast("IO[bytes]", writer), mode="w|", format=tarfile.USTAR_FORMAT) as tar:
         for number in range(first, first + count):

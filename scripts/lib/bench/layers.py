@@ -1,11 +1,11 @@
-"""Tar streams -> blobs: each layer is written once and compressed in several ways on the way.
+"""Compresses tar streams to blobs: each layer is written once and compressed with several codecs.
 
     with LayerWriter(directory, ("gzip", "zstd", "plain")) as writer:
         with tarfile.open(fileobj=writer, mode="w|") as tar:
             ...
     writer.blobs["gzip"].digest, writer.diff_id
 
-gzip is zlib's level 6, which is what `gzip -6`, Docker and Debian's tools write; zstd is level 3.
+gzip uses zlib's level 6, like `gzip -6`, Docker and Debian's tools; zstd uses level 3.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEDIA_TYPES: Final[dict[Codec, str]] = {
     "plain": "application/vnd.oci.image.layer.v1.tar",
 }
 _GZIP_LEVEL: Final = 6
-_GZIP_WINDOW: Final = 31  # zlib's way to say: 32 KiB, in gzip's form
+_GZIP_WINDOW: Final = 31  # zlib's wbits for a window of 32 KiB and gzip's header
 _ZSTD_LEVEL: Final = 3
 
 
@@ -48,7 +48,7 @@ class _Plain:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One layer in one form, in a file. `size` is bytes."""
+    """One layer with one codec, in a file. `size` is in bytes."""
 
     path: Path
     digest: str
@@ -84,9 +84,9 @@ class _BlobWriter:
 
 
 class LayerWriter:
-    """A file object for `tarfile` to write to. `blobs` and `diff_id` are there once it is left.
+    """A file object for `tarfile` to write to. `blobs` and `diff_id` are set when its block is left.
 
-    It can be pickled then, to be handed back by the process that wrote it. `tar_size` is bytes.
+    After that it can be pickled, to be returned by the process that wrote it. `tar_size` is in bytes.
     """
 
     def __init__(self, directory: Path, name: str, codecs: Sequence[Codec] = CODECS) -> None:
@@ -97,7 +97,7 @@ class LayerWriter:
         self._writers = {codec: _BlobWriter(directory / f"{name}.{codec}", codec) for codec in codecs}
 
     def write(self, piece: bytes) -> int:
-        """Take the next bytes of the tar."""
+        """Write the next bytes of the tar."""
         self._hash.update(piece)
         self.tar_size += len(piece)
         for writer in self._writers.values():

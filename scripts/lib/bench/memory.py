@@ -1,11 +1,11 @@
-"""Peak of the summed PSS of a cgroup's processes, by a process of its own.
+"""Samples the peak of the summed PSS of a cgroup's processes, in a separate process.
 
     with watched(cgroup) as peak:
         ...
     peak.bytes
 
-PSS counts a page that processes share once, a share each. It is asked for every 20 ms, which costs the watched
-processes some time: what is timed is not watched.
+PSS divides a shared page among its processes. Sampling every 20 ms slows the watched processes down, so a pull
+that is timed is not watched.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _INTERVAL: Final = 0.02  # seconds
 
 @dataclass(slots=True)
 class Peak:
-    """What was seen; there once `watched` is left."""
+    """The result; set when the block of `watched` is left."""
 
     bytes: int = 0
 
 
 @contextlib.contextmanager
 def watched(cgroup: Cgroup) -> Iterator[Peak]:
-    """Watch the processes of a cgroup meanwhile."""
+    """Watch the processes of a cgroup within a block."""
     peak = Peak()
     command = [sys.executable, "-P", "-m", "bench.memory", str(cgroup.pids_file)]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -42,14 +42,14 @@ def watched(cgroup: Cgroup) -> Iterator[Peak]:
         watcher.stdout.readline()
         yield peak
     finally:
-        said, _ = watcher.communicate()
-        peak.bytes = int(said)
+        output, _ = watcher.communicate()
+        peak.bytes = int(output)
 
 
 def _summed(pids_file: Path) -> int:
     total = 0
     for pid in pids_file.read_text().split():
-        # a process may end meanwhile
+        # a process may exit meanwhile
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
@@ -63,7 +63,7 @@ def _watch(pids_file: Path) -> None:
     peak = 0
     sys.stdout.write("watching\n")
     sys.stdout.flush()
-    # standard input ends when there is nothing to watch any more
+    # the parent closes standard input to end the watch
     while not select.select([sys.stdin], [], [], 0)[0]:
         begun = time.monotonic()
         peak = max(peak, _summed(pids_file))

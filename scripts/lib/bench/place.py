@@ -1,8 +1,8 @@
-"""Where the benchmark happens, and how it leaves nothing.
+"""Provides directories, tmpfs and cgroups for the benchmark, and removes them at the end.
 
-`scripts/bench` starts us in a mount namespace of our own, so that every mount, ours and the peers', ends with
-us. Processes are started in cgroups of our own, which count their CPU seconds, those of children and
-grandchildren too, and which are killed whole at the end.
+`scripts/bench` starts the benchmark in a new mount namespace, so that all mounts, including those of the other
+tools, end with it. Processes run in new cgroups, which count the CPU time of all descendants and are killed at
+the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 _PATIENCE: Final = 30.0  # seconds, for a cgroup to become empty
-_LOOKING: Final = 1.0  # seconds, at what others do
+_BUSY_SAMPLE_SECONDS: Final = 1.0
 
 
 class Refusal(Exception):
@@ -28,7 +28,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the figures were measured on. `memory_bytes` is what is available now."""
+    """The machine that is measured. `memory_bytes` is the memory available now."""
 
     cpu: str
     cores: int
@@ -61,9 +61,9 @@ def _field(file: str, name: str, separator: str) -> str:
 
 
 def busy_share() -> float:
-    """How much of the cores' time others use now; we sleep meanwhile."""
+    """The share of the cores' time that other processes use, sampled while this one sleeps."""
     idle, total = _cpu_ticks()
-    time.sleep(_LOOKING)
+    time.sleep(_BUSY_SAMPLE_SECONDS)
     idle_later, total_later = _cpu_ticks()
     return 1 - (idle_later - idle) / max(1, total_later - total)
 
@@ -74,7 +74,7 @@ def _cpu_ticks() -> tuple[int, int]:
 
 
 def cpu_seconds_of(cpu_stat: Path) -> float:
-    """User and system time of all processes that are or were in the cgroup that has this file."""
+    """User and system time of all present and past processes of the cgroup with this cpu.stat file."""
     for line in cpu_stat.read_text().splitlines():
         if line.startswith("usage_usec "):
             return int(line.split()[1]) / 1e6
@@ -82,34 +82,34 @@ def cpu_seconds_of(cpu_stat: Path) -> float:
 
 
 class Cgroup:
-    """Some processes whose CPU time is counted together. Made by `Place.cgroup`."""
+    """A group of processes whose CPU time is counted together. Created by `Place.cgroup`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir()
 
     def command(self, command: Sequence[str | Path]) -> list[str]:
-        """The command, as one that enters this cgroup before it begins."""
+        """Wrap a command so that it enters this cgroup first."""
         enter = 'echo $$ >"$0" && exec "$@"'
         return ["sh", "-c", enter, str(self._directory / "cgroup.procs"), *map(str, command)]
 
     @property
     def cpu_seconds(self) -> float:
-        """User and system time of all processes that are or were in it."""
+        """User and system time of its present and past processes."""
         return cpu_seconds_of(self.cpu_stat)
 
     @property
     def cpu_stat(self) -> Path:
-        """Tells the CPU time."""
+        """The file with the CPU time."""
         return self._directory / "cpu.stat"
 
     @property
     def pids_file(self) -> Path:
-        """Names the processes that are in it."""
+        """The file with the ids of its processes."""
         return self._directory / "cgroup.procs"
 
     def remove(self) -> None:
-        """Kill what is in it, and wait until nothing is."""
+        """Kill its processes, and wait until they have exited."""
         deadline = time.monotonic() + _PATIENCE
         (self._directory / "cgroup.kill").write_text("1")
         while True:
@@ -124,7 +124,7 @@ class Cgroup:
 
 
 class Place:
-    """A directory, a cgroup hierarchy and fresh tmpfs in it. Made by `place`."""
+    """A directory and a cgroup hierarchy for the benchmark. Created by `place`."""
 
     def __init__(self, directory: Path, cgroups: Path) -> None:
         self.directory = directory
@@ -133,7 +133,7 @@ class Place:
 
     @contextlib.contextmanager
     def cgroup(self) -> Iterator[Cgroup]:
-        """A cgroup; its processes are killed at the end."""
+        """Create a cgroup for a block; its processes are killed at the end."""
         self._number += 1
         cgroup = Cgroup(self._cgroups / str(self._number))
         try:
@@ -143,7 +143,7 @@ class Place:
 
     @contextlib.contextmanager
     def tmpfs(self) -> Iterator[Path]:
-        """A fresh tmpfs, gone at the end with all that is mounted below it."""
+        """Mount a fresh tmpfs for a block; it is unmounted at the end with all mounts below it."""
         self._number += 1
         directory = self.directory / str(self._number)
         directory.mkdir()
@@ -155,7 +155,7 @@ class Place:
             directory.rmdir()
 
     def _unmount(self, directory: Path) -> None:
-        """Unmount what is below it too, and wait until its memory is free, unless something still uses it."""
+        """Unmount a tmpfs and the mounts below it; wait until its memory is freed, unless it is in use."""
         try:
             run("umount", "--recursive", directory)
         except Refusal:
@@ -164,10 +164,10 @@ class Place:
 
 @contextlib.contextmanager
 def place() -> Iterator[Place]:
-    """Take a place on this machine, and leave it as it was.
+    """Create a place for a block, and remove it at the end.
 
     Raises:
-        Refusal: this machine does not allow it.
+        Refusal: this machine has no usable cgroups or mounts.
     """
     directory = Path(tempfile.mkdtemp(prefix="guestpull-bench-"))
     hierarchy = directory / "cgroup"
@@ -189,13 +189,13 @@ def place() -> Iterator[Place]:
 
 
 def run(*command: str | Path) -> str:
-    """Run a command; returns what it printed.
+    """Run a command and return its output.
 
     Raises:
-        Refusal: it failed; with what it said.
+        Refusal: the command failed; the error includes its output.
     """
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()[-2000:]
-        raise Refusal(f"`{' '.join(map(str, command))}` failed (status {done.returncode}): {said}")
+        output = (done.stderr or done.stdout).strip()[-2000:]
+        raise Refusal(f"`{' '.join(map(str, command))}` failed (status {done.returncode}): {output}")
     return done.stdout

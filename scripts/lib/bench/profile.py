@@ -1,10 +1,10 @@
-"""Where a cold pull spends its time: py-spy and a sampler for Python's lines, perf for what is below them.
+"""Profiles a cold pull: py-spy and a sampler for Python's lines, perf for native code and the kernel.
 
-    DIR/daemon.txt     stacks of the daemon, native frames too, with their samples; speedscope.app shows them
-    DIR/worker.txt     lines of a layer worker's main thread, with their samples; see sample.py
-    DIR/perf.txt       CPU time of the daemon and the workers by library and function, the kernel's too
+    DIR/daemon.txt     stacks of the daemon with native frames, and their samples; speedscope.app shows them
+    DIR/worker.txt     lines of a layer worker's main thread, and their samples; see sample.py
+    DIR/perf.txt       CPU time of the daemon and the workers by library and function, including the kernel
 
-Each looks at a pull of its own, and makes it slower.
+Each profiles a separate pull, and slows it down.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.context import Bench
 from bench.daemon import Daemon
 from bench.place import Refusal, run
 
-_RATE: Final = 250  # samples a second
+_RATE: Final = 250  # samples per second
 _PATIENCE: Final = 60.0  # seconds
 _ATTACHING: Final = 1.5  # seconds
 
@@ -65,7 +65,7 @@ def _sample_worker(bench: Bench, file: Path) -> None:
 def _record_all(bench: Bench, directory: Path) -> None:
     raw = directory / "perf.data"
     with bench.daemon() as (daemon, cgroup):
-        # the workers come from the fork server, and are followed from their first instant
+        # perf follows the fork server, so it sees workers from their start
         pids = ",".join(cgroup.pids_file.read_text().split())
         with _recorded(["perf", "record", "-q", "-e", "cpu-clock", "-F", "999", "-o", raw, "-p", pids]):
             _pull(bench, daemon)
@@ -86,7 +86,7 @@ def _pull(bench: Bench, daemon: Daemon) -> None:
 
 @contextmanager
 def _recorded(command: Sequence[str | Path]) -> Iterator[None]:
-    """Run a recorder meanwhile; it writes its file when it is interrupted."""
+    """Run a recorder during a block; it writes its file when it is interrupted."""
     recorder = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -95,7 +95,7 @@ def _recorded(command: Sequence[str | Path]) -> Iterator[None]:
         time.sleep(_ATTACHING)
         yield
     finally:
-        recorder.send_signal(signal.SIGINT)  # it may have ended by itself with what it watched
-        _, said = recorder.communicate(timeout=_PATIENCE)
+        recorder.send_signal(signal.SIGINT)  # it may have exited together with the process that it recorded
+        _, output = recorder.communicate(timeout=_PATIENCE)
     if recorder.returncode not in (0, -signal.SIGINT, 130):
-        raise Refusal(f"{command[0]} failed: {said.decode(errors='replace').strip()[-1000:]}")
+        raise Refusal(f"{command[0]} failed: {output.decode(errors='replace').strip()[-1000:]}")

@@ -1,6 +1,6 @@
-"""How fast a layer is proved, by the size of its files: unpacked with a tar-split, then verified, in this process.
+"""Measures how fast a layer is verified, by the size of its files: unpacks it with a tar-split, then verifies it.
 
-python -m bench.proving DIRECTORY FILE_BYTES   > gigabytes of tar a CPU second of the verification
+python -m bench.proving DIRECTORY FILE_BYTES   > gigabytes of tar per CPU second of the verification
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HASH: Final = Digest.of(b"").algorithm
 
 
 class _Feed:
-    """A file object for `tarfile` to write to: a worker takes what comes, and a hash."""
+    """A file object for `tarfile` to write to, which feeds a worker and a hash."""
 
     def __init__(self, worker: LayerWorker) -> None:
         self._worker = worker
@@ -51,7 +51,7 @@ def _main(directory: Path, file_bytes: int) -> None:
         feed = _Feed(worker)
         _write_files(feed, file_bytes)
         implied = worker.finish().implied_directories
-    gc.disable()  # as in a process that verifies
+    gc.disable()  # as in a verifying worker
     begun = time.process_time()
     changes = verify_layer(str(root), str(tar_split_path), feed.digest, implied=implied_fingerprint(implied))
     seconds = time.process_time() - begun

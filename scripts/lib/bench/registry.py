@@ -1,4 +1,4 @@
-"""Debian's docker-registry, storing in a directory that is kept, and pushing to it."""
+"""Runs Debian's docker-registry with a permanent directory, and pushes to it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PATIENCE: Final = 20.0  # seconds until it must answer
 
 
 class Registry:
-    """A docker-registry at a port of loopback; a context manager.
+    """A docker-registry on a loopback port, as a context manager.
 
     Args:
-        directory: what it stores; kept. An attribute, too.
-        cgroup: where its processes are counted.
+        directory: holds its blobs, permanently; also an attribute.
+        cgroup: counts the CPU time of its processes.
     """
 
     def __init__(self, directory: Path, cgroup: Cgroup) -> None:
@@ -37,16 +37,16 @@ class Registry:
 
     @property
     def host(self) -> str:
-        """Its address, as references have it."""
+        """Its address for references."""
         return f"127.0.0.1:{self._port}"
 
     @property
     def cpu_seconds(self) -> float:
-        """User and system time that it used so far."""
+        """User and system time that it has used."""
         return self._cgroup.cpu_seconds
 
     def blob_path(self, digest: str) -> Path:
-        """The file that holds a blob."""
+        """The file of a blob."""
         algorithm, _, hexadecimal = digest.partition(":")
         blobs = self.directory / "docker/registry/v2/blobs"
         return blobs / algorithm / hexadecimal[:2] / hexadecimal / "data"
@@ -93,7 +93,7 @@ class Registry:
         connection.close()
 
     def push_manifest(self, repository: str, tag: str, manifest: bytes) -> None:
-        """Push a manifest whose blobs are there."""
+        """Push a manifest after its blobs."""
         connection = http.client.HTTPConnection(self.host)
         path = f"/v2/{repository}/manifests/{tag}"
         connection.request("PUT", path, body=manifest, headers={"Content-Type": MANIFEST})

@@ -1,4 +1,4 @@
-"""Figures: what was measured, how it is shown, and the file for machines."""
+"""Figures, their tables, and the JSON file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Unit: TypeAlias = Literal["s", "CPU s", "ms", "us", "MiB", "GB/s", "/s", "%", "x
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that was measured, as often as it was.
+    """The values of one measurement.
 
     Attributes:
-        row: the name of what was measured, as `--only` takes it.
-        subject: whose figure it is, and under which circumstances.
-        unit: of `values`.
-        at_most: the goal; the median must not be above it.
-        at_least: the goal; the median must not be below it.
-        at_most_p99: the goal for the 99th percentile.
+        row: the name of the row, as for `--only`.
+        subject: the measured tool or case.
+        unit: the unit of `values`.
+        at_most: goal: upper bound of the median.
+        at_least: goal: lower bound of the median.
+        at_most_p99: goal: upper bound of the 99th percentile.
     """
 
     row: str
@@ -35,18 +35,18 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def median(self) -> float:
-        """The middle value."""
+        """The median."""
         return statistics.median(self.values)
 
     @property
     def p99(self) -> float:
-        """The 99th percentile; the largest where there are less than a hundred values."""
+        """The 99th percentile; the largest value of fewer than a hundred."""
         ordered = sorted(self.values)
         return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
 
     @property
     def goal(self) -> str:
-        """The goal in words; empty where there is none."""
+        """The goal in words; empty if there is none."""
         parts: list[str] = []
         if self.at_most is not None:
             parts.append(f"at most {_short(self.at_most)} {self.unit}")
@@ -58,7 +58,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def met(self) -> bool:
-        """Whether all goals are met; also where there is none."""
+        """Whether all goals are met; true if there are none."""
         return (
             (self.at_most is None or self.median <= self.at_most)
             and (self.at_least is None or self.median >= self.at_least)
@@ -67,7 +67,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def spread(self) -> str:
-        """The smallest and the largest value; for many values the 99th percentile."""
+        """The smallest and the largest value; for many values, the 99th percentile."""
         if len(self.values) == 1:
             return ""
         if len(self.values) < 100:
@@ -76,24 +76,24 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report:
-    """All figures, in the order in which they came; shown as they come."""
+    """All figures in the order of their measurement; shown as they are added."""
 
     def __init__(self, facts: dict[str, str]) -> None:
         self._facts = facts
         self.figures: list[Figure] = []
 
     def say(self, text: str = "") -> None:
-        """A line for whoever watches."""
+        """Print a line."""
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
     def title(self, text: str) -> None:
-        """What comes next."""
+        """Print the title of the next measurement."""
         self.say()
         self.say(text)
 
     def add(self, *figures: Figure) -> None:
-        """Keep figures, and show them."""
+        """Add figures and print them."""
         self.figures += figures
         for figure in figures:
             verdict = "" if not figure.goal else f"   [{figure.goal}: {'met' if figure.met else 'MISSED'}]"
@@ -101,11 +101,11 @@ class Report:
             self.say(f"  {figure.subject:<46} {middle:<14} {figure.spread:<22}{verdict}".rstrip())
 
     def keep(self, *figures: Figure) -> None:
-        """Keep figures that are shown elsewhere."""
+        """Add figures that are printed elsewhere."""
         self.figures += figures
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show a table; its first column is text, the others are figures."""
+        """Print a table; its first column is text, the others are figures."""
         widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
         for row in [columns, *rows]:
             cells = [row[0].ljust(widths[0])]
@@ -113,7 +113,7 @@ class Report:
             self.say(f"  {'   '.join(cells)}".rstrip())
 
     def verdicts(self) -> None:
-        """Show which goals were met and which were not."""
+        """Print the number of goals that were met, and those that were missed."""
         with_goal = [figure for figure in self.figures if figure.goal]
         if not with_goal:
             return
@@ -126,7 +126,7 @@ class Report:
             )
 
     def write(self, path: Path) -> None:
-        """Write the file for machines."""
+        """Write the JSON file."""
         document = {
             "facts": self._facts,
             "figures": [
@@ -139,7 +139,7 @@ class Report:
 
 
 def shown(values: Sequence[float], render: Callable[[float], str] | None = None) -> str:
-    """A median, with the spread behind it."""
+    """A median with its spread."""
     render = render or _short
     if len(values) == 1:
         return render(values[0])
@@ -147,7 +147,7 @@ def shown(values: Sequence[float], render: Callable[[float], str] | None = None)
 
 
 def _short(value: float) -> str:
-    """Three digits that matter."""
+    """Format a value with three significant digits."""
     if abs(value) >= 100:
         return f"{value:.0f}"
     if abs(value) >= 10:

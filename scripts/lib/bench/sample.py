@@ -1,10 +1,10 @@
-"""Which lines of the layer worker a layer's time goes to: the worker's own code, sampled from within.
+"""Samples the lines in which a layer worker spends its time, from within the process.
 
-py-spy cannot see into a worker, because it is chrooted into its layer. So this runs what a worker runs, chrooted
-too, in a process that samples its main thread (the one that reads the tar and makes the entries) by a timer.
-Time in a system call or a library counts for the line that called it.
+py-spy cannot inspect a worker, which is chrooted into its layer. This program runs the worker's code, chrooted
+too, and samples the main thread, which reads the tar and creates the entries, with a timer. Time in a system
+call or a library counts for the line that called it.
 
-    python -P -m bench.sample BLOB DIRECTORY   > one line a place: samples, then where; the most first
+    python -P -m bench.sample BLOB DIRECTORY   > one line per place: number of samples, place; most samples first
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The tree that the image holds: files of this machine's /usr, chosen so that sizes are an image's.
+"""The tree of the main image: files of this machine's /usr, chosen to have the sizes of a real image.
 
-A Debian image with Python, compilers or a web stack in it has some 19 KB an entry and compresses 3 to 4 times.
-/usr is what such images are made of, so its files are taken: directory by directory in a shuffled order that
-is always the same, no file over 24 MiB, and no faster in bytes than in entries. A machine with a small /usr
-gives them several times, each copy altered at its beginning.
+A Debian image with Python, compilers or a web stack has about 19 KB per entry and compresses by a factor of 3
+to 4. Such images consist of files of /usr, so these are taken: directory by directory, in a shuffled but
+constant order, without files over 24 MiB, and with bytes in step with entries. From a small /usr, files are
+taken several times, and each copy is altered at its beginning.
 
-The upper of the two layers also replaces, removes and hides some of what the lower one has, as real ones do.
+As in real images, the upper of the two layers replaces, removes and hides some entries of the lower one.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ Kind: TypeAlias = Literal["file", "directory", "symlink"]
 _SOURCE: Final = "/usr"
 _MAX_FILE_BYTES: Final = 24 * 1024 * 1024
 _AHEAD_BYTES: Final = 48 * 1024 * 1024  # how far bytes may be ahead of entries
-_LINKED: Final = 150  # every so many files have a second name
-_OWNED: Final = 40  # every so many files are not root's
+_LINKED: Final = 150  # every 150th file has a hard link
+_OWNED: Final = 40  # every 40th file has another owner than root
 _ALTERED: Final = 60  # files that the upper layer replaces, and as many that it removes
-_LOWER_SHARE: Final = 0.58  # of the bytes; the rest is the upper layer's
+_LOWER_SHARE: Final = 0.58  # of the bytes; the rest is in the upper layer
 _HIDDEN_DIRECTORY: Final = "opt/hidden"  # the upper layer makes it opaque
-_EPOCH: Final = 1_700_000_000  # seconds; the time of what is not the machine's
+_EPOCH: Final = 1_700_000_000  # seconds; the time of generated entries
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is wanted: at least so many bytes of files, and so many entries."""
+    """The minimum size of the tree: bytes of files, and number of entries."""
 
     content_bytes: int
     entries: int
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True):
-    """One path of the tree, as it must be found after a pull.
+    """One path of the tree, as expected after a pull.
 
-    `content` is the SHA-256 of a file, the target of a symlink, and empty for a directory; `twin` is another
-    path that is the same file, or empty. Paths have no leading slash. Times are whole seconds.
+    `content` is the SHA-256 of a file, the target of a symlink, or empty for a directory; `twin` is another
+    path of the same file, or empty. Paths have no leading slash. Times are in whole seconds.
     """
 
     path: str
@@ -66,9 +66,9 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A path of a layer, and where its bytes come from; `size` is how many those were when it was chosen.
+    """A path of a layer and the source of its content; `size` is the source's size when it was chosen.
 
-    `prefix` goes before the bytes of `source`; without a source it is all there is. `twin` makes it a hard link.
+    The content is `prefix` and then that of `source`, if any. With `twin`, the path is a hard link.
     """
 
     path: str
@@ -86,7 +86,7 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one layer's tar is to hold; `removed` paths and `opaque` directories become whiteouts."""
+    """The content of one layer's tar; `removed` paths and `opaque` directories become whiteouts."""
 
     picks: tuple[Pick, ...]
     removed: tuple[str, ...] = ()
@@ -94,13 +94,13 @@ class Layer:
 
 
 def choose(wanted: Size) -> tuple[Layer, Layer]:
-    """Choose what the lower and the upper layer hold."""
+    """Choose the content of the lower and the upper layer."""
     picks = sorted(_linked(_picked(wanted)), key=lambda one: one.path)
     sizes = list(itertools.accumulate(one.size for one in picks))
     cut = bisect.bisect(sizes, _LOWER_SHARE * sizes[-1])
     lower, upper = picks[:cut], picks[cut:]
     names = {one.path for one in upper}
-    # a hard link's file must be in its own layer
+    # the target of a hard link must be in the same layer
     upper = [replace(one, twin="") if one.twin and one.twin not in names else one for one in upper]
 
     twins = {one.twin for one in lower}
@@ -118,7 +118,7 @@ def choose(wanted: Size) -> tuple[Layer, Layer]:
 
 
 def merged(lower: Sequence[Node], upper: Sequence[Node], above: Layer) -> list[Node]:
-    """The tree that the two layers make together."""
+    """Merge the two layers."""
     hidden = tuple(f"{directory}/" for directory in above.opaque)
     gone = set(above.removed)
     tree = {node.path: node for node in lower if node.path not in gone and not node.path.startswith(hidden)}
@@ -127,7 +127,7 @@ def merged(lower: Sequence[Node], upper: Sequence[Node], above: Layer) -> list[N
 
 
 def write_layer(layer: Layer, writer: LayerWriter) -> list[Node]:
-    """Write a layer's tar; returns the paths that it adds or changes."""
+    """Write a layer's tar; return the paths that it adds or changes."""
     nodes: list[Node] = []
     contents: dict[str, str] = {}
     with tarfile.open(fileobj=cast("IO[bytes]", writer), mode="w|", format=tarfile.PAX_FORMAT) as tar:
@@ -143,7 +143,7 @@ def write_layer(layer: Layer, writer: LayerWriter) -> list[Node]:
 
 
 def _picked(wanted: Size) -> list[Pick]:
-    """Files and symlinks until both bounds are reached; the bytes keep pace with the entries."""
+    """Choose files and symlinks until both bounds are reached, with bytes in step with entries."""
     average = wanted.content_bytes / wanted.entries
     picks: list[Pick] = []
     directories: set[str] = set()
@@ -158,11 +158,11 @@ def _picked(wanted: Size) -> list[Pick]:
             picks.append(pick)
             directories.add(os.path.dirname(pick.path))
             taken_bytes += pick.size
-    raise AssertionError(f"{_SOURCE} has too few files to make an image of")
+    raise AssertionError(f"{_SOURCE} has too few files for an image")
 
 
 def _files(copy: int) -> Iterator[Pick]:
-    """All that can be taken of the source, in a shuffled order of directories."""
+    """All usable files of the source, in a shuffled order of directories."""
     root = "usr" if copy == 0 else f"opt/copy{copy}"
     directories: list[tuple[str, list[str]]] = []
     for directory, below, names in os.walk(_SOURCE):
@@ -202,7 +202,7 @@ def _linked(picks: Sequence[Pick]) -> Iterator[Pick]:
 
 
 def _with_directories(picks: Sequence[Pick], mentioned: Sequence[str] = ()) -> tuple[Pick, ...]:
-    """Put each directory before what is in it; `mentioned` paths need their directories too."""
+    """Put each directory before its entries; add the directories of `mentioned` paths too."""
     directories: set[str] = set()
     for path in [*(one.path for one in picks), *mentioned]:
         directory = os.path.dirname(path)
@@ -210,7 +210,7 @@ def _with_directories(picks: Sequence[Pick], mentioned: Sequence[str] = ()) -> t
             directories.add(directory)
             directory = os.path.dirname(directory)
     made = [Pick(path, "directory", 0o755, _EPOCH) for path in directories]
-    # hard links after their files, which their names do anyway
+    # this order also puts hard links after their files, because of their names
     return tuple(sorted([*made, *picks], key=lambda one: one.path))
 
 

@@ -1,8 +1,8 @@
-"""One layer, unpacked from its file by a worker as a pull has it done; with and without a tar-split.
+"""Unpacks one layer from a file with a worker, as a pull does, with or without a tar-split.
 
-    python -m bench.unpacking BLOB DIRECTORY CPU_STAT [RECORD]   > CPU seconds of it, those of the worker too
+    python -m bench.unpacking BLOB DIRECTORY CPU_STAT [RECORD]   > CPU seconds, including the worker's
 
-CPU_STAT is the file that counts for the cgroup that this is in.
+CPU_STAT is the cpu.stat file of this process's cgroup.
 """
 
 from __future__ import annotations

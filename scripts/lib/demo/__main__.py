@@ -43,13 +43,13 @@ def _terminate(_signal: int, _frame: object) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Tell the story: exit status 0 if every step did what it should; 1 if not; 130 on Ctrl-C."""
+    """Run a demonstration; exit status 0 if every step succeeded; 1 if not; 130 after Ctrl-C."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _terminate)
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
         description="Shows guestpull on real images: a pull, a container, reuse; or, with `bake`, a guest image.",
-        epilog="The images are made once, and kept in $GUESTPULL_DEMO_DIR (~/.cache/guestpull-demo).",
+        epilog="The images are created once, and kept in $GUESTPULL_DEMO_DIR (~/.cache/guestpull-demo).",
     )
     parser.add_argument(
         "story", nargs="?", default="pull", choices=("pull", "bake"), help="which story [pull]"
@@ -60,7 +60,7 @@ def main() -> NoReturn:
         sys.stderr.write(f"\ndemo FAILED: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.stderr.write("\ndemo: stopped; nothing is left but the images that were made\n")
+        sys.stderr.write("\ndemo: stopped; only the created images are kept\n")
         sys.exit(130)
     sys.exit(0)
 

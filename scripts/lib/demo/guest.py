@@ -1,8 +1,8 @@
-"""The story of a guest image: containers are in it before it boots, and starting one downloads nothing.
+"""Demonstrates a guest image with baked containers, which start without a download.
 
-The guest is a Debian with Python, runc and guestpull, as an EROFS image. It is booted as far as a machine without
-a hypervisor can: in mount, process, network and host-name namespaces of its own, its root the read-only image
-with a tmpfs on top, and nothing of the host to be seen. What is not shown is a kernel of its own.
+The guest is a Debian with Python, runc and guestpull, as an EROFS image. It boots without a hypervisor: in new
+mount, process, network and host-name namespaces, with the read-only image and a tmpfs on top as its root, and
+without access to the host's files. Only a kernel of its own is missing.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _GUEST_PYTHON: Final = "3.11"  # of Debian 12
 
 _BOOT: Final = """\
 #!/bin/sh
-# What a guest's early boot does: the read-only image, a tmpfs on top of it, and the host is out of sight.
+# A guest's early boot: mount the read-only image with a tmpfs on top, and leave the host's root.
 set -e
 mkdir -p lower upper root
 mount -t erofs -o ro,loop guest.erofs lower
 mount -t tmpfs tmpfs upper
 mkdir upper/upper upper/work
 mount -t overlay -o lowerdir=lower,upperdir=upper/upper,workdir=upper/work overlay root
-# the baked layers as the image has them: through the overlay above, their whiteouts would not be seen
+# mount the baked layers from the image itself: the overlay above would hide their whiteouts
 mount --bind lower{store} root{store}
 mount -t proc proc root/proc
 mount --rbind /sys root/sys
@@ -53,7 +53,7 @@ exec env --ignore-environment PATH=/usr/sbin:/usr/bin:/sbin:/bin /sbin/init "$@"
 """
 _INIT: Final = """\
 #!/bin/sh
-# The guest's first process: guestpulld, then Kata's agent; here its stand-in, for one container.
+# The guest's first process: starts guestpulld, then runs the stand-in for Kata's agent with one container.
 config=$1; shift
 guestpulld serve --work-dir /run/kata-containers/image --config "$config" &
 while [ ! -S /run/guestpull/guestpull.sock ]; do sleep 0.01; done
@@ -62,10 +62,10 @@ exec guestpull-agent run --time --policy missing "$@"
 
 
 def tell(stage: Stage, layout: Path, kept: Path) -> None:
-    """Tell it.
+    """Run the demonstration.
 
     Raises:
-        DemoFailed: a step does not do what it should.
+        DemoFailed: a step failed.
     """
     archive = make_guest(kept, _say)
     libraries = _libraries(kept)
@@ -137,16 +137,16 @@ def _boot(stage: Stage, image: str) -> None:
     )
 
 
-def _milliseconds(said: str) -> int:
-    """What the agent said of the time to a running container."""
-    found = re.search(r"running after ([\d.]+) (m?s)", said)
-    if found is None or "= 42" not in said:
+def _milliseconds(output: str) -> int:
+    """The time to a running container, from the agent's output."""
+    found = re.search(r"running after ([\d.]+) (m?s)", output)
+    if found is None or "= 42" not in output:
         raise DemoFailed("the container did not run")
     return round(float(found[1]) * (1000 if found[2] == "s" else 1))
 
 
 def _libraries(kept: Path) -> Path:
-    """What guestpull depends on, for the guest's Python; kept until the dependencies change."""
+    """The dependencies of guestpull for the guest's Python; kept until they change."""
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
     wanted: list[str] = project["dependencies"]
     libraries = kept / f"libraries-{sha256(repr(wanted).encode()).hexdigest()[:12]}"

@@ -1,11 +1,11 @@
-"""The images of the demonstration: real ones, made once of Debian's packages, and kept.
+"""The images of the demonstration: real images from Debian's packages, created once and kept.
 
-    debian:12     what debootstrap's minbase is: dpkg, apt, and what they need
+    debian:12     debootstrap's minbase: dpkg, apt and their dependencies
     python:3.11   the same layer, and one with Python and some of its packages, installed by apt
     shop:1.0      the same two layers, and one with an application
 
-They are made as image builders make them: mmdebstrap fills the first layer, apt the second, and umoci finds
-out what each step changed. `guest` is the root filesystem of a guest, without its containers.
+They are built like images of image builders: mmdebstrap fills the first layer, apt the second, and umoci packs the
+changes of each step. `guest` is the root filesystem of a guest without containers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 from demo.stage import run, tmpfs
 
-_FORM: Final = "1"  # of what is made; another one makes all anew
+_FORM: Final = "1"  # version of the images; change it to create all of them again
 _SUITE: Final = "bookworm"
 _MIRROR: Final = "http://deb.debian.org/debian"
 _PYTHON_PACKAGES: Final = ("python3", "python3-requests", "python3-numpy")
@@ -34,7 +34,7 @@ TAGS: Final = ("debian", "python", "shop")
 
 
 def make_images(kept: Path, say: Callable[[str], None]) -> Path:
-    """Make the images, unless they are there; returns the OCI layout that holds them, by the tags of `TAGS`."""
+    """Create the images unless they exist; return the OCI layout that holds them, with the tags of `TAGS`."""
     layout = kept / f"images-{_FORM}"
     if layout.exists():
         return layout
@@ -61,7 +61,7 @@ def make_images(kept: Path, say: Callable[[str], None]) -> Path:
 
 
 def make_guest(kept: Path, say: Callable[[str], None]) -> Path:
-    """Make a guest's root filesystem, unless it is there; returns it as a tar."""
+    """Create a guest's root filesystem unless it exists; return the path of its tar."""
     archive = kept / f"guest-{_FORM}.tar"
     if not archive.exists():
         say(f"bootstrapping a guest with {', '.join(_GUEST_PACKAGES)} by mmdebstrap (once; it is kept)")
@@ -88,7 +88,7 @@ def _bootstrap(target: Path, form: str, packages: tuple[str, ...]) -> None:
 
 
 def _install(rootfs: Path, packages: tuple[str, ...]) -> None:
-    """Install packages as a Dockerfile's RUN does, leaving no lists and archives behind."""
+    """Install packages like a RUN of a Dockerfile, and delete package lists and archives."""
     resolver = rootfs / "etc/resolv.conf"
     before = resolver.read_bytes() if resolver.exists() else None
     shutil.copyfile("/etc/resolv.conf", resolver)
@@ -110,7 +110,7 @@ def _write_shop(rootfs: Path) -> None:
 
 
 def _pack(layout: Path, tag: str, bundle: Path, *config: str) -> None:
-    """Make a layer of what changed since the last one, and an image that ends with it."""
+    """Create a layer of the changes since the last one, and an image with it on top."""
     run("umoci", "repack", "--refresh-bundle", "--image", f"{layout}:{tag}", bundle)
     run("umoci", "config", "--image", f"{layout}:{tag}", *config)
-    # what is packed next is packed on top of this image
+    # the next layer is packed on top of this image

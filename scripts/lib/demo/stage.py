@@ -1,6 +1,6 @@
-"""Shows commands as typed, then what they print; keeps what runs beside them, and ends it.
+"""Shows commands and their output, and runs daemons in the background.
 
-A command that fails ends the demonstration, loudly.
+A command that fails ends the demonstration with an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 _WIDTH: Final = 110
-_PATIENCE: Final = 30.0  # seconds, for what is started or ended
+_PATIENCE: Final = 30.0  # seconds, for a daemon to start or stop
 _BOLD: Final = "\033[1m"
 _BLUE: Final = "\033[1;34m"
 _PLAIN: Final = "\033[0m"
@@ -29,11 +29,11 @@ class DemoFailed(Exception):
 
 
 class Stage:
-    """A directory on a tmpfs, in which commands are shown.
+    """A directory on a tmpfs, in which commands are shown and run.
 
     Args:
         directory: the tmpfs.
-        variables: what the commands find in their environment, beside ours.
+        variables: environment variables of the commands, in addition to ours.
     """
 
     def __init__(self, directory: Path, variables: Mapping[str, str]) -> None:
@@ -43,38 +43,38 @@ class Stage:
         self._beside: dict[str, subprocess.Popen[bytes]] = {}
 
     def chapter(self, title: str) -> None:
-        """Begin a part of the story."""
+        """Print the title of a part."""
         self._write(f"\n{self._in(_BLUE, f'== {title}')}\n")
 
     def tell(self, text: str) -> None:
-        """Say something to whoever watches."""
+        """Print an explanation."""
         self._write(textwrap.fill(" ".join(text.split()), _WIDTH) + "\n")
 
     def show(self, command: str) -> str:
-        """Show a command, run it, and show what it prints; returns that.
+        """Show a command, run it, and show and return its output.
 
         Raises:
-            DemoFailed: its status is not 0.
+            DemoFailed: the exit status is not 0.
         """
         self._prompt(command)
-        # progress bars go to the terminal as they are; without one, errors come among the output
+        # let progress bars go to the terminal; without one, merge standard error into the output
         errors = None if sys.stderr.isatty() else subprocess.STDOUT
         running = self._popen(command, subprocess.PIPE, errors)
-        said: list[str] = []
+        shown: list[str] = []
         assert running.stdout is not None
         for line in running.stdout:
             text = line.decode(errors="replace")
-            said.append(text)
+            shown.append(text)
             self._write(text)
         if running.wait() != 0:
             raise DemoFailed(f"`{command}` ended with status {running.returncode}")
-        return "".join(said)
+        return "".join(shown)
 
     def start(self, name: str, command: str, is_ready: Callable[[], bool]) -> None:
-        """Show a command that runs beside the others, and wait until it is ready; its output goes to NAME.log.
+        """Show and start a command in the background, and wait until it is ready; its output goes to NAME.log.
 
         Raises:
-            DemoFailed: it does not become ready.
+            DemoFailed: the command does not become ready.
         """
         self._prompt(f"{command} &")
         path = self.directory / f"{name}.log"
@@ -87,32 +87,32 @@ class Stage:
             time.sleep(0.01)
 
     def end(self, name: str) -> None:
-        """Show how what runs beside is ended by SIGTERM.
+        """Show and send a SIGTERM to a background command, and wait for its exit.
 
         Raises:
-            DemoFailed: it does not end well.
+            DemoFailed: the command does not exit cleanly.
         """
         process = self._beside.pop(name)
         self._prompt(f"kill {process.pid} && wait  # {name}")
         process.terminate()
-        # docker-registry knows no other end than by the signal
+        # docker-registry does not handle SIGTERM
         if process.wait(_PATIENCE) not in (0, -signal.SIGTERM):
             raise DemoFailed(f"{name} ended with status {process.returncode}")
 
     def close(self) -> None:
-        """End, at once, what still runs."""
+        """Kill the background commands that still run."""
         for process in self._beside.values():
             process.kill()
             process.wait()
 
     def expect(self, truth: bool, what: str) -> None:
-        """Check what was just said to be so.
+        """Check that a statement holds.
 
         Raises:
-            DemoFailed: it is not.
+            DemoFailed: the statement does not hold.
         """
         if not truth:
-            raise DemoFailed(f"it should be so, and is not: {what}")
+            raise DemoFailed(f"this does not hold: {what}")
 
     def _prompt(self, command: str) -> None:
         self._write(f"{self._in(_BOLD, f'$ {command}')}\n")
@@ -137,7 +137,7 @@ class Stage:
 
 @contextlib.contextmanager
 def tmpfs(directory: Path | None = None) -> Iterator[Path]:
-    """A tmpfs, at a directory that is made for it, gone at the end."""
+    """Mount a tmpfs at a new directory for a block; unmount and remove it at the end."""
     if directory is None:
         directory = Path(tempfile.mkdtemp(prefix="guestpull-demo-"))
     directory.mkdir(parents=True, exist_ok=True)
@@ -150,15 +150,15 @@ def tmpfs(directory: Path | None = None) -> Iterator[Path]:
 
 
 def run(*command: str | Path, variables: Mapping[str, str] | None = None) -> str:
-    """Run a command that is not shown; returns what it printed.
+    """Run a command without showing it; return its output.
 
     Raises:
-        DemoFailed: its status is not 0; with what it said.
+        DemoFailed: the exit status is not 0; the error includes the output.
     """
     environment = {**os.environ, **(variables or {})}
     parts = [str(part) for part in command]
     done = subprocess.run(parts, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()[-3000:]
-        raise DemoFailed(f"`{' '.join(parts)}` ended with status {done.returncode}:\n{said}")
+        shown = (done.stderr or done.stdout).strip()[-3000:]
+        raise DemoFailed(f"`{' '.join(parts)}` ended with status {done.returncode}:\n{shown}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""The story: pull, look, pull what is new, run, reuse in another work directory, let go."""
+"""Pulls an image, lists it, pulls a second one, runs it, reuses it in another work directory, removes all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from demo.images import TAGS
 from demo.stage import Stage, run
 
 DIRECTORY: Final = Path("/run/guestpull-demo")
-"""Where it is told: short, so that commands stay readable."""
+"""The directory of the demonstration; short, so that commands stay readable."""
 
 _FOLLOW: Final = """\
 python3 - <<'END'
@@ -32,10 +32,10 @@ END"""
 
 
 def tell(stage: Stage, layout: Path) -> None:
-    """Tell it.
+    """Run the demonstration.
 
     Raises:
-        DemoFailed: a step does not do what it should.
+        DemoFailed: a step failed.
     """
     host = start_registry(stage, layout)
     _start_daemon(stage)
@@ -136,8 +136,8 @@ def _pull_what_is_new(stage: Stage, image: str) -> None:
 
 def _run(stage: Stage, image: str) -> None:
     stage.chapter("A container, as Kata's agent would run it")
-    said = stage.show(f"guestpull-agent run --time --bundle-root $PWD/containers {image}")
-    stage.expect("I am shop" in said and "= 42" in said, "the container ran as its image's user")
+    output = stage.show(f"guestpull-agent run --time --bundle-root $PWD/containers {image}")
+    stage.expect("I am shop" in output and "= 42" in output, "the container ran as its image's user")
     stage.tell(
         "The stand-in for the agent had the image pulled (nothing to download), merged the pod's specification "
         "into the image's, had runc start it, and released the bundle. The image says USER shop: it was found in "
@@ -157,8 +157,8 @@ def _reuse(stage: Stage, image: str) -> None:
     daemon = "guestpulld serve --work-dir other --listen unix://$PWD/other.sock --log-level info"
     stage.start("other", daemon, lambda: listens(stage.directory / "other.sock"))
     address = "--address unix://$PWD/other.sock"
-    said = stage.show(f"guestpull {address} pull {image} --policy missing --bundle bundles/again")
-    stage.expect("0 of them new" in said, "nothing was downloaded")
+    output = stage.show(f"guestpull {address} pull {image} --policy missing --bundle bundles/again")
+    stage.expect("0 of them new" in output, "nothing was downloaded")
     stage.show(
         "ls other/layers | wc -l && findmnt --noheadings --output SOURCE,TARGET --types overlay | grep bundles"
     )
@@ -180,12 +180,12 @@ def _let_go(stage: Stage, images: tuple[str, ...]) -> None:
     stage.end("guestpulld")
     stage.show("cat guestpulld.log")
     stage.tell(
-        "No mount, no layer, no bundle: deleted when the last image and the last bundle let go of them."
+        "No mount, no layer, no bundle: deleted when the last image and the last bundle released them."
     )
 
 
 def listens(path: Path) -> bool:
-    """Whether somebody listens at a unix socket."""
+    """Whether a server listens at a unix socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0
 

@@ -1,11 +1,11 @@
-"""What is measured: each module has rows that the command knows by name.
+"""The rows of the benchmark, which the command finds by name.
 
-  cold.py      a cold pull beside the peers', against the bound
-  cores.py     one big layer on one core and on all; progress streaming against none
-  warm.py      pulls of an image that is there
-  store.py     starting, listing and pulling with few and with many images in the store
-  bake.py      baking an image and one more that shares its layers, pods of it, records, deep verification
-  growth.py    entries in a layer, layers in an image, callers at once
+  cold.py      a cold pull by each tool, compared with the bound
+  cores.py     one big layer on one core and on all cores; a pull with and without progress events
+  warm.py      pulls of an image that is in the store
+  store.py     start, lists and pulls with few and with many images in the store
+  bake.py      baking an image and another with common layers, pods from it, records, deep verification
+  growth.py    entries in a layer, layers in an image, concurrent callers
 
 A row is a function that takes a `Bench`, measures, and adds `Figure`s to its report.
 """

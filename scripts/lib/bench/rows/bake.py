@@ -1,4 +1,4 @@
-"""Baking an image, starting a container of it, and proving that what is there is the image."""
+"""Measures baking an image, starting a container from it, and verifying its layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.report import Figure
 
 _PROGRAM: Final = Path(sys.executable).with_name("guestpulld")
 _AGENT: Final = _PROGRAM.with_name("guestpull-agent")
-_PROVED_PER_CORE: Final = 1.0  # gigabytes a second
+_PROVED_PER_CORE: Final = 1.0  # gigabytes per second
 _FILE_BYTES: Final = (4 * 1024, 16 * 1024, 64 * 1024, 1024 * 1024)
 _RECORD_SIZE_PERCENT: Final = 1.0
 _RECORD_TIME_PERCENT: Final = 3.0
@@ -25,7 +25,7 @@ _RUNNING: Final = re.compile(r"running after (\d+) ms")
 
 
 def bake(bench: Bench) -> None:
-    """`guestpulld bake` of the tree, then of an image that adds a small layer to it."""
+    """Measure `guestpulld bake` of the tree, then of an image that adds a small layer to it."""
     first, second = bench.images.tree("gzip"), bench.images.plus()
     bench.report.title(f"bake: {first.tar_size / 1e9:.2f} GB from the registry; then an image that shares it")
     alone: list[float] = []
@@ -48,7 +48,7 @@ def bake(bench: Bench) -> None:
 
 
 def verify(bench: Bench) -> None:
-    """`guestpulld verify --deep` of the tree: each layer's tar put together again, and hashed."""
+    """Measure `guestpulld verify --deep` of the tree: it reassembles and hashes each layer's tar."""
     image = bench.images.tree("gzip")
     bench.report.title(f"verify: {image.tar_size / 1e9:.2f} GB proved to be what the image's diff_ids say")
     taken: list[float] = []
@@ -96,13 +96,13 @@ def verify(bench: Bench) -> None:
 
 
 def _proved(bench: Bench, file_bytes: int) -> float:
-    """Gigabytes a CPU second of proving a layer of such files."""
+    """Measure the verification of a layer with files of one size, in gigabytes per CPU second."""
     with bench.place.tmpfs() as directory:
         return float(run(sys.executable, "-P", "-m", "bench.proving", directory, str(file_bytes)))
 
 
 def record(bench: Bench) -> None:
-    """What the record of a layer's tar costs while it is unpacked: the same layer, with and without."""
+    """Measure the cost of recording a layer's tar while unpacking it: with and without a record."""
     image = bench.images.one_layer()
     blob = bench.registry.blob_path(image.layers[0].digest)
     bench.report.title(
@@ -140,7 +140,7 @@ def _unpacked(bench: Bench, blob: Path, *, has_record: bool) -> float:
 
 
 def pod(bench: Bench) -> None:
-    """From the request to a running container, by the kata-agent stand-in: pulled, and baked."""
+    """Measure the time from the agent's request to a running container: pulled, and baked."""
     image = bench.images.plus()
     reference = image.reference(bench.registry)
     bench.report.title(f"pod: a container of {image.tar_size / 1e9:.2f} GB, from the request to running")

@@ -1,4 +1,4 @@
-"""A cold pull: guestpulld beside podman, containerd, and skopeo with umoci; against the bound."""
+"""Measures a cold pull by guestpulld, podman, containerd, and skopeo with umoci, and the bound."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Pull:
-    """What one pull took: seconds, CPU seconds, and the registry's CPU seconds meanwhile."""
+    """The cost of one pull: seconds, CPU seconds, and the registry's CPU seconds."""
 
     seconds: float
     cpu: float
@@ -40,7 +40,7 @@ class _Pull:
 
 
 def cold(bench: Bench, codec: Codec) -> None:
-    """Pull the tree in one form by each contender in turn, several rounds, and check what each made."""
+    """Pull the tree with one codec by each contender in turn, for several rounds, and check each result."""
     image = bench.images.tree(codec)
     nodes = bench.images.nodes()
     who = [one for one in contenders() if codec in one.codecs]
@@ -63,7 +63,7 @@ def cold(bench: Bench, codec: Codec) -> None:
 
 
 def _timed(bench: Bench, one: Contender, codec: Codec, nodes: list[Node]) -> _Pull:
-    """One pull, whose result is right."""
+    """Measure one pull and check its result."""
     reference = bench.images.tree(codec).reference(bench.registry)
     with (
         bench.place.tmpfs() as directory,
@@ -83,7 +83,7 @@ def _timed(bench: Bench, one: Contender, codec: Codec, nodes: list[Node]) -> _Pu
 
 
 def _peak(bench: Bench, one: Contender, codec: Codec) -> float:
-    """Peak memory of one more pull, in MiB."""
+    """Measure the peak memory of another pull, in MiB."""
     reference = bench.images.tree(codec).reference(bench.registry)
     with (
         bench.place.tmpfs() as directory,

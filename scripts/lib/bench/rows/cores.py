@@ -1,4 +1,4 @@
-"""One big layer on one core and on all; and what telling of progress costs."""
+"""Measures a big layer on one core and on all cores, and the cost of progress events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROGRESS_COST: Final = 1.02
 
 
 def cores(bench: Bench) -> None:
-    """One layer alone, with everything (registry, daemon, client) on one core, and on all of them."""
+    """Pull one layer with everything (registry, daemon, client) on one core, and on all cores."""
     image = bench.images.one_layer()
     bench.report.title(
         f"cores: a cold pull of one layer of {image.tar_size / 1e9:.2f} GB; {bench.rounds} rounds"
@@ -46,33 +46,39 @@ def cores(bench: Bench) -> None:
 
 
 def progress(bench: Bench) -> None:
-    """The same cold pull by PullImage and by PullImageWithProgress, in turn."""
+    """Make the same cold pull with PullImage and with PullImageWithProgress, in turn."""
     image = bench.images.tree("gzip")
     rounds = bench.rounds * 2
     bench.report.title(
         f"progress: PullImageWithProgress against PullImage, a cold pull each; {rounds} rounds"
     )
-    silent: list[tuple[float, float]] = []
-    told: list[tuple[float, float]] = []
+    without_events: list[tuple[float, float]] = []
+    with_events: list[tuple[float, float]] = []
     for number in range(rounds):
         for with_progress in (False, True) if number % 2 else (True, False):
-            (told if with_progress else silent).append(_pull(bench, image, with_progress))
-    [one[1] for one in told]
+            (with_events if with_progress else without_events).append(_pull(bench, image, with_progress))
     bench.report.add(
-        Figure(row="progress", subject="PullImage", unit="s", values=[one[0] for one in silent]),
-        Figure(row="progress", subject="PullImageWithProgress", unit="s", values=[one[0] for one in told]),
-        Figure(row="progress", subject="PullImage, CPU", unit="CPU s", values=[one[1] for one in silent]),
+        Figure(row="progress", subject="PullImage", unit="s", values=[one[0] for one in without_events]),
+        Figure(
+            row="progress", subject="PullImageWithProgress", unit="s", values=[one[0] for one in with_events]
+        ),
+        Figure(
+            row="progress", subject="PullImage, CPU", unit="CPU s", values=[one[1] for one in without_events]
+        ),
         Figure(
             row="progress",
             subject="PullImageWithProgress, CPU",
             unit="CPU s",
-            values=[one[1] for one in told],
+            values=[one[1] for one in with_events],
         ),
         Figure(
             row="progress",
             subject="with progress, in the time without",
             unit="x",
-            values=[statistics.median(one[0] for one in told) / statistics.median(one[0] for one in silent)],
+            values=[
+                statistics.median(one[0] for one in with_events)
+                / statistics.median(one[0] for one in without_events)
+            ],
             at_most=_PROGRESS_COST,
         ),
     )
@@ -96,7 +102,7 @@ def _pull(bench: Bench, image: Image, with_progress: bool) -> tuple[float, float
 
 
 def _pull_beside_registry(bench: Bench, image: Image) -> float:
-    """A cold pull from a registry that is started now, on the cores that this process may use."""
+    """Make a cold pull from a newly started registry, on the cores that this process may use."""
     with (
         bench.place.tmpfs() as directory,
         bench.place.cgroup() as cgroup,
@@ -113,7 +119,7 @@ def _pull_beside_registry(bench: Bench, image: Image) -> float:
 
 @contextmanager
 def _pinned() -> Iterator[None]:
-    """What this thread starts meanwhile runs on one core."""
+    """Run everything that this thread starts within a block on one core."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:

@@ -1,4 +1,4 @@
-"""How cost grows: with entries in a layer, with layers in an image, with callers at once."""
+"""Measures how cost grows with entries in a layer, layers in an image, and concurrent callers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PER_LAYER_GROWTH: Final = 1.0
 
 
 def entries(bench: Bench) -> None:
-    """Cold pulls of one layer of 10^3 to 10^6 small files; time an entry, and memory."""
+    """Pull one layer with 10^3 to 10^6 small files; measure time per entry, and memory."""
     counts = (1_000, 10_000) if bench.quick else (1_000, 10_000, 100_000, 1_000_000)
     bench.report.title(
         "entries: a cold pull of one layer of so many files, a quarter of them of 100 bytes, the others empty"
@@ -43,7 +43,7 @@ def entries(bench: Bench) -> None:
 
 
 def layers(bench: Bench) -> None:
-    """Cold pulls of images of 1 to 480 layers; time a layer."""
+    """Pull images of 1 to 480 layers; measure time per layer."""
     counts = (1, 30, 120) if bench.quick else (1, 30, 120, _MANY_LAYERS)
     bench.report.title("layers: a cold pull of so many layers of 20 files each")
     middle: Figure | None = None
@@ -55,7 +55,7 @@ def layers(bench: Bench) -> None:
             subject=f"{count} layers, a layer",
             unit="ms",
             values=[one * 1000 / count for one in seconds],
-            # a tenth for noise; what one layer alone costs is mostly not the layer's
+            # 10 % for noise; the cost of an image with one layer is mostly not that of the layer
             at_most=middle.median * (_PER_LAYER_GROWTH + 0.1) if middle is not None else None,
         )
         bench.report.add(
@@ -67,7 +67,7 @@ def layers(bench: Bench) -> None:
 
 
 def callers(bench: Bench) -> None:
-    """Callers at once: each with an image of its own, and all with the same one."""
+    """Pull with concurrent callers: each with a different image, and all with the same one."""
     counts = (1, 8) if bench.quick else (1, 2, 4, 8, 16, 32)
     bench.report.title("callers: so many cold pulls that begin at once")
     for count in counts:

@@ -1,7 +1,7 @@
-"""Starting, listing and pulling, with few and with many images in the store.
+"""Measures start, lists and pulls with few and with many images in the store.
 
-The many are a store as image-rs writes it: a meta_store.json, and a directory for each layer. Nothing of it is
-in the registry.
+The images are a store in image-rs's format: a meta_store.json, and a directory per layer. They are not in the
+registry.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from bench.rows.warm import warm_pulls
 from guestpull_client import PullPolicy
 
 _IMAGE_LAYERS: Final = 5  # of an image of the store
-_HISTORY: Final = 20  # entries of an image config's history; configs have some kilobytes
+_HISTORY: Final = 20  # entries of an image config's history; real configs have a few kilobytes
 _START_SECONDS: Final = 0.5
 _LIST_MS: Final = 100.0
 _SLOWER: Final = 2.0
 
 
 def store(bench: Bench) -> None:
-    """Start, ListLayers, ListImages and warm pulls, in stores of growing numbers of images."""
+    """Measure start, ListLayers, ListImages and warm pulls, in stores with growing numbers of images."""
     sizes = (0, 200) if bench.quick else (0, 500, 1000, 2000)
     repetitions = 5 if bench.quick else 11
     reference = bench.images.small(0).reference(bench.registry)
@@ -38,7 +38,7 @@ def store(bench: Bench) -> None:
         name = f"{images:,} images, {images * _IMAGE_LAYERS:,} layers"
         with bench.place.tmpfs() as directory, bench.place.cgroup() as cgroup:
             write_store(directory / "work", images)
-            # what the first start makes of a store that another program wrote is not what is measured
+            # do not measure the first start, which takes over a store that another program wrote
             with serving(directory, cgroup):
                 pass
             starts: list[float] = []
@@ -105,7 +105,7 @@ def _repeated(call: Callable[[], object], count: int) -> list[float]:
 
 
 def write_store(work_dir: Path, images: int) -> None:
-    """Write a store of so many images that share nothing, in image-rs's form."""
+    """Write a store of images without common layers, in image-rs's format."""
     image_db: dict[str, object] = {}
     layer_db: dict[str, object] = {}
     (work_dir / "layers").mkdir(parents=True)

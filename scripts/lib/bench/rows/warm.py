@@ -1,8 +1,8 @@
-"""Pulls of an image that is in the store: no layer is downloaded, a bundle is made.
+"""Measures pulls of an image that is in the store: they download no layer, and create a bundle.
 
-The latency of one caller, and the throughput of 32. A goal for the latency of 32 callers at once would be a goal
-for the throughput in disguise: they share the cores, so each waits for the others. gRPC alone, with a handler of
-0.4 ms, answers 1,150 calls a second on two cores.
+There are goals for the latency of one caller and the throughput of 32. The latency of 32 concurrent callers
+follows from the throughput, because they wait for each other. gRPC alone, with a handler of 0.4 ms, answers
+1,150 calls per second on two cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PULLS_A_SECOND: Final = 1000
 
 
 def warm(bench: Bench) -> None:
-    """200 in a row, and 32 callers, through the Python client; with and without asking the registry."""
+    """Make 200 pulls in a row, and pulls by 32 callers, with the Python client; with and without the registry."""
     image = bench.images.tree("gzip")
     reference = image.reference(bench.registry)
     times = 4 if bench.quick else 10
@@ -34,7 +34,7 @@ def warm(bench: Bench) -> None:
         f"warm: pulls of an image whose {len(image.layers)} layers are there, by the Python client"
     )
     with bench.daemon() as (daemon, _):
-        for policy, said in (
+        for policy, what in (
             (PullPolicy.UNSPECIFIED, "asks the registry for the tag"),
             (PullPolicy.IF_NOT_PRESENT, "asks nobody"),
         ):
@@ -44,7 +44,7 @@ def warm(bench: Bench) -> None:
             bench.report.add(
                 Figure(
                     row="warm",
-                    subject=f"in a row; {said}",
+                    subject=f"in a row; {what}",
                     unit="ms",
                     values=in_a_row,
                     at_most=_MEDIAN_MS,
@@ -52,7 +52,7 @@ def warm(bench: Bench) -> None:
                 ),
                 Figure(
                     row="warm",
-                    subject=f"{_AT_ONCE} callers; {said}",
+                    subject=f"{_AT_ONCE} callers; {what}",
                     unit="/s",
                     values=a_second,
                     at_least=_PULLS_A_SECOND if policy is PullPolicy.IF_NOT_PRESENT else None,
@@ -61,7 +61,7 @@ def warm(bench: Bench) -> None:
 
 
 def warm_pulls(daemon: Daemon, reference: str, count: int, policy: PullPolicy) -> list[float]:
-    """Milliseconds of so many warm pulls in a row. Bundles are released between them."""
+    """Measure warm pulls in a row, in milliseconds. Bundles are released between them."""
     taken: list[float] = []
     for _ in range(count):
         milliseconds, bundle = _pulled(daemon, reference, policy)
@@ -71,7 +71,7 @@ def warm_pulls(daemon: Daemon, reference: str, count: int, policy: PullPolicy) -
 
 
 def _pulls_a_second(daemon: Daemon, reference: str, policy: PullPolicy, times: int) -> list[float]:
-    """Pulls a second of 32 callers, each of which pulls several times without a pause; releases are not timed."""
+    """Measure pulls per second by 32 callers who each pull several times in a row; do not time releases."""
     rates: list[float] = []
 
     def caller(_number: int) -> list[str]:
