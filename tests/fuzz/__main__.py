@@ -1,6 +1,6 @@
 """The command line of `scripts/fuzz`."""
 
-# ruff: noqa: T201 - it talks to whoever runs it
+# ruff: noqa: T201 - prints to the user
 from __future__ import annotations
 
 import argparse
@@ -14,7 +14,7 @@ from fuzz.targets import TARGETS, Target
 
 
 def main() -> int:
-    """Run a campaign, or one input again; 1 if anything failed."""
+    """Run a campaign, or one input again; return 1 if an input failed."""
     arguments = _arguments()
     campaign = Campaign(arguments.seed, arguments.keep)
     if arguments.reproduce is not None:
@@ -38,16 +38,18 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="scripts/fuzz", description="Feed damaged inputs to everything that reads what others wrote."
+        prog="scripts/fuzz", description="Feed damaged inputs to all parsers of untrusted data."
     )
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long; 1 if not given")
+    parser.add_argument("--minutes", type=float, default=1.0, help="duration [1]")
     parser.add_argument(
-        "--seed", type=int, default=random.randrange(1 << 32), help="of all inputs; random if not given"
+        "--seed", type=int, default=random.randrange(1 << 32), help="seed of all inputs [a random one]"
     )
     parser.add_argument(
         "--keep", type=Path, default=Path("/tmp/guestpull-fuzz"), help="directory for reproducers"
     )
-    parser.add_argument("--reproduce", type=Path, metavar="FILE", help="try this one input on the one TARGET")
+    parser.add_argument(
+        "--reproduce", type=Path, metavar="FILE", help="run only this input, on the given TARGET"
+    )
     parser.add_argument(
         "targets",
         nargs="*",

@@ -1,4 +1,4 @@
-"""Runs targets for a time, and keeps what reproduces a failure."""
+"""Runs targets for a time, and keeps the inputs that fail."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _AT_ONCE: Final = 200  # inputs of one target before the next one's turn
 
 
 class TooSlow(BaseException):
-    """An input took longer than it may. No `Exception`, so that nothing on the way takes it for its own."""
+    """An input took too long. Not an `Exception`, so that the target does not catch it."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that its target did not stand."""
+    """An input that failed."""
 
     target: str
     number: int
@@ -36,7 +36,7 @@ class Failure:
 
 @dataclass
 class Campaign:
-    """What was done so far."""
+    """The results so far."""
 
     seed: int
     directory: Path
@@ -63,13 +63,13 @@ class Campaign:
             self.try_input(target, target.mutate(source, corpus), number)
 
     def try_input(self, target: Target, content: bytes, number: int) -> None:
-        """Try one input; a failure is kept in a file."""
+        """Run one input; write it to a file if it fails."""
         signal.setitimer(signal.ITIMER_REAL, _SECONDS_AN_INPUT)
         try:
             target.run(content)
         except KeyboardInterrupt:
             raise
-        except BaseException:  # noqa: BLE001 - whatever it is, it is a finding
+        except BaseException:  # noqa: BLE001 - any exception is a finding
             self.failures.append(self._keep(target, content, number))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

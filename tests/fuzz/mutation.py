@@ -1,8 +1,8 @@
-"""Valid inputs -> damaged ones.
+"""Damages valid inputs.
 
-Three kinds of damage: bytes are changed, moved, repeated and cut; JSON values are put in each other's place,
-or replaced by odd ones; headers of tars are changed field by field and get their right checksum back, because
-nothing behind a header with a wrong one is ever reached.
+There are three kinds of damage. Bytes are changed, moved, repeated and cut. JSON values are swapped, or
+replaced by odd ones. Fields of tar headers are changed and the checksum is corrected, because nothing after a
+header with a wrong checksum is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 Mutate: TypeAlias = Callable[[random.Random, Sequence[bytes]], bytes]
-"""Makes a damaged input of some valid ones."""
+"""Creates a damaged input from valid ones."""
 
 _BLOCK: Final = 512
 _INTERESTING: Final = (
@@ -51,7 +51,7 @@ _ODD: Final[tuple[object, ...]] = (
 
 
 def bytes_of(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    """Damage bytes as such."""
+    """Damage bytes, without regard to their meaning."""
     damaged = bytearray(source.choice(corpus))
     for _ in range(1 + int(source.expovariate(0.4))):
         _damage(source, damaged, corpus)
@@ -81,7 +81,7 @@ def _damage(source: random.Random, damaged: bytearray, corpus: Sequence[bytes]) 
 
 
 def json_of(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    """Damage JSON documents by their structure; now and then as bytes."""
+    """Damage the structure of JSON documents; sometimes their bytes."""
     if source.random() < 0.2:
         return bytes_of(source, corpus)
     document = json.loads(source.choice(corpus))
@@ -126,7 +126,7 @@ def _changed(source: random.Random, document: object, others: Sequence[object]) 
 
 
 def tar_of(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    """Damage tars header by header."""
+    """Damage headers of tars."""
     damaged = bytearray(source.choice(corpus))
     if source.random() < 0.15:
         damaged = bytearray(bytes_of(source, corpus))

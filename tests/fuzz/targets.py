@@ -1,6 +1,6 @@
-"""What is fuzzed: inputs to begin with, how they are damaged, and how one is tried.
+"""The targets of fuzzing: the code, its valid inputs, and how to damage them.
 
-A target's `run` returns, or raises one of the errors that it may raise; whatever else comes out is a failure.
+A target's `run` returns or raises one of its allowed errors; any other exception is a failure.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SMALL = Limits(
 
 @dataclass(frozen=True)
 class Target:
-    """One thing that reads what others wrote."""
+    """A parser of untrusted data."""
 
     name: str
     corpus: Callable[[], Sequence[bytes]]
@@ -103,7 +103,7 @@ def _workers() -> LayerWorkers:
 
 
 def _run_layer(tar: bytes) -> None:
-    """Unpack beside a canary, which must be as it was; what was unpacked must be proved."""
+    """Unpack beside a canary, which must not change, and verify the unpacked layer."""
     with _scratch() as top:
         (top / "f").write_bytes(b"canary")
         (top / "d").mkdir()

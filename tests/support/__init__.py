@@ -1,1 +1,1 @@
-"""What several test rooms share: images built in a line, and registries that fail on demand."""
+"""Support for several test rooms: images, registries that fail on demand, daemons, peers."""

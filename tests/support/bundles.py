@@ -1,4 +1,4 @@
-"""Bundles that no store knows of: a rootfs that is mounted where a test says, and a config.json beside it."""
+"""Bundles without a store: a rootfs mounted where a test says, and its config.json."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_config(
 
 
 class CancelledAtCheck(Cancellation):
-    """A caller that leaves when it is asked for the nth time whether it still waits."""
+    """A cancellation whose nth check raises."""
 
     def __init__(self, number: int) -> None:
         super().__init__("the pull")

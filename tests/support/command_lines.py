@@ -1,4 +1,4 @@
-"""Command lines, judged by what a shell sees: run within the test's own process, or as processes of their own."""
+"""Runs command lines, in the test's process or in a separate one, and returns what a shell sees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.waiting import PATIENCE
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended, and what it said."""
+    """The exit status of a command, and its output."""
 
     status: int
     out: str
@@ -39,21 +39,21 @@ def command_line(
         capture.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
-        said = capture.readouterr()
+        output = capture.readouterr()
         assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, said.out, said.err)
+        return Outcome(ended.value.code, output.out, output.err)
 
     return run
 
 
 def into_full_disk(module: str, arguments: Sequence[str], *, buffered: bool) -> Outcome:
-    """Run a program whose standard output has no room, with or without a buffer of Python's before it."""
+    """Run a program with a full device as standard output, with or without Python's buffer."""
     with open("/dev/full", "wb") as full:
         return _run(module, arguments, buffered, full.fileno())
 
 
 def into_closed_pipe(module: str, arguments: Sequence[str], *, buffered: bool) -> Outcome:
-    """Run a program whose standard output is a pipe that nobody reads any more."""
+    """Run a program whose standard output is a pipe without a reader."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -63,7 +63,7 @@ def into_closed_pipe(module: str, arguments: Sequence[str], *, buffered: bool) -
 
 
 def with_few_descriptors(limit: int, module: str, arguments: Sequence[str]) -> Outcome:
-    """Run a program that may have so many files open."""
+    """Run a program with a limit of open files."""
     command = ["prlimit", f"--nofile={limit}", sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
     return Outcome(done.returncode, done.stdout, done.stderr)

@@ -1,4 +1,4 @@
-"""The commands that tests may call: those that scripts/packages lists, and that scripts/setup installs."""
+"""The commands that tests may call: those that scripts/packages lists and scripts/setup installs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SYSTEM_DIRECTORIES: Final = "/usr/sbin:/sbin"  # not in the PATH of every user 
 
 
 def listed_commands() -> dict[str, str]:
-    """Each command, and the Debian package that brings it."""
+    """The commands, and the Debian package of each."""
     listed: dict[str, str] = {}
     for line in _PACKAGES.read_text().splitlines():
         if line.startswith("#"):
@@ -28,7 +28,7 @@ def listed_commands() -> dict[str, str]:
 
 
 def commands_of(package: str) -> set[str]:
-    """All commands of a Debian package that is installed."""
+    """All commands of an installed Debian package."""
     files = subprocess.run(
         ["dpkg-query", "--listfiles", package], capture_output=True, check=True, text=True
     ).stdout
@@ -37,7 +37,7 @@ def commands_of(package: str) -> set[str]:
 
 
 def link_commands(directory: Path) -> None:
-    """Fill a directory with links to the commands; those that are not installed are left out."""
+    """Fill a directory with links to the installed ones of these commands."""
     for command in listed_commands():
         program = shutil.which(command, path=f"{os.environ.get('PATH', '')}:{_SYSTEM_DIRECTORIES}")
         if program is not None:

@@ -1,11 +1,11 @@
-"""A guestpulld as users have it: a process of its own, on a tmpfs of its own.
+"""Runs a guestpulld as users do: in a separate process, on a tmpfs.
 
     with Tmpfs(tmp_path / "disk") as disk, Daemon(disk) as daemon:
         pulled = daemon.client.pull(reference, str(daemon.bundle("one")))
         daemon.kill()
         daemon.start()
 
-Leaving `Daemon` ends the process and releases what is mounted; leaving `Tmpfs` proves that nothing is.
+Leaving `Daemon` stops the process and unmounts its bundles; leaving `Tmpfs` checks that nothing is mounted.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from support.waiting import PATIENCE, until
 
 
 def mounts_below(directory: Path) -> list[str]:
-    """Where something is mounted below a directory."""
+    """The mount points below a directory."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = [line.split(" ")[4].encode().decode("unicode_escape") for line in lines]
     return [point for point in points if point.startswith(f"{directory}/")]
 
 
 class Tmpfs:
-    """A tmpfs on a directory; a context manager that gives the directory."""
+    """A tmpfs, as a context manager that returns its directory."""
 
     def __init__(self, directory: Path, size: str = "1g") -> None:
         self._directory = directory
@@ -64,13 +64,13 @@ class Tmpfs:
 
 
 class Daemon:
-    """A guestpulld on a work directory below `disk`; a context manager.
+    """A guestpulld with a work directory below `disk`, as a context manager.
 
     Args:
-        disk: a directory for the work directory, the socket, and bundles.
-        work_dir: the work directory, if it is to be another.
-        configuration: what its config.json says.
-        options: more options of `guestpulld serve`.
+        disk: a directory for the work directory, the socket and bundles.
+        work_dir: another work directory.
+        configuration: the content of its config.json.
+        options: additional options of `guestpulld serve`.
     """
 
     def __init__(
@@ -108,26 +108,26 @@ class Daemon:
 
     @property
     def client(self) -> Client:
-        """A client of this daemon."""
+        """A client connected to this daemon."""
         if self._client is None:
             self._client = Client(f"unix://{self.socket}", timeout=60)
         return self._client
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The process id."""
         assert self._process is not None
         return self._process.pid
 
     def launch(self) -> None:
-        """Start it, and do not wait."""
+        """Start it without waiting."""
         command = [sys.executable, "-m", "guestpull_server.cli", "serve", "--work-dir", str(self.work_dir)]
         command += ["--listen", f"unix://{self.socket}", "--log-level", "debug", *self._options]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def start(self) -> None:
-        """Start it, and wait until it says that it serves."""
+        """Start it, and wait until it reports that it is serving."""
         self.launch()
         assert self._process is not None
         deadline = time.monotonic() + PATIENCE
@@ -141,7 +141,7 @@ class Daemon:
             time.sleep(0.02)
 
     def stop(self) -> int:
-        """End it by SIGTERM; returns its exit status."""
+        """Stop it with SIGTERM; return its exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(PATIENCE)
@@ -149,7 +149,7 @@ class Daemon:
         return status
 
     def kill(self) -> None:
-        """kill -9, and wait until its workers are gone too: they die with it."""
+        """Kill it with SIGKILL, and wait until its workers have exited too."""
         assert self._process is not None
         family = [self.pid, *_descendants(self.pid)]
         self._process.kill()
@@ -158,27 +158,27 @@ class Daemon:
         self._forget_client()
 
     def workers(self) -> list[int]:
-        """Process ids of the fork server and the layer workers that run now."""
+        """Process ids of the running fork server and layer workers."""
         return _descendants(self.pid)
 
     def await_log(self, pattern: str) -> re.Match[str]:
-        """Wait until the log has something that a regular expression matches, and return what it matches."""
+        """Wait until a regular expression matches in the log; return the match."""
         until(f"the log has {pattern}", lambda: re.search(pattern, self.log.read_text()))
         found = re.search(pattern, self.log.read_text())
         assert found is not None
         return found
 
     def bundle(self, name: str) -> Path:
-        """Where a test's bundle is to be."""
+        """The path for a test's bundle."""
         return self.disk / "bundles" / name
 
     def meta_store(self) -> dict[str, Any]:
-        """What meta_store.json holds."""
+        """The content of meta_store.json."""
         content: dict[str, Any] = json.loads((self.work_dir / "meta_store.json").read_text())
         return content
 
     def staged(self) -> list[str]:
-        """What is in staging/."""
+        """The names in staging/."""
         return os.listdir(self.work_dir / "staging")
 
     def forget_layer(self, compressed_digest: str) -> None:

@@ -14,7 +14,7 @@ _SPARE: Final = 1024  # for what the test itself opens
 
 @contextmanager
 def many_descriptors_open() -> Iterator[None]:
-    """Within the block, MANY descriptors of this process are open, so that new ones get higher numbers."""
+    """Keep MANY descriptors open during a block, so that new ones get higher numbers."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY + _SPARE
     with ExitStack() as held:

@@ -1,4 +1,4 @@
-"""What can go wrong at a registry, by name; see simulator.py.
+"""The faults of a simulated registry; see simulator.py.
 
 registry.fault(layer, Status(503), times=2)
 registry.fault("manifests/1.0", SlowHeader(seconds=60))
@@ -22,7 +22,7 @@ def _share(after: float, length: int) -> int:
 
 @dataclass(frozen=True)
 class Status:
-    """Another status. `retry_after` is the header's text."""
+    """Send another status. `retry_after` is the value of that header."""
 
     code: int
     retry_after: str = ""
@@ -37,7 +37,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Refuse:
-    """The connection is closed without an answer, or reset."""
+    """Close or reset the connection without a response."""
 
     reset: bool = False
 
@@ -47,7 +47,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Nonsense:
-    """What comes is no HTTP."""
+    """Send something that is not HTTP."""
 
     def send(self, exchange: Exchange) -> None:
         exchange.write_raw(b"\0\1\2 this is no HTTP\r\n\r\n")
@@ -56,7 +56,7 @@ class Nonsense:
 
 @dataclass(frozen=True)
 class SlowHeader:
-    """The header comes byte by byte, each soon enough, all of them within so many seconds."""
+    """Send the header byte by byte, evenly spread over `seconds`."""
 
     seconds: float
 
@@ -71,7 +71,7 @@ class SlowHeader:
 
 @dataclass(frozen=True)
 class Headers:
-    """Other headers, or the same with other values."""
+    """Add or replace headers."""
 
     headers: tuple[tuple[str, str], ...]
 
@@ -82,7 +82,7 @@ class Headers:
 
 @dataclass(frozen=True)
 class Pause:
-    """The answer comes, but late."""
+    """Send the response late."""
 
     seconds: float
 
@@ -96,7 +96,7 @@ class Pause:
 
 @dataclass(frozen=True)
 class RedirectTo:
-    """A redirect to the same path elsewhere. `url` is of another host, or all of an URL."""
+    """Redirect to another host with the same path, or to a complete URL."""
 
     url: str
     code: int = 307
@@ -111,7 +111,7 @@ class RedirectTo:
 
 @dataclass(frozen=True)
 class RedirectLoop:
-    """A redirect to itself."""
+    """Redirect to the same URL."""
 
     def send(self, exchange: Exchange) -> None:
         RedirectTo(exchange.request.path).send(exchange)
@@ -122,7 +122,7 @@ class RedirectLoop:
 
 @dataclass(frozen=True)
 class Cut:
-    """The connection ends after a share of the body, orderly or by a reset."""
+    """Close or reset the connection after a share of the body."""
 
     after: float
     reset: bool = False
@@ -136,7 +136,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stall:
-    """After a share of the body nothing comes any more, and the connection stays."""
+    """Stop sending after a share of the body, and keep the connection open."""
 
     after: float
 
@@ -149,7 +149,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class Drip:
-    """After a share of the body, it comes byte by byte, to its end or until something has happened."""
+    """After a share of the body, send it byte by byte, to its end or until an event."""
 
     after: float
     bytes_per_second: float
@@ -171,7 +171,7 @@ class Drip:
 
 @dataclass(frozen=True)
 class Corrupt:
-    """One byte is another one: that at a share of the body."""
+    """Change the byte at a share of the body."""
 
     at: float = 0.5
 
@@ -184,7 +184,7 @@ class Corrupt:
 
 @dataclass(frozen=True)
 class Instead:
-    """Another body."""
+    """Send another body."""
 
     body: bytes
 
@@ -195,7 +195,7 @@ class Instead:
 
 @dataclass(frozen=True)
 class WrongLength:
-    """A Content-Length that is off by so many bytes."""
+    """Send a Content-Length that is wrong by this number of bytes."""
 
     by: int
 
@@ -207,7 +207,7 @@ class WrongLength:
 
 @dataclass(frozen=True)
 class NoLength:
-    """The body in chunks, of which nobody knows how many come."""
+    """Send the body in chunks, without a Content-Length."""
 
     more: bytes = b""
 
@@ -223,12 +223,12 @@ class NoLength:
 
 
 def _chunk(content: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(content), content) if content else b""  # an empty one would be the last
+    return b"%x\r\n%b\r\n" % (len(content), content) if content else b""  # an empty chunk would end the body
 
 
 @dataclass(frozen=True)
 class EndlessTrailers:
-    """All of the body in a chunk, and trailer fields behind it without end, one in so many seconds."""
+    """Send the body in one chunk, then trailer fields without end, one every `seconds`."""
 
     seconds: float
 
@@ -242,7 +242,7 @@ class EndlessTrailers:
 
 @dataclass(frozen=True)
 class EndlessChunkHeader:
-    """After a share of the body, the extension of a chunk's length, byte by byte without end."""
+    """After a share of the body, send a chunk extension byte by byte, without end."""
 
     after: float
     seconds: float
@@ -258,7 +258,7 @@ class EndlessChunkHeader:
 
 @dataclass(frozen=True)
 class Endless:
-    """A body that never ends."""
+    """Send a body without end."""
 
     def send(self, exchange: Exchange) -> None:
         exchange.send_header(length=None)
@@ -272,7 +272,7 @@ class Endless:
 
 @dataclass(frozen=True)
 class IgnoreRange:
-    """The whole blob, whatever part was asked for."""
+    """Send the whole blob, regardless of the requested range."""
 
     def send(self, exchange: Exchange) -> None:
         answer = exchange.answer
@@ -282,7 +282,7 @@ class IgnoreRange:
 
 @dataclass(frozen=True)
 class OtherRange:
-    """A part that begins elsewhere than was asked for: at a share of the blob."""
+    """Send a range that starts at a share of the blob instead of the requested offset."""
 
     at: float
 

@@ -3,7 +3,7 @@
     with connected(socket) as connection:
         call_and_read_nothing(connection, "/grpc.health.v1.Health/Watch", request)
 
-What the service writes to it stays with the service until the connection is closed.
+The service cannot send its responses until the connection is closed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def connected(path: str) -> socket.socket:
 
 
 def call_and_read_nothing(connection: socket.socket, method: str, request: Message) -> None:
-    """Call a method on a fresh connection, and give its answer no room."""
+    """Call a method on a new connection, with a window of 0 bytes for its response."""
     message = request.SerializeToString()
     fields = [
         b"\x83\x86",  # :method POST, :scheme http
@@ -46,7 +46,7 @@ def call_and_read_nothing(connection: socket.socket, method: str, request: Messa
         + _frame(_HEADERS, _END_HEADERS, 1, b"".join(fields))
         + _frame(_DATA, _END_STREAM, 1, b"\0" + struct.pack(">I", len(message)) + message)
     )
-    assert connection.recv(9), "the service hung up"
+    assert connection.recv(9), "the service closed the connection"
     connection.sendall(_frame(_SETTINGS, _ACK, 0, b""))
 
 

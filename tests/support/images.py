@@ -1,4 +1,4 @@
-"""Small real images, built in memory in a line, for a simulator to serve or a registry to hold.
+"""Builds small real images in memory, for a simulator or a registry.
 
     base = layer(directory("etc"), file("etc/hostname", b"guest\n"), symlink("bin", "usr/bin"))
     top = layer(whiteout("etc/hostname"), *files("srv", count=100), compression="zstd")
@@ -6,10 +6,10 @@
     both = index(shop, image(base, platform="linux/arm64/v8"))
 
     push("http://127.0.0.1:5000", "shop", "1.0", both)   # to any registry that speaks HTTP
-    shop.digest, shop.image_id, base.digest, base.diff_id    # what a pull must end up with
+    shop.digest, shop.image_id, base.digest, base.diff_id    # the expected result of a pull
 
-Everything is deterministic: the same lines give the same digests. Whatever is wrong with an image on
-purpose (a media type, a size, a diff_id) is an override at the place where it is built.
+Everything is deterministic: the same lines give the same digests. A test overrides what is to be wrong with an
+image (a media type, a size, a diff_id) where it builds the image.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
 
 def sha256(content: bytes) -> str:
-    """The digest of some bytes, as descriptors write it."""
+    """The SHA-256 digest of bytes."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
@@ -60,7 +60,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RawTar:
-    """Bytes that go into the tar as they are, between entries: headers that tarfile would not write."""
+    """Raw bytes between entries of the tar, for headers that tarfile would not write."""
 
     content: bytes
 
@@ -106,7 +106,7 @@ def file(
 
 
 def sparse_file(path: str, segments: Mapping[int, bytes], size: int) -> Entry:
-    """A sparse file as GNU tar writes it in pax archives (format 1.0): contents by their offset."""
+    """A sparse file in GNU tar's pax format 1.0; `contents` maps offsets to bytes."""
     lines = [len(segments), *(number for at, content in segments.items() for number in (at, len(content)))]
     listed = "".join(f"{line}\n" for line in lines).encode()
     records = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(size)}
@@ -133,7 +133,7 @@ def symlink(path: str, target: str, *, uid: int = 0, gid: int = 0, mtime: float 
 
 
 def hardlink(path: str, target: str) -> Entry:
-    """A hard link to an entry before it."""
+    """A hard link to an earlier entry."""
     return entry(path, tarfile.LNKTYPE, link=target)
 
 
@@ -150,26 +150,26 @@ def fifo(path: str, *, mode: int = 0o644) -> Entry:
 
 
 def whiteout(path: str) -> Entry:
-    """What deletes `path` of the layers below (OCI layer.md, "Whiteouts")."""
+    """A whiteout, which deletes `path` of the layers below (OCI layer.md, "Whiteouts")."""
     parent, _, name = path.rpartition("/")
     return file(f"{parent}/.wh.{name}" if parent else f".wh.{name}")
 
 
 def opaque(path: str) -> Entry:
-    """What hides all that the layers below have in the directory `path`."""
+    """An opaque whiteout, which hides the entries that the layers below have in the directory `path`."""
     return file(f"{path}/.wh..wh..opq")
 
 
 def files(parent: str, *, count: int, size: int = 1000, seed: int = 0) -> list[Entry]:
     """A directory of `count` files of `size` incompressible bytes each."""
-    source = random.Random(f"{parent}/{seed}")  # reproducible on purpose
+    source = random.Random(f"{parent}/{seed}")  # reproducible
     made = [directory(parent)]
     made += [file(f"{parent}/{number:06}", source.randbytes(size)) for number in range(count)]
     return made
 
 
 def tar_of(entries: Sequence[Entry | RawTar], *, tar_format: TarFormat = tarfile.PAX_FORMAT) -> bytes:
-    """The tar that has these entries, in order."""
+    """A tar with these entries, in order."""
     output = io.BytesIO()
     for one in entries:
         if isinstance(one, RawTar):
@@ -188,7 +188,7 @@ def tar_of(entries: Sequence[Entry | RawTar], *, tar_format: TarFormat = tarfile
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer: its tar, the blob that a registry has of it, and what a manifest says of it."""
+    """A layer: its tar, its blob in a registry, and its descriptor in a manifest."""
 
     tar: bytes = field(repr=False)
     blob: bytes = field(repr=False)
@@ -206,17 +206,17 @@ class Layer:
 
     @property
     def size(self) -> int:
-        """Bytes of the blob."""
+        """Size of the blob in bytes."""
         return len(self.blob)
 
     @property
     def descriptor(self) -> dict[str, Json]:
-        """What the manifest has of it."""
+        """Its descriptor in a manifest."""
         return descriptor(self.blob, self.media_type)
 
 
 def compress(content: bytes, compression: Compression, *, members: int = 1) -> bytes:
-    """Compress; `members` is how many gzip members, or zstd frames, one after the other."""
+    """Compress; `members` is the number of gzip members or zstd frames."""
     if compression == "none":
         return content
     step = max(1, -(-len(content) // members))
@@ -233,7 +233,7 @@ def layer(
     media_type: str | None = None,
     tar_format: TarFormat = tarfile.PAX_FORMAT,
 ) -> Layer:
-    """A layer that has these entries."""
+    """A layer with these entries."""
     return layer_of_tar(
         tar_of(entries, tar_format=tar_format),
         compression=compression,
@@ -245,7 +245,7 @@ def layer(
 def layer_of_tar(
     tar: bytes, *, compression: Compression = "gzip", members: int = 1, media_type: str | None = None
 ) -> Layer:
-    """A layer made of a tar, or of whatever is to stand in its place."""
+    """A layer from the bytes of a tar, or from any other bytes."""
     suffix = {"gzip": "+gzip", "zstd": "+zstd", "none": ""}[compression]
     return Layer(tar, compress(tar, compression, members=members), media_type or OCI_LAYER + suffix)
 
@@ -254,13 +254,13 @@ def layer_of_tar(
 
 
 def descriptor(content: bytes, media_type: str, **more: Json) -> dict[str, Json]:
-    """A descriptor of some content; `more` adds keys or overrides them."""
+    """A descriptor of content; `more` adds or overrides keys."""
     return {"mediaType": media_type, "digest": sha256(content), "size": len(content), **more}
 
 
 @dataclass(frozen=True)
 class Image:
-    """A manifest, and all that it refers to. Its fields are the bytes that a registry sends."""
+    """A manifest and its blobs, as the bytes that a registry sends."""
 
     layers: tuple[Layer, ...]
     config: bytes = field(repr=False)
@@ -270,7 +270,7 @@ class Image:
 
     @property
     def digest(self) -> str:
-        """The manifest's digest."""
+        """The digest of the manifest."""
         return sha256(self.manifest)
 
     @property
@@ -280,12 +280,12 @@ class Image:
 
     @property
     def blobs(self) -> dict[str, bytes]:
-        """Everything that is pushed as a blob, by digest."""
+        """All blobs, by digest."""
         return {self.image_id: self.config} | {one.digest: one.blob for one in self.layers}
 
     @property
     def manifests(self) -> list[tuple[str, bytes]]:
-        """Media type and bytes of all manifests, the one that is named last."""
+        """Media type and bytes of all manifests; the tag refers to the last one."""
         return [(self.media_type, self.manifest)]
 
     @property
@@ -314,7 +314,7 @@ class Index:
 
     @property
     def manifests(self) -> list[tuple[str, bytes]]:
-        """Media type and bytes of all manifests, the one that is named last."""
+        """Media type and bytes of all manifests; the tag refers to the last one."""
         return [found for one in self.images for found in one.manifests] + [(self.media_type, self.manifest)]
 
 
@@ -331,12 +331,12 @@ def image(
 
     Args:
         layers: bottom-most first.
-        docker: Docker schema 2 media types in place of OCI's. Layers keep a type that was overridden.
-        platform: os/architecture[/variant], for the config and for an index that it goes into.
-        process: the config's `config` object: User, Env, Entrypoint, Cmd...
-        config: keys that are added to the config or override it; bytes replace it whole.
-        config_media_type: of the config's descriptor.
-        manifest: keys that are added to the manifest or override it.
+        docker: use Docker schema 2 media types instead of OCI's. Layers keep an overridden type.
+        platform: os/architecture[/variant], for the config and for an index with this image.
+        process: the config's `config` object: User, Env, Entrypoint, Cmd and so on.
+        config: keys to add to or override in the config; bytes replace it completely.
+        config_media_type: media type of the config's descriptor.
+        manifest: keys to add to or override in the manifest.
     """
     if docker:
         layers = tuple(_as_docker(one) for one in layers)
@@ -359,13 +359,13 @@ def index(
     entries: Sequence[Json] | None = None,
     manifest: Mapping[str, Json] | None = None,
 ) -> Index:
-    """An index of these images, each under its own platform.
+    """An index of these images, with the platform of each.
 
     Args:
-        images: what it lists.
-        docker: a Docker manifest list.
-        entries: descriptors in place of those that the images have; see `index_entry`.
-        manifest: keys that are added to the index or override it.
+        images: the images to list.
+        docker: build a Docker manifest list.
+        entries: descriptors to use instead of the images' own; see `index_entry`.
+        manifest: keys to add to or override in the index.
     """
     media_type = DOCKER_LIST if docker else OCI_INDEX
     content: dict[str, Json] = {
@@ -378,7 +378,7 @@ def index(
 
 
 def index_entry(listed: Image | Index, **more: Json) -> dict[str, Json]:
-    """The descriptor that an index has of an image; `more` adds keys or overrides them."""
+    """The descriptor of an image in an index; `more` adds or overrides keys."""
     platform: dict[str, Json] = {}
     if isinstance(listed, Image):
         keys = ("os", "architecture", "variant")
@@ -418,9 +418,9 @@ def _encode(content: Mapping[str, Json]) -> bytes:
 
 
 def push(base_url: str, repository: str, tag: str, pushed: Image | Index) -> str:
-    """Push an image or an index to a registry by plain HTTP; returns its reference.
+    """Push an image or an index to a registry over plain HTTP; return its reference.
 
-    Blobs that the registry has already are not sent again (distribution specification, "Pushing").
+    Blobs that the registry has are not sent again (distribution specification, "Pushing").
     """
     url = urlsplit(base_url)
     connection = http.client.HTTPConnection(url.hostname or "", url.port or 80, timeout=60)

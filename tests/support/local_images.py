@@ -1,10 +1,10 @@
-"""Images of `support.images` in files: OCI layouts, and archives as docker save and skopeo write them.
+"""Images of `support.images` in files: OCI layouts, and archives of docker save and skopeo.
 
     write_layout(tmp_path, {"1.0": shop})                        # for oci:
     (tmp_path / "shop.tar").write_bytes(archived(layout_of({"1.0": shop})))     # for oci-archive:
     (tmp_path / "shop.tar").write_bytes(archived(docker_save({"shop:1.0": shop})))    # for docker-archive:
 
-Both are a mapping of paths to contents first, so that a test may spoil what it likes.
+A layout or archive is first a mapping of paths to contents, which a test may alter.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ REF_NAME = "org.opencontainers.image.ref.name"
 
 
 def blob_path(digest: str) -> str:
-    """Where a layout has a blob."""
+    """The path of a blob in a layout."""
     return "blobs/" + digest.replace(":", "/")
 
 
 def layout_of(tagged: Mapping[str, Image | Index], *, entries: Iterable[Json] | None = None) -> Tree:
-    """An OCI layout of images by their tags; an empty tag is none. `entries` replace those of index.json."""
+    """An OCI layout of images by tag; an empty tag means no tag. `entries` replaces those of index.json."""
     tree: Tree = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
     described: list[Json] = []
     for tag, pushed in tagged.items():
@@ -50,12 +50,11 @@ def entry_named(pushed: Image | Index, **annotations: str) -> dict[str, Json]:
 
 
 def docker_save(named: Mapping[str, Image], *, compressed: bool = False) -> Tree:
-    """What docker save writes of images by their names; a name that begins with `-` is none.
+    """The output of docker save for images by name; a name that begins with `-` means no name.
 
     Args:
         named: the images.
-        compressed: have the layers as the registry has them, under their digests, as Docker's containerd image
-            store does.
+        compressed: keep the layers compressed, under their digests, as Docker's containerd image store does.
     """
     tree: Tree = {}
     listed: list[Json] = []
@@ -77,7 +76,7 @@ def _layer_path(one: Layer, compressed: bool) -> str:
 
 
 def archived(tree: Mapping[str, bytes], *, links: Mapping[str, str] | None = None, prefix: str = "") -> bytes:
-    """A tar of a tree; `links` are symbolic links in it, `prefix` comes before each name."""
+    """A tar of a tree; `links` are symbolic links in it, `prefix` is prepended to each name."""
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w") as tar:
         for path, content in tree.items():
@@ -92,7 +91,7 @@ def archived(tree: Mapping[str, bytes], *, links: Mapping[str, str] | None = Non
 
 
 def write_tree(directory: Path, tree: Mapping[str, bytes]) -> Path:
-    """A tree as a directory."""
+    """Write a tree to a directory."""
     for path, content in tree.items():
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_bytes(content)
@@ -100,5 +99,5 @@ def write_tree(directory: Path, tree: Mapping[str, bytes]) -> Path:
 
 
 def write_layout(directory: Path, tagged: Mapping[str, Image | Index]) -> Path:
-    """An OCI layout as a directory."""
+    """Write an OCI layout to a directory."""
     return write_tree(directory, layout_of(tagged))

@@ -1,4 +1,4 @@
-"""Mount namespaces besides the host's, as container runtimes make them.
+"""Mount namespaces like those of container runtimes.
 
 with MountNamespace(disk) as container:
     container.run("cat", f"{rootfs}/etc/passwd")
@@ -16,15 +16,15 @@ from support.waiting import PATIENCE
 
 
 class MountNamespace:
-    """A process in a mount namespace of its own, which lives until this context manager is left.
+    """A process in a new mount namespace, which runs until this context manager is left.
 
-    It has a copy of each mount of the host, but for overlays elsewhere: those are bundles of others, who could not
-    release them.
+    It has a copy of each mount of the host, except for overlays outside of `directory`: these are bundles of other
+    tests, which could not release them.
 
     Args:
-        directory: below it, overlays stay mounted.
-        script: what it does first, in a shell.
-        propagation: how its mounts relate to the host's: `private`, `slave` or `shared`.
+        directory: the directory below which overlays stay mounted.
+        script: shell script that the process runs first.
+        propagation: propagation of its mounts: `private`, `slave` or `shared`.
     """
 
     def __init__(self, directory: Path, script: str = ":", *, propagation: str = "private") -> None:
@@ -55,16 +55,16 @@ class MountNamespace:
 
     @property
     def pid(self) -> int:
-        """Of its process."""
+        """The id of its process."""
         assert self._process is not None
         return self._process.pid
 
     def run(self, *command: str) -> str:
-        """Run a program in it; returns what it printed."""
+        """Run a program in the namespace; return its output."""
         return self._run(*command, check=True)
 
     def end(self) -> None:
-        """End it; harmless to repeat."""
+        """End the process; harmless to repeat."""
         assert self._process is not None
         if self._process.returncode is None:
             self._process.communicate(b"\n", timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""The tools that others use for the same work, run as they are: docker-registry, skopeo, umoci, grpcurl, runc.
+"""Runs the standard tools for the same work: docker-registry, skopeo, umoci, grpcurl, runc.
 
 with DockerRegistry(tmp_path) as registry:
     reference = registry.push("shop", "1.0", image(...))
@@ -23,7 +23,7 @@ from support.waiting import PATIENCE, until
 
 
 def run(*command: str, check: bool = True, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-    """Run a program to its end; a failure shows what it printed."""
+    """Run a program; a failure shows its output."""
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False)
     result = subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace")
@@ -34,11 +34,11 @@ def run(*command: str, check: bool = True, stdin: bytes = b"") -> subprocess.Com
 
 
 class DockerRegistry:
-    """Debian's docker-registry on a port of its own, storing in a directory; a context manager.
+    """Debian's docker-registry on a free port, as a context manager.
 
     Args:
-        directory: for its files.
-        users: name to bcrypt hash, for Basic authentication; none: anonymous.
+        directory: holds its files.
+        users: bcrypt hashes by user name, for Basic authentication; none for anonymous access.
     """
 
     def __init__(self, directory: Path, users: Mapping[str, str] | None = None) -> None:
@@ -77,23 +77,23 @@ class DockerRegistry:
             self._process.wait(PATIENCE)
 
     def push(self, repository: str, tag: str, pushed: Image | Index) -> str:
-        """Push an image; returns its reference."""
+        """Push an image; return its reference."""
         return push(f"http://{self.host}", repository, tag, pushed)
 
     def stop(self) -> None:
-        """End it for good: nothing can be downloaded any more."""
+        """Stop it, so that nothing can be downloaded any more."""
         assert self._process is not None
         self._process.terminate()
         self._process.wait(PATIENCE)
 
     def _wait(self) -> None:
-        """Wait until it says where it listens."""
+        """Wait until it reports its address."""
 
         def listens() -> bool:
             assert self._process is not None
-            said = (self._directory / "log").read_text()
-            assert self._process.poll() is None, f"docker-registry ended:\n{said}"
-            found = re.search(r"listening on (127\.0\.0\.1:\d+)", said)
+            log = (self._directory / "log").read_text()
+            assert self._process.poll() is None, f"docker-registry ended:\n{log}"
+            found = re.search(r"listening on (127\.0\.0\.1:\d+)", log)
             self.host = found[1] if found else ""
             return found is not None
 
@@ -116,20 +116,20 @@ def skopeo_copy(source: str, target: str, *options: str) -> None:
 
 
 def umoci_unpack(layout: Path, tag: str, bundle: Path) -> Path:
-    """`umoci unpack`; returns the rootfs."""
+    """Run `umoci unpack`; return the path of the rootfs."""
     run("umoci", "unpack", "--image", f"{layout}:{tag}", str(bundle))
     return bundle / "rootfs"
 
 
 def unpacked_by_umoci(reference: str, directory: Path, *options: str) -> Path:
-    """The rootfs that umoci makes of a registry's image."""
+    """Unpack a registry's image with umoci; return the path of the rootfs."""
     directory.mkdir()
     skopeo_copy(f"docker://{reference}", f"oci:{directory}/layout:it", *options)
     return umoci_unpack(directory / "layout", "it", directory / "bundle")
 
 
 class GrpcError(Exception):
-    """What grpcurl prints of a failed call."""
+    """A failed call, as printed by grpcurl."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -147,7 +147,7 @@ class GrpcError(Exception):
 
 
 def grpcurl(socket_path: str, method: str = "", request: Mapping[str, Any] | None = None) -> list[Any]:
-    """Call a method by grpcurl and reflection alone; returns the messages of the answer.
+    """Call a method with grpcurl and reflection; return the messages of the response.
 
     Raises:
         GrpcError: the call failed.
@@ -162,7 +162,7 @@ def grpcurl(socket_path: str, method: str = "", request: Mapping[str, Any] | Non
 
 
 def grpcurl_list(address: str, *options: str) -> list[str]:
-    """The services that reflection names."""
+    """The names of the services, from reflection."""
     program = shutil.which("grpcurl", path=Path(sys.executable).parent)
     assert program is not None
     return run(program, "-plaintext", *options, address, "list").stdout.split()
@@ -180,10 +180,10 @@ def _documents(text: str) -> list[Any]:
 
 
 def run_container(bundle: str, name: str, runtime: str = "runc") -> str:
-    """Run a bundle as it is, to its end; returns what it printed."""
+    """Run a bundle unchanged until it exits; return its output."""
     command = [runtime, "run", "--bundle", bundle, name]
     if runtime == "crun" and Path("/sys/fs/cgroup/unified").is_mount():
-        # crun refuses machines with both versions of cgroups, whatever it is to run; it is shown one
+        # crun refuses machines with both versions of cgroups; hide one of them
         script = 'umount /sys/fs/cgroup/unified && exec "$@"'
         command = ["unshare", "--mount", "sh", "-c", script, "crun", *command]
     return run(*command).stdout

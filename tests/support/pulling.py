@@ -1,4 +1,4 @@
-"""What a pull does with the registry room, in a line: resolve a reference, read a blob."""
+"""Resolves references and reads blobs with the registry room, as a pull does."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ PATIENT: Final = Limits(
     max_attempts=4,
     min_bytes_per_second=0,
 )
-"""Limits for tests in which it fails by what it says: attempts come soon, and no pause makes another one."""
+"""Limits for registries that send errors: retry soon, and never because of a slow response."""
 
 IMPATIENT: Final = msgspec.structs.replace(
     PATIENT, connect_timeout=0.5, read_timeout=0.3, min_bytes_per_second=10_000
 )
-"""Limits for tests in which it fails by saying nothing: what takes half a minute in earnest is over at once.
+"""Limits for registries that do not respond: time out soon.
 
-On a busy machine the best of registries may be too slow for them: how many requests there were says nothing.
+On a busy machine a working registry may be too slow for them, so do not check the number of requests.
 """
 
 ClientOf: TypeAlias = Callable[..., RegistryClient]
-"""Makes a client of some settings of the configuration."""
+"""Creates a client with settings of the configuration."""
 
 
 class Pull:
-    """Pulls by one client."""
+    """Pulls with one client."""
 
     def __init__(self, client: RegistryClient, cancellation: Cancellation | None = None) -> None:
         self._client = client
@@ -56,7 +56,7 @@ class Pull:
         credentials: Credentials | None = None,
         stored: Callable[[Digest], ResolvedImage | None] = lambda _digest: None,
     ) -> ResolvedImage:
-        """What a reference stands for."""
+        """Parse a reference."""
         source = self.source(reference, credentials)
         manifest = source.manifest(platform, self._cancellation)
         known = stored(manifest.digest)
@@ -73,6 +73,6 @@ def descriptor_of(layer: Layer) -> Descriptor:
 
 
 def read_blob(source: ImageSource, layer: Layer, cancellation: Cancellation | None = None) -> bytes:
-    """All bytes of a layer's blob, by way of a source."""
+    """All bytes of a layer's blob, read from a source."""
     with source.open_blob(descriptor_of(layer), cancellation or Cancellation("pull")) as stream:
         return b"".join(iter(lambda: stream.read(64 * 1024), b""))

@@ -1,4 +1,4 @@
-"""Reading tars as the layer room does, without a worker: from memory, in pieces of any size."""
+"""Reads tars with the layer room, without a worker: from memory, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from guestpull_server.layer.tar_reader import TarReader
 
 @dataclass(frozen=True)
 class Member:
-    """An entry, and the bytes that the tar stores of its content."""
+    """An entry, and the bytes of its content that the tar stores."""
 
     entry: Entry
     stored: bytes
 
 
 def members(tar: bytes, *, piece: int = 1 << 20, max_header_bytes: int = 1 << 20) -> list[Member]:
-    """All members of a tar that arrives in pieces of `piece` bytes."""
+    """Read all members of a tar that arrives in pieces of `piece` bytes."""
     return list(each_member(TarReader(pieces(tar, piece), max_header_bytes)))
 
 
 def each_member(reader: TarReader) -> Iterator[Member]:
-    """The members that a reader finds, their contents taken, whole where that goes."""
+    """Read all members and their contents, in one piece where possible."""
     for entry in reader:
         whole = reader.whole_content()
         if whole is not None:
@@ -34,8 +34,8 @@ def each_member(reader: TarReader) -> Iterator[Member]:
             yield Member(entry, b"".join(bytes(one) for one in reader.content()))
 
 
-class pieces:  # noqa: N801 - it is used as the function that it is
-    """A `NextChunk` that hands out one buffer again and again, as the inflater does."""
+class pieces:  # noqa: N801 - used like a function
+    """A `NextChunk` that reuses one buffer, as the inflater does."""
 
     def __init__(self, tar: bytes, piece: int) -> None:
         self._tar = tar
@@ -44,8 +44,8 @@ class pieces:  # noqa: N801 - it is used as the function that it is
         self._ended = False
 
     def __call__(self) -> memoryview | None:
-        assert not self._ended, "the reader asked again after the end"
-        self._buffer[:] = b"\xee" * len(self._buffer)  # nobody may still look at what was there
+        assert not self._ended, "the reader read after the end"
+        self._buffer[:] = b"\xee" * len(self._buffer)  # the reader may not use the previous chunk any more
         length = min(len(self._buffer), len(self._tar) - self._position)
         self._buffer[:length] = self._tar[self._position : self._position + length]
         self._position += length
@@ -54,7 +54,7 @@ class pieces:  # noqa: N801 - it is used as the function that it is
 
 
 def logical(member: Member) -> bytes:
-    """A member's content as a program reads it: holes are zeros."""
+    """A member's content with holes filled with zeros."""
     sparse_map = member.entry.sparse
     if sparse_map is None:
         return member.stored
@@ -69,7 +69,7 @@ def logical(member: Member) -> bytes:
 def inflating(
     compressed: bytes | Sequence[bytes], limits: Limits | None = None, *, hash_plain: bool = True
 ) -> Inflater:
-    """An inflater of some bytes, which come part by part."""
+    """An inflater whose input arrives in parts."""
     parts = filter(None, [compressed] if isinstance(compressed, bytes) else compressed)
 
     def next_span() -> memoryview | None:
@@ -82,7 +82,7 @@ def inflating(
 def inflate(
     compressed: bytes | Sequence[bytes], limits: Limits | None = None, *, hash_plain: bool = True
 ) -> tuple[bytes, Inflater]:
-    """All bytes that an inflater makes of these."""
+    """Inflate bytes completely."""
     inflater = inflating(compressed, limits, hash_plain=hash_plain)
     inflated = bytearray()
     while (chunk := inflater.next_chunk()) is not None:

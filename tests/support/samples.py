@@ -1,4 +1,4 @@
-"""Images that look like those of the world, small: a base that runs, and all that a layer may hold."""
+"""Small but realistic images: a base that runs, and a layer with every kind of entry."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def everything() -> Layer:
 
 
 def changes() -> Layer:
-    """A layer over both: it deletes, replaces, hides, and puts things into directories without naming them."""
+    """A layer on top of both: it deletes, replaces and hides entries, and adds some without their directories."""
     return layer(
         whiteout("all/setuid"),
         file("all/empty", b"not any more", mode=0o600),

@@ -1,4 +1,4 @@
-"""A guestpulld that answers what a test tells it to, over a real gRPC server on a unix socket.
+"""A guestpulld with scripted responses, as a real gRPC server on a unix socket.
 
     with ScriptedService(socket) as service:
         service.answers["ListBundles"] = pb.ListBundlesResponse(bundles=[pb.Bundle(bundle_path="/b")])
@@ -6,7 +6,8 @@
         ...call it at service.address...
         assert service.requests[-1] == pb.ListBundlesRequest()
 
-For what is of the client alone: the words on the wire, both ways. Nothing of the server is in it.
+For tests of the client alone: they check the messages that it sends and how it reads responses. It uses nothing
+of the server.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def refusal(
 
 
 class ScriptedService(pb_grpc.ImageServiceServicer):
-    """Answers by method name; a method that no test said anything of answers an empty message."""
+    """Responses by method name; other methods respond with an empty message."""
 
     def __init__(self, socket: str) -> None:
         self.address = f"unix://{socket}"
@@ -67,7 +68,7 @@ class ScriptedService(pb_grpc.ImageServiceServicer):
         self._server.stop(None).wait()
 
     def wait_until_caller_leaves(self, context: grpc.ServicerContext) -> pb.PullImageResponse:
-        """A pull that ends only when nobody waits for it any more."""
+        """A pull that ends only when it is cancelled."""
         self._watch(context)
         self.caller_left.wait(PATIENCE)
         return pb.PullImageResponse()

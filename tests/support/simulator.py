@@ -1,4 +1,4 @@
-"""A registry whose images are built in a line, and whose faults are switched on by name.
+"""A simulated registry with faults that tests switch on.
 
     with RegistrySimulator() as registry:
         shop = image(layer(*files("srv", count=100)))
@@ -10,10 +10,10 @@
         assert registry.bytes_sent(shop.layers[0]) == shop.layers[0].size
         assert [request.status for request in registry.requests_for(shop.layers[0])] == [200, 206]
 
-A real HTTP server on 127.0.0.1 that follows the distribution specification as far as pulling goes, ranges and
-token authentication included. What goes wrong is a `Fault` of faults.py: it is given the answer that the registry
-would have sent, and sends what it likes. A fault belongs to a blob or a manifest (the object of `support.images`,
-or its digest), to a tag (`"manifests/1.0"`), to `"token"` or to `"v2"`, and is used up after so many `times`.
+It is a real HTTP server on 127.0.0.1 that follows the distribution specification for pulls, including ranges
+and token authentication. A `Fault` of faults.py gets the response that the registry would send, and sends
+something else. A fault applies to a blob or a manifest (the object of `support.images`, or its digest), to a
+tag (`"manifests/1.0"`), to `"token"` or to `"v2"`, and ends after `times` requests.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from support.waiting import PATIENCE
 Target: TypeAlias = Layer | Image | Index | str
 
 
-# -- what is sent ------------------------------------------------------------------------------------------
+# -- responses --------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Answer:
-    """What the registry would send: a fault may alter it, or send something else."""
+    """The response that the registry would send; a fault may alter or replace it."""
 
     status: int
     body: bytes = field(default=b"", repr=False)
     headers: dict[str, str] = field(default_factory=dict)
-    whole: bytes = field(default=b"", repr=False)  # the blob of which `body` is the part that was asked for
+    whole: bytes = field(default=b"", repr=False)  # the blob; `body` is the requested range of it
 
 
 class Exchange:
-    """One request, and the way back to whoever sent it."""
+    """One request, and the connection for its response."""
 
     def __init__(
         self, registry: RegistrySimulator, handler: _Handler, request: Request, answer: Answer
@@ -66,7 +66,7 @@ class Exchange:
         self._handler = handler
 
     def send(self) -> None:
-        """Send the answer as it is."""
+        """Send the response unchanged."""
         self.send_header()
         self.write(self.answer.body)
 
@@ -74,7 +74,7 @@ class Exchange:
         """Send the status line and the headers.
 
         Args:
-            length: the Content-Length, by default the body's; None leaves it out.
+            length: the Content-Length, by default the body's; None to omit it.
         """
         self._handler.wfile.write(b"".join(self.header_lines(length=length)))
 
@@ -95,20 +95,20 @@ class Exchange:
         return [f"{line}\r\n".encode("latin-1") for line in [*lines, ""]]
 
     def write(self, content: bytes) -> None:
-        """Send bytes of the body, or of whatever."""
+        """Send bytes of the body, or other bytes."""
         step = 256 * 1024
         for start in range(0, len(content), step):
             piece = content[start : start + step]
-            # counted first: who has read it all may look at once
+            # count first: a test may check as soon as it has read everything
             self.request.sent_bytes += len(piece)
             self._handler.wfile.write(piece)
 
     def write_raw(self, content: bytes) -> None:
-        """Send bytes that are no part of the body."""
+        """Send bytes that are not part of the body."""
         self._handler.wfile.write(content)
 
     def hang_up(self, *, reset: bool = False) -> None:
-        """Close the connection; with a reset in place of an orderly end."""
+        """Close the connection, or reset it."""
         connection = self._handler.connection
         if reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
@@ -117,23 +117,23 @@ class Exchange:
         self._handler.close_connection = True
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Do nothing for a while, at most until the simulator is closed; returns whether it is."""
+        """Wait until the time is over or the simulator is closed; return whether it is closed."""
         return self.registry.closing.wait(seconds)
 
 
 class Fault(Protocol):
-    """Something that goes wrong. See faults.py."""
+    """A fault; see faults.py."""
 
     def send(self, exchange: Exchange) -> None:
-        """Answer a request in a way of its own."""
+        """Respond to a request."""
 
 
-# -- what is asked -----------------------------------------------------------------------------------------
+# -- requests ---------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Request:
-    """A request that came, and how it was answered so far; 0 is no status yet."""
+    """A request and the status of its response; 0 if there is none yet."""
 
     path: str
     headers: Mapping[str, str]
@@ -143,13 +143,13 @@ class Request:
 
     @property
     def authorization(self) -> str:
-        """The Authorization header; empty without one."""
+        """The Authorization header; empty if there is none."""
         return self.headers.get("authorization", "")
 
 
 @dataclass(frozen=True)
 class Basic:
-    """The registry wants user and password with each request."""
+    """The registry requires user and password in each request."""
 
     user: str = "alice"
     password: str = "wonderland"
@@ -157,14 +157,14 @@ class Basic:
 
 @dataclass(frozen=True)
 class Bearer:
-    """The registry wants tokens of a token server, which is its own unless `realm` says otherwise.
+    """The registry requires tokens of a token server: its own, unless `realm` names another.
 
     Attributes:
-        user: who gets tokens; empty: everybody.
-        password: of that user.
+        user: the user who gets tokens; empty for everybody.
+        password: the password of that user.
         realm: URL of the token server.
-        key: the name that the answer of the token server has for the token.
-        uses: how many requests a token is good for; 0: any number.
+        key: the name of the token in the token server's response.
+        uses: the number of requests for which a token is valid; 0 for any number.
     """
 
     user: str = ""
@@ -179,24 +179,24 @@ Authentication: TypeAlias = Basic | Bearer | None
 
 @functools.cache
 def certificate_authority() -> trustme.CA:
-    """The authority that signs what simulators with TLS show; one for the whole process."""
+    """The authority that signs the certificates of simulators; one for the whole process."""
     return trustme.CA()
 
 
 class RegistrySimulator:
-    """A registry. A context manager; see the module's docstring.
+    """A simulated registry, as a context manager; see the module's docstring.
 
     Args:
-        authentication: what it wants of whoever asks.
-        tls: speak HTTPS, with a certificate of `certificate_authority` for its address and shop.example.
-        address: where to listen; another address of the loopback network makes another host.
-        port: where to listen; 0: at any that is free.
+        authentication: the authentication that it requires.
+        tls: use HTTPS, with a certificate of `certificate_authority` for its address and shop.example.
+        address: the address to listen at; another loopback address counts as another host.
+        port: the port to listen at; 0 for a free one.
 
     Attributes:
-        sends_content_digests: whether manifests come with a Docker-Content-Digest.
-        challenge: the WWW-Authenticate header, in place of the one that is right.
-        requests: all that came, in their order.
-        realm_requests: the queries that the token server was asked.
+        sends_content_digests: whether to send manifests with a Docker-Content-Digest.
+        challenge: a WWW-Authenticate header to send instead of the correct one.
+        requests: all requests, in order.
+        realm_requests: the queries to the token server.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class RegistrySimulator:
         self._thread.join()
 
     def push(self, name: str, pushed: Image | Index) -> str:
-        """Have an image under `repository[:tag]`; returns its reference."""
+        """Add an image as `repository[:tag]`; return its reference."""
         repository, _, tag = name.partition(":")
         self._blobs |= pushed.blobs
         for media_type, content in pushed.manifests:
@@ -254,57 +254,57 @@ class RegistrySimulator:
         return f"{self.host}/{repository}:{tag or 'latest'}"
 
     def put_manifest(self, name: str, media_type: str, content: bytes) -> str:
-        """Have whatever bytes for a manifest under `repository:tag`, and under their digest; its reference."""
+        """Add any bytes as the manifest of `repository:tag` and of their digest; return the reference."""
         repository, _, tag = name.partition(":")
         self._manifests[repository, tag or "latest"] = media_type, content
         self._manifests[repository, sha256(content)] = media_type, content
         return f"{self.host}/{repository}:{tag or 'latest'}"
 
     def put_blob(self, digest: str, blob: bytes) -> None:
-        """Have a blob of whatever bytes under a digest."""
+        """Add any bytes as the blob of a digest."""
         self._blobs[digest] = blob
 
     def forget(self, target: Target) -> None:
-        """Have a blob no more."""
+        """Remove a blob."""
         del self._blobs[_key(target)]
 
     def fault(self, target: Target, fault: Fault, *, times: int | None = None) -> None:
-        """Have something go wrong with the next requests for a target: so many `times`, or always."""
+        """Apply a fault to the next `times` requests for a target, or to all."""
         with self._lock:
             self._faults.append(_Active(_key(target), fault, times))
 
     def calm(self) -> None:
-        """Have nothing go wrong any more."""
+        """Remove all faults."""
         with self._lock:
             self._faults.clear()
 
     def requests_for(self, target: Target) -> list[Request]:
-        """The requests for a blob, a manifest, a tag."""
+        """The requests for a blob, a manifest or a tag."""
         return [request for request in self.requests if _is_for(request.path, _key(target))]
 
     def await_request(self, target: Target, count: int = 1) -> None:
-        """Wait until so many requests for a target have come.
+        """Wait for a number of requests for a target.
 
         Raises:
-            TimeoutError: they have not, in all of `PATIENCE`.
+            TimeoutError: they did not arrive within `PATIENCE`.
         """
         with self._came:
             if not self._came.wait_for(lambda: len(self.requests_for(target)) >= count, PATIENCE):
                 raise TimeoutError
 
     def bytes_sent(self, target: Target) -> int:
-        """How much of a body was sent, over all requests."""
+        """The number of body bytes sent for a target, over all requests."""
         return sum(request.sent_bytes for request in self.requests_for(target))
 
     def revoke_tokens(self) -> None:
-        """No token that was given is good any longer."""
+        """Make all issued tokens invalid."""
         with self._lock:
             self._tokens.clear()
 
     # -- answers --------------------------------------------------------------------------------------------
 
     def answer(self, path: str, headers: Mapping[str, str]) -> Answer:
-        """What the registry answers where nothing goes wrong."""
+        """The response without a fault."""
         parts = urlsplit(path)
         if parts.path == "/token":
             return self._token(parse_qs(parts.query), headers)
@@ -321,7 +321,7 @@ class RegistrySimulator:
         return self._blob(name, headers)
 
     def take_fault(self, path: str) -> Fault | None:
-        """The fault that is due for a path."""
+        """The next fault for a path."""
         with self._lock:
             for active in self._faults:
                 if active.times != 0 and _is_for(path, active.key):
@@ -331,7 +331,7 @@ class RegistrySimulator:
         return None
 
     def record(self, request: Request) -> None:
-        """Remember a request."""
+        """Record a request."""
         with self._came:
             self.requests.append(request)
             self._came.notify_all()
@@ -397,7 +397,7 @@ class RegistrySimulator:
         return Answer(200, json.dumps({bearer.key: self.give_token(bearer.uses), "expires_in": 300}).encode())
 
     def give_token(self, uses: int = 0) -> str:
-        """A token that the registry accepts."""
+        """Issue a token that the registry accepts."""
         token = secrets.token_hex(8)
         with self._lock:
             self._tokens[token] = uses
@@ -405,7 +405,7 @@ class RegistrySimulator:
 
 
 def partial(blob: bytes, start: int) -> Answer:
-    """The answer that has a blob from some offset on."""
+    """The response with a blob from an offset on."""
     if start >= len(blob):
         return _error(416, "RANGE_INVALID")
     content_range = f"bytes {start}-{len(blob) - 1}/{len(blob)}"
@@ -441,7 +441,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that leave, or that speak something else, are no news."""
+        """Ignore clients that disconnect or do not speak HTTP."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -454,7 +454,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.path, headers, self.client_address[1])
         self.registry.record(request)
         exchange = Exchange(self.registry, self, request, self.registry.answer(self.path, headers))
-        # a challenge is sent as it is: what goes wrong goes wrong with what was asked for
+        # send a challenge unchanged: faults apply to the requested content
         fault = (
             None if exchange.answer.status == HTTPStatus.UNAUTHORIZED else self.registry.take_fault(self.path)
         )
@@ -463,8 +463,8 @@ class _Handler(BaseHTTPRequestHandler):
                 exchange.send()
             else:
                 fault.send(exchange)
-        except OSError:  # whoever asked has left
+        except OSError:  # the client has disconnected
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base class
-        """Say nothing."""
+        """Log nothing."""

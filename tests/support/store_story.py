@@ -1,9 +1,9 @@
-"""A story of pulls, tags that move, removals and releases, and what must be true at any point of it.
+"""A sequence of pulls, moving tags, removals and releases, and the invariants at each point of it.
 
 tell_the_story(store, mounts, bundles)      # each step may have been done before
 check_from_outside(work_dir)                # at any instant, by any program
 check_store(store, work_dir, mounts)        # after every start
-check_end(store, work_dir, bundles)         # when the story is told
+check_end(store, work_dir, bundles)         # at the end
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LATEST, OTHER = "docker.io/library/shop:latest", "docker.io/library/shop:other"
 
 
 def tell_the_story(store: Store, mounts: MountsInMemory, bundles: Path) -> None:
-    """From nothing to one image; each step may have been done before."""
+    """Run the sequence, which ends with one image; each step may have been done before."""
     path = str(bundles / "one")
     if not any(bundle.bundle_path == path for bundle in store.bundles()):
         bundled(store, pulled(store, FIRST, LATEST), path, mounts)
@@ -39,7 +39,7 @@ def tell_the_story(store: Store, mounts: MountsInMemory, bundles: Path) -> None:
 
 
 def remove(store: Store, what: Image | str) -> None:
-    """Remove an image, or a name, if it is there."""
+    """Remove an image, or a name, if it exists."""
     with suppress(ImageNotPresent):
         if isinstance(what, str):
             store.remove_image(store.find_image(what, what), what, force=True)
@@ -48,13 +48,13 @@ def remove(store: Store, what: Image | str) -> None:
 
 
 def release(store: Store, path: str) -> None:
-    """Release a bundle, if it is there."""
+    """Release a bundle, if it exists."""
     with suppress(BundleNotFound):
         store.release_bundle(path)
 
 
 def check_from_outside(work_dir: Path) -> None:
-    """What another program may find at any instant."""
+    """Check what another program may see at any instant."""
     path = work_dir / "meta_store.json"
     if path.exists():
         meta_store = json.loads(path.read_bytes())
@@ -66,7 +66,7 @@ def check_from_outside(work_dir: Path) -> None:
 
 
 def check_store(store: Store, work_dir: Path, mounts: MountsInMemory) -> None:
-    """What must hold after every start."""
+    """Check what must hold after every start."""
     assert not store.damaged
     assert store.warnings == ()
     assert os.listdir(work_dir / "staging") == []
@@ -83,7 +83,7 @@ def check_store(store: Store, work_dir: Path, mounts: MountsInMemory) -> None:
 
 
 def check_end(store: Store, work_dir: Path, bundles: Path) -> None:
-    """What must hold when the story is told; closes the store."""
+    """Check what must hold at the end, and close the store."""
     found = store.image_for(LATEST, AMD64)
     assert found is not None
     assert (found.image_id, found.references[0]) == (SECOND.image_id, LATEST)

@@ -1,4 +1,4 @@
-"""Stores in a line, without registries, tars and mounts: what a pull does with the store room.
+"""Stores without registries, tars and mounts: does what a pull does with the store room.
 
 store = open_store(tmp_path)
 shop = pulled(store, image(layer(file("a")), layer(file("b"))), "docker.io/library/shop:latest")
@@ -34,7 +34,7 @@ AMD64: Final = Platform("linux", "amd64")
 
 
 class MountsInMemory:
-    """A kernel that mounts nothing, and knows what it has mounted."""
+    """A fake kernel that records mounts."""
 
     def __init__(self) -> None:
         self.places: set[str] = set()
@@ -42,7 +42,7 @@ class MountsInMemory:
         self.stuck: set[str] = set()
 
     def mounted(self) -> frozenset[str]:
-        """Where something is mounted."""
+        """The mount points."""
         return frozenset(self.places)
 
     def is_used(self, overlay_directory: str) -> bool:
@@ -89,7 +89,7 @@ def open_store(
 
 
 def unpacked(layer: Layer) -> UnpackedLayer:
-    """What a layer worker would say of a layer."""
+    """The result that a layer worker would return for a layer."""
     return UnpackedLayer(
         diff_id=Digest(layer.diff_id),
         decoder=Decoder.GZIP,
@@ -101,7 +101,7 @@ def unpacked(layer: Layer) -> UnpackedLayer:
 
 
 def put_layer(store: Store, layer: Layer, record: bytes | None = None) -> StoredLayer:
-    """Have a layer in the store: two files that hold its tar, so that half of it can be told from the whole."""
+    """Add a layer to the store: two files with its tar, so that a half-deleted layer can be recognised."""
     with store.stage(Digest(layer.digest)) as staged:
         for name in ("one", "two"):
             Path(staged.directory, name).write_bytes(layer.tar)
@@ -111,14 +111,14 @@ def put_layer(store: Store, layer: Layer, record: bytes | None = None) -> Stored
 
 
 def is_whole(directory: str, layer: Layer) -> bool:
-    """Whether a directory holds what `put_layer` put there."""
+    """Whether a directory has the complete content from `put_layer`."""
     return sorted(os.listdir(directory)) == ["one", "two"] and all(
         Path(directory, name).read_bytes() == layer.tar for name in ("one", "two")
     )
 
 
 def resolved(image: Image, reference: str) -> ResolvedImage:
-    """The image as the registry room would have resolved it."""
+    """The image as resolved by the registry room."""
     layers = tuple(
         LayerDescriptor(Descriptor(one.media_type, Digest(one.digest), one.size), Digest(one.diff_id))
         for one in image.layers
@@ -127,19 +127,19 @@ def resolved(image: Image, reference: str) -> ResolvedImage:
 
 
 def pulled(store: Store, image: Image, reference: str) -> StoredImage:
-    """Have an image in the store, as a pull does it: what is there is not put there again."""
+    """Add an image to the store, as a pull does; layers in the store are not added again."""
     with store.pin(Digest(one.digest) for one in image.layers):
         layers = [store.layer(Digest(one.digest)) or put_layer(store, one) for one in image.layers]
         return store.record_image(resolved(image, reference), layers)
 
 
 def write_config(bundle: BundleReservation) -> None:
-    """Write a bundle's config.json, as a pull does it."""
+    """Write a bundle's config.json, as a pull does."""
     bundles.write_config(bundle.bundle_path, b"{}", bundle.writes_config)
 
 
 def bundled(store: Store, image: StoredImage, bundle_path: Path | str, mounts: MountsInMemory) -> str:
-    """Have a bundle of an image, mounted; returns its path."""
+    """Create and mount a bundle of an image; return its path."""
     with store.reserve_bundle(str(bundle_path)) as bundle:
         with storage_errors("preparing the mount", bundle.overlay_directory):
             for name in ("upper", "work"):

@@ -1,9 +1,9 @@
-"""File trees as values: read one, and compare it with another, entry by entry.
+"""Reads file trees as values, and compares them entry by entry.
 
     assert differences(tree(rootfs), tree(other)) == []
 
-An entry is all that a container could notice: type, mode, owner, time, link target, device number, extended
-attributes, contents, and which other names the same file has.
+An entry has everything that a container can notice: type, mode, owner, time, link target, device number, extended
+attributes, content, and the other names of the same file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KINDS = {
 
 
 def tree(root: str | os.PathLike[str]) -> dict[bytes, Node]:
-    """All entries below and including a directory, by their path within it; the root is b""."""
+    """All entries of a directory, including itself as b"", by relative path."""
     top = os.fsencode(root)
     paths = [b""]
     for directory, names, files in os.walk(top):
@@ -93,7 +93,7 @@ def _node(path: bytes, status: os.stat_result, names_of: Mapping[tuple[int, int]
 def differences(
     ours: Mapping[bytes, Node], theirs: Mapping[bytes, Node], *, ignoring: frozenset[str] = frozenset()
 ) -> list[str]:
-    """What differs, a line each; `ignoring` names fields of Node."""
+    """The differences, one line each; `ignoring` names fields of Node."""
     found: list[str] = []
     for path in sorted(ours.keys() | theirs.keys()):
         name = path.decode(errors="backslashreplace") or "/"

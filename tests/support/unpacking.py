@@ -1,4 +1,4 @@
-"""Unpacking a layer as a pull does it: by a worker, into a staging directory, beside canaries.
+"""Unpacks layers as a pull does, with a worker and a staging directory, beside canaries.
 
 unpacked = unpacker.unpack(file("etc/passwd", b"…"), symlink("lib", "usr/lib"))
 unpacked.root / "etc/passwd"
@@ -22,7 +22,7 @@ CANARY = b"nobody may touch this"
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A layer that was unpacked."""
+    """An unpacked layer."""
 
     root: Path
     layer: Layer
@@ -31,25 +31,25 @@ class Unpacked:
 
     @property
     def nodes(self) -> dict[bytes, Node]:
-        """Everything in it, by path."""
+        """All entries, by path."""
         return tree(self.root)
 
     @property
     def paths(self) -> set[bytes]:
-        """The paths of everything in it but its root."""
+        """The paths of all entries except the root."""
         return set(tree(self.root)) - {b""}
 
     def read(self, path: str) -> bytes:
-        """The content of a file in it."""
+        """The content of a file."""
         return (self.root / path).read_bytes()
 
     def is_whiteout(self, path: str) -> bool:
-        """Whether overlayfs takes this for a whiteout."""
+        """Whether an entry is a whiteout for overlayfs."""
         status = (self.root / path).lstat()
         return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
     def is_opaque(self, path: str) -> bool:
-        """Whether overlayfs takes this for an opaque directory."""
+        """Whether an entry is an opaque directory for overlayfs."""
         try:
             return os.getxattr(self.root / path, "trusted.overlay.opaque", follow_symlinks=False) == b"y"
         except OSError:
@@ -57,7 +57,7 @@ class Unpacked:
 
 
 class Unpacker:
-    """Unpacks layers into directories of its own below `disk`, and sees that nothing else changes there."""
+    """Unpacks layers into new directories below `disk`, and checks that nothing else changes there."""
 
     def __init__(self, disk: Path, workers: LayerWorkers) -> None:
         self.workers = workers
@@ -75,11 +75,11 @@ class Unpacker:
     def unpack(
         self, *entries: Entry | RawTar, compression: Compression = "gzip", tar_split: bool = False
     ) -> Unpacked:
-        """Unpack a layer of these entries."""
+        """Unpack a layer with these entries."""
         return self.unpack_layer(layer(*entries, compression=compression), tar_split=tar_split)
 
     def unpack_layer(self, one: Layer, *, tar_split: bool = False, skip_plain_hash: bool = False) -> Unpacked:
-        """Unpack a layer; whatever happens, nothing beside its directory may have changed."""
+        """Unpack a layer, and check that nothing outside of its directory has changed."""
         root = self.directory()
         tar_split_path = root.with_suffix(".tar-split") if tar_split else None
         try:
@@ -98,7 +98,7 @@ class Unpacker:
         return Unpacked(root, one, result, tar_split_path)
 
     def directory(self) -> Path:
-        """A new empty directory to unpack into."""
+        """Create an empty directory to unpack into."""
         self._count += 1
         staging = self._disk / f"staging-{self._count}"
         staging.mkdir(mode=0o700)
@@ -111,12 +111,12 @@ class Unpacker:
         assert differences(self._beside(), self._canaries) == []
 
     def _beside(self) -> dict[bytes, Node]:
-        """Everything on the disk that is no staging directory; the times of its top tell what was added."""
+        """All entries of the disk except staging directories; the time of the root shows additions."""
         found = tree(self._disk)
         return {path: node for path, node in found.items() if path and not path.startswith(b"staging-")}
 
 
 def feed(worker: LayerWorker, blob: bytes, piece: int = 1 << 16) -> None:
-    """Write a blob to a worker, piece by piece."""
+    """Write a blob to a worker in pieces."""
     for start in range(0, len(blob), piece):
         worker.write(memoryview(blob)[start : start + piece])

@@ -1,8 +1,8 @@
-"""How long a test waits for what must happen: until it has, however slow and busy the machine is.
+"""Waits for conditions, however slow and busy the machine is.
 
     until("both stand in the queue", lambda: len(queue) == 2)
 
-A wait with an end, so that what never happens is a failure with a name, and not a suite that hangs.
+A wait that takes too long is a failure with a name, instead of a suite that hangs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ PATIENCE: Final = 60.0  # seconds
 
 
 def until(awaited: str, has_happened: Callable[[], object]) -> None:
-    """Look again and again, until something has happened.
+    """Wait until a condition holds.
 
     Raises:
-        AssertionError: it has not, in all of `PATIENCE`.
+        AssertionError: it did not hold within `PATIENCE`.
     """
     deadline = time.monotonic() + PATIENCE
     while not has_happened():
@@ -31,7 +31,7 @@ def end_of(thread: threading.Thread) -> None:
     """Wait until a thread has ended.
 
     Raises:
-        AssertionError: it has not, in all of `PATIENCE`.
+        AssertionError: it did not end within `PATIENCE`.
     """
     thread.join(PATIENCE)
     assert not thread.is_alive(), f"{thread.name} has not ended in {PATIENCE:.0f} seconds"

@@ -1,10 +1,10 @@
-"""Branch coverage of layer workers, which are forked, chrooted, and killed as soon as they have reported.
+"""Measures branch coverage of layer workers, which are forked, chrooted, and killed after their report.
 
 coverage.py measures the processes that tests start, but cannot write its data file in a worker: the worker's root
-is the layer that it unpacks. So the fork server opens a file before it forks, and each worker appends what was
-measured to it before it reports:
+is the layer that it unpacks. The fork server therefore opens a file before it forks, and each worker appends its
+measurement to that file before it reports:
 
-    length (8 bytes, little-endian), then what CoverageData.dumps gives
+    length (8 bytes, little-endian), then the output of CoverageData.dumps
 
 pyproject.toml names this module as a plugin of coverage.py; the files lie beside its own, $COVERAGE_FILE. Run as a
 program, it merges them into an ordinary data file:
@@ -40,7 +40,7 @@ def coverage_init(_plugins: Plugins, _options: TConfigSectionOut) -> None:
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     file = os.open(f"{_data_file()}{_OF_WORKERS}{os.getpid()}", flags, 0o600)
-    # made here, because a worker cannot import what making it needs
+    # create this here: a worker cannot import anything
     measured = Coverage(
         data_file=None, config_file=False, branch=True, source_pkgs=["guestpull_server"], messages=False
     )
@@ -53,13 +53,13 @@ def _data_file() -> Path:
 
 
 def _measure(measured: Coverage, file: int) -> None:
-    """Measure this worker, instead of going on with the fork server's measurement."""
+    """Start a new measurement in this worker, instead of continuing the fork server's."""
     from guestpull_server.layer import verifier, worker
 
     inherited = Coverage.current()
     if inherited is not None:
         inherited.stop()
-    os._exit = posix._exit  # coverage.py's own would write the fork server's data once more
+    os._exit = posix._exit  # coverage.py's wrapper would write the fork server's data again
 
     def saving(work: Callable[_P, _R]) -> Callable[_P, _R]:
         def saved(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -78,7 +78,7 @@ def _measure(measured: Coverage, file: int) -> None:
 
 
 def merge(data_file: Path) -> int:
-    """Put what all workers measured into one data file beside coverage.py's; returns how many workers it was."""
+    """Merge the measurements of all workers into a data file beside coverage.py's; return their number."""
     merged = CoverageData(f"{data_file}.workers")
     workers = 0
     for path in sorted(data_file.parent.glob(f"{data_file.name}{_OF_WORKERS}*")):

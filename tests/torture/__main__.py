@@ -1,6 +1,6 @@
 """The command line of `scripts/torture`."""
 
-# ruff: noqa: T201 - it talks to whoever runs it
+# ruff: noqa: T201 - prints to the user
 from __future__ import annotations
 
 import argparse
@@ -14,7 +14,7 @@ from torture.campaign import Campaign, Violated
 
 
 def main() -> int:
-    """Run a campaign; 1 if something was not as it must be."""
+    """Run a campaign; return 1 if a check failed."""
     arguments = _arguments()
     print(
         f"torture: seed {arguments.seed}, {arguments.kills} kills or {arguments.minutes} minutes", flush=True
@@ -27,7 +27,7 @@ def main() -> int:
                 campaign.run(
                     kills=arguments.kills,
                     seconds=arguments.minutes * 60,
-                    tell=lambda report: print(f"torture: {report}", flush=True),
+                    show=lambda report: print(f"torture: {report}", flush=True),
                 )
             except Violated:
                 _keep(campaign, arguments.keep)
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _keep(campaign: Campaign, directory: Path) -> None:
-    """Keep what tells how it came to that."""
+    """Keep the evidence of a failure."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     shutil.copy(campaign.daemon.log, directory / "log")
@@ -62,13 +62,13 @@ def _keep(campaign: Campaign, directory: Path) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/torture",
-        description="Kill a daemon again and again in the middle of its work, and check what must be true.",
+        description="Kill a daemon repeatedly while it works, and check what must be true.",
     )
-    parser.add_argument("--minutes", type=float, default=1.0, help="at most how long; 1 if not given")
+    parser.add_argument("--minutes", type=float, default=1.0, help="maximum duration [1]")
+    parser.add_argument("--kills", type=int, default=1_000_000, help="maximum number of kills [no limit]")
     parser.add_argument(
-        "--kills", type=int, default=1_000_000, help="at most how many; no bound if not given"
+        "--seed", type=int, default=random.randrange(1 << 32), help="seed of all choices [a random one]"
     )
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="random if not given")
     parser.add_argument(
         "--keep",
         type=Path,

@@ -1,4 +1,4 @@
-"""Callers that want everything at once, and do not always wait for the answer."""
+"""Concurrent callers, which sometimes cancel their calls."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from torture.world import KnownImage, World
 _UNANSWERED: Final = frozenset(
     {"DEADLINE_EXCEEDED", "CANCELLED", "SERVICE_UNAVAILABLE", "UNAVAILABLE", "GIVEN_UP"}
 )
-"""Failures after which the daemon may still be at it, or may be done."""
+"""Failures after which the call may still be running, or may have completed."""
 _ALWAYS_POSSIBLE: Final = frozenset({*_UNANSWERED, "IMAGE_NOT_PRESENT", "TOO_MANY_PULLS"})
 
 
 @dataclass
 class Scene:
-    """What the callers of one round share.
+    """The state that the callers of one round share.
 
     Attributes:
-        address: of the daemon.
-        world: what there is.
-        references: what images are asked for by, each with the image that it must give; None: it moves.
-        promises: what was promised so far.
-        possible: reasons for which a pull may fail in this round's weather.
+        address: the daemon's address.
+        world: the images.
+        references: references with the image that each must resolve to; None if it moves.
+        promises: what callers may rely on.
+        possible: reasons with which a pull may fail in this round's weather.
     """
 
     address: str
@@ -50,24 +50,24 @@ class Scene:
     _moments: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def moment(self) -> None:
-        """Something begins, goes on, or ends: an instant at which to pull the plug."""
+        """Signal an event, at which the daemon may be killed."""
         self._moments.release()
 
     def await_moments(self, count: int, patience: float) -> None:
-        """Wait for so many of them, at most so many seconds for each."""
+        """Wait for a number of events, with a time limit for each."""
         for _ in range(count):
             if not self._moments.acquire(timeout=patience):
                 return
 
 
 class Caller:
-    """One of them, in a thread of its own.
+    """One caller, in a separate thread.
 
     Args:
-        scene: the round.
-        choices: whatever it does comes of these.
-        places: bundles of its own.
-        contested: a bundle that others want too.
+        scene: the state of the round.
+        choices: the source of its random choices.
+        places: paths of bundles that only it uses.
+        contested: path of a bundle that other callers use too.
     """
 
     def __init__(self, scene: Scene, choices: random.Random, places: list[str], contested: str) -> None:
@@ -79,11 +79,11 @@ class Caller:
         self._client: Client
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def join(self) -> None:
-        """Wait for its last call to end."""
+        """Wait until its last call has ended."""
         self._thread.join(90)
         if self._thread.is_alive():
             self._scene.violations.append("a call did not end within 90 seconds")
@@ -93,7 +93,7 @@ class Caller:
             with Client(self._scene.address, timeout=60) as self._client:
                 while not self._scene.stop.is_set():
                     self._act()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
             self._scene.violations.append(f"a caller failed by {error!r}")
 
     def _act(self) -> None:
@@ -146,7 +146,7 @@ class Caller:
         self._look(place, promise)
 
     def _pull_somehow(self, reference: str, place: str) -> PulledImage | None:
-        """Pull; None if it was given up."""
+        """Pull; return None if the call was cancelled."""
         choose = self._choices
         policy = choose.choice((PullPolicy.UNSPECIFIED, PullPolicy.UNSPECIFIED, *PullPolicy))
         timeout = choose.uniform(0.005, 0.7) if choose.random() < 0.15 else None
@@ -166,7 +166,7 @@ class Caller:
         raise GuestpullError("the events ended without a result", "NO_RESULT")
 
     def _pull_contested(self, _place: str, _promise: BundlePromise) -> None:
-        """Pull where others pull too, and release it at once."""
+        """Pull into a bundle that others use too, and release it immediately."""
         reference, _ = self._choices.choice(self._scene.references)
         possible = self._scene.possible | _ALWAYS_POSSIBLE | {"BUNDLE_EXISTS", "BUNDLE_NOT_FOUND"}
         try:
@@ -176,7 +176,7 @@ class Caller:
             self._failed("pull into a contested bundle", error, possible)
 
     def _pull_again(self, place: str, promise: BundlePromise) -> None:
-        """A bundle that is ready is not pulled into, and stays as it is."""
+        """Pull into a bundle that is ready; the daemon must refuse and leave it unchanged."""
         reference, _ = self._choices.choice(self._scene.references)
         try:
             self._client.pull(reference, place)
@@ -186,7 +186,7 @@ class Caller:
         else:
             self._violation(f"{place} was a bundle, and was pulled into")
 
-    # -- letting go -----------------------------------------------------------------------------------------
+    # -- releasing ------------------------------------------------------------------------------------------
 
     def _release(self, place: str, promise: BundlePromise) -> None:
         possible = _UNANSWERED | ({"BUNDLE_NOT_FOUND"} if promise.state is State.LEAVING else set())
@@ -205,8 +205,8 @@ class Caller:
             self._violation(f"{place} was released, and is there")
 
     def _run_container(self, place: str, promise: BundlePromise) -> None:
-        """Use a bundle in a mount namespace of its own, as runc does: whatever is called, nothing is deleted."""
-        # elsewhere, as runc has it: the removal of a directory ends the mounts on it in all namespaces
+        """Use a bundle in a new mount namespace, as runc does: no call may delete anything."""
+        # at another path, as in runc: removing a directory unmounts the mounts on it in all namespaces
         script = f"mount --bind {place}/rootfs /mnt"
         with MountNamespace(Path(place), script) as container:
             if self._choices.random() < 0.3:
@@ -225,7 +225,7 @@ class Caller:
             self._look_into(rootfs, promise)
 
     def _take_away(self, place: str, promise: BundlePromise) -> None:
-        """End a bundle as kata-agent does, without a call."""
+        """Delete a bundle as kata-agent does, without a call."""
         promise.state = State.TAKEN
         self._scene.outcomes["taken away"] += 1
         run("umount", "--lazy", f"{place}/rootfs")
@@ -233,7 +233,7 @@ class Caller:
         self._scene.moment()
 
     def _release_taken(self, place: str, promise: BundlePromise) -> None:
-        """Release what was taken away, at the same time as the daemon may."""
+        """Release a bundle that was deleted, possibly while the daemon does the same."""
         try:
             self._client.release_bundle(place)
         except GuestpullError as error:
@@ -258,7 +258,7 @@ class Caller:
             else:
                 self._scene.outcomes["removed"] += 1
 
-    # -- looking --------------------------------------------------------------------------------------------
+    # -- checking -------------------------------------------------------------------------------------------
 
     def _write(self, place: str, promise: BundlePromise) -> None:
         name, content = f"written-{len(promise.written)}", self._choices.randbytes(100)
@@ -294,7 +294,7 @@ class Caller:
         if promise.state is State.READY and (place not in listed or not listed[place].mounted):
             self._violation(f"{place} is ready, and is not listed as mounted")
 
-    # -- telling --------------------------------------------------------------------------------------------
+    # -- reporting ------------------------------------------------------------------------------------------
 
     def _failed(self, doing: str, error: GuestpullError, possible: frozenset[str]) -> None:
         self._scene.moment()

@@ -1,4 +1,4 @@
-"""Rounds of torture: let callers loose, pull the plug, look, start again, look, and now and then clean up.
+"""Rounds of torture: start callers, kill the daemon, check, restart, check, and sometimes clean up.
 
 with Campaign(seed=7, directory=Path("/tmp/torture")) as campaign:
     campaign.run(kills=100, seconds=300)
@@ -33,26 +33,26 @@ _DISK_BYTES: Final = 256 * 1024 * 1024
 _CLEAN_EVERY: Final = 10  # rounds
 _VERIFY_EVERY: Final = 4  # rounds
 _MOST_CALLERS: Final = 6
-_TELL_EVERY: Final = 20.0  # seconds
+_REPORT_EVERY: Final = 20.0  # seconds
 
 
 class Violated(Exception):
-    """Something is not as it must be. Its arguments are sentences that say what."""
+    """A check failed. The arguments say what is wrong, a sentence each."""
 
 
 @dataclass
 class Report:
-    """What happened so far.
+    """Statistics of a campaign.
 
     Attributes:
-        rounds: how many.
-        kills: of the daemon, by kill -9.
-        kills_at_work: those of them that left something half-done.
-        kills_at_start: those of them that came before it served.
-        workers_killed: layer workers and fork servers that were killed while the daemon lived.
-        ends: how often it was told to end by SIGTERM.
-        damages: how often its files were damaged while it did not run.
-        outcomes: of all calls, by what came of them.
+        rounds: number of rounds.
+        kills: number of kills of the daemon by SIGKILL.
+        kills_at_work: kills that left unfinished work behind.
+        kills_at_start: kills before the daemon served.
+        workers_killed: layer workers and fork servers killed while the daemon ran.
+        ends: number of SIGTERMs to the daemon.
+        damages: number of times that its files were damaged while it did not run.
+        outcomes: number of calls by their result.
     """
 
     rounds: int = 0
@@ -74,11 +74,11 @@ class Report:
 
 
 class Campaign:
-    """A world, a registry, a disk, a daemon, and rounds of what may happen to them. A context manager.
+    """Images, a registry, a disk, a daemon, and rounds of torture, as a context manager.
 
     Args:
-        seed: of everything that is random.
-        directory: where it all happens; its disks are mounted below it.
+        seed: seed of all random choices.
+        directory: holds all files; disks are mounted below it.
     """
 
     def __init__(self, seed: int, directory: Path) -> None:
@@ -125,45 +125,45 @@ class Campaign:
     ) -> None:
         self._stack.__exit__(error_type, error, trace)
 
-    def run(self, *, kills: int, seconds: float, tell: Callable[[Report], None] | None = None) -> None:
-        """Go on until the daemon was killed so often, or the time is over and it was killed once, and clean up.
+    def run(self, *, kills: int, seconds: float, show: Callable[[Report], None] | None = None) -> None:
+        """Run rounds until the daemon was killed often enough, or the time is over after a kill; then clean up.
 
         Args:
-            kills: at most so many.
-            seconds: at most so long; a machine that has no time for a kill takes longer.
-            tell: called now and then with what happened so far.
+            kills: maximum number of kills.
+            seconds: maximum duration; longer if there was no kill yet.
+            show: called regularly with the report.
 
         Raises:
-            Violated: something is not as it must be; the disk is as it was then.
+            Violated: a check failed; the disk is left as it was then.
         """
         try:
-            self._run(kills, seconds, tell)
+            self._run(kills, seconds, show)
         except Violated as violated:
             violated.add_note(f"seed {self._seed}, round {self.report.rounds}")
             raise
 
-    def _run(self, kills: int, seconds: float, tell: Callable[[Report], None] | None) -> None:
+    def _run(self, kills: int, seconds: float, show: Callable[[Report], None] | None) -> None:
         end = time.monotonic() + seconds
-        next_word = time.monotonic() + _TELL_EVERY
+        next_report = time.monotonic() + _REPORT_EVERY
         while self.report.kills < kills and (time.monotonic() < end or self.report.kills == 0):
             self._round()
             if self.report.rounds % _CLEAN_EVERY == 0:
                 self._clean()
-            if tell is not None and time.monotonic() > next_word:
-                next_word += _TELL_EVERY
-                tell(self.report)
+            if show is not None and time.monotonic() > next_report:
+                next_report += _REPORT_EVERY
+                show(self.report)
         self._clean()
 
     @property
     def daemon(self) -> Daemon:
-        """The daemon; for tests that plant a fault."""
+        """The daemon, for tests that inject a fault."""
         return self._daemon
 
     def look(self) -> None:
-        """Look at a daemon that nobody calls.
+        """Check a daemon without callers.
 
         Raises:
-            Violated: something is not as it must be.
+            Violated: a check failed.
         """
         self._demand(inspection.after_start(self._daemon, self._world, self._promises))
 
@@ -208,7 +208,7 @@ class Campaign:
         return Caller(scene, random.Random(self._choices.random()), places, contested)
 
     def _interrupt(self, scene: Scene) -> bool:
-        """End the daemon in one way or another; whether it still runs."""
+        """Kill or stop the daemon, or not; return whether it still runs."""
         kind = self._choices.choices(("kill", "SIGTERM", "nothing"), (80, 8, 12))[0]
         match kind:
             case "kill":
@@ -216,30 +216,30 @@ class Campaign:
                 self.report.kills += 1
                 self.report.kills_at_work += bool(self._half_done())
             case "SIGTERM":
-                scene.stop.set()  # a caller may take its time to see that nobody is there
+                scene.stop.set()  # a caller may need some time to notice that the daemon is gone
                 if self._daemon.stop() != 0:
                     raise Violated("the daemon did not end well")
                 self.report.ends += 1
         return kind == "nothing"
 
     def _start_again(self) -> None:
-        """Look at what is left, perhaps damage it, and start; at times it is killed again before it serves."""
+        """Check the files, perhaps damage them, and start the daemon; sometimes kill it before it serves."""
         self._demand(inspection.remains(self._daemon.work_dir, self._world))
-        torn = self._damage() if self._choices.random() < 0.08 else None
+        damaged = self._damage() if self._choices.random() < 0.08 else None
         while self._choices.random() < 0.2:
             self._daemon.launch()
             threading.Event().wait(self._choices.uniform(0.0, 1.5))
             self._daemon.kill()
             self.report.kills += 1
             self.report.kills_at_start += 1
-            # it may have been killed before it came upon what we tore
-            if self._meta_store() == torn:
+            # it may have been killed before it read the damaged file
+            if self._meta_store() == damaged:
                 continue
             self._demand(inspection.remains(self._daemon.work_dir, self._world))
         self._daemon.start()
 
     def _damage(self) -> bytes | None:
-        """Do to the work directory what no daemon does; returns meta_store.json if that was torn."""
+        """Damage the work directory; return the previous meta_store.json if that was damaged."""
         self.report.damages += 1
         self._damaged = True
         work_dir = self._daemon.work_dir
@@ -251,7 +251,7 @@ class Campaign:
                 self._promises.withdraw_images()
                 return self._meta_store()
         elif all(one.state is State.ABSENT for one in self._promises.bundles.values()):
-            # what is mounted cannot be taken away without harm
+            # do not remove layers that are mounted
             there = sorted((work_dir / "layers").iterdir())
             for one in self._choices.sample(there, self._choices.randint(0, len(there))):
                 shutil.rmtree(one)
@@ -264,7 +264,7 @@ class Campaign:
             return None
 
     def _half_done(self) -> list[str]:
-        """What a killed daemon left to be cleaned up."""
+        """The leftovers of a killed daemon."""
         work_dir = self._daemon.work_dir
         return [
             *os.listdir(work_dir / "staging"),
@@ -275,7 +275,7 @@ class Campaign:
     # -- afterwards -----------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Wait until the daemon has ended what callers gave up, and released what was taken away."""
+        """Wait until the daemon has ended cancelled calls, and released deleted bundles."""
         deadline = time.monotonic() + 30
         while left := [*self._taken_away(), *self._half_done()]:
             if time.monotonic() > deadline:
@@ -283,12 +283,12 @@ class Campaign:
             time.sleep(0.005)
 
     def _taken_away(self) -> list[str]:
-        """Bundles that are listed and have no rootfs any more: of callers, and of releases that were cut off."""
+        """Listed bundles without a rootfs: deleted by callers, or left by interrupted releases."""
         listed = self._daemon.client.bundles()
         return [one.bundle_path for one in listed if not os.path.isdir(f"{one.bundle_path}/rootfs")]
 
     def _pull_in_fair_weather(self) -> None:
-        """The next pull works."""
+        """Check that the next pull works."""
         place = self._daemon.bundle("check")
         reference, image = self._choices.choice(self._references)
         try:
@@ -303,7 +303,7 @@ class Campaign:
         self._promises.bundle(str(place))
 
     def _clean(self) -> None:
-        """Release and remove everything; then nothing may be left."""
+        """Release and remove everything, and check that nothing is left."""
         client = self._daemon.client
         try:
             for bundle in client.bundles():

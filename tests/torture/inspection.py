@@ -1,4 +1,4 @@
-"""What must hold, looked at from outside: in the files, in the mount table, and in what the daemon says.
+"""Checks from outside: of the files, the mount table, and the daemon's responses.
 
 Every function returns what is wrong, a sentence each.
 """
@@ -20,11 +20,11 @@ from torture.promises import BundlePromise, Promises, State
 from torture.world import World
 
 _DECODERS = {"+gzip": "Gzip", "+zstd": "Zstd", ".tar": "Uncompressed"}
-_SECONDS_TO_END: Final = 5.0  # for what dies with the daemon, on a machine that has much to do
+_SECONDS_TO_END: Final = 5.0  # for processes that exit with the daemon, on a busy machine
 
 
 def remains(work_dir: Path, world: World) -> list[str]:
-    """What a daemon leaves when it is killed: a meta store that can be read, and layers that are whole."""
+    """Check the files of a killed daemon: the meta store must be readable, and layers complete."""
     try:
         text = (work_dir / "meta_store.json").read_text()
     except FileNotFoundError:
@@ -40,9 +40,9 @@ def remains(work_dir: Path, world: World) -> list[str]:
 
 
 def after_start(daemon: Daemon, world: World, promises: Promises) -> list[str]:
-    """A daemon that has just started, or that nobody calls: nothing is half-done, and every promise is kept.
+    """Check a daemon that just started or has no callers: no unfinished work, and all promises kept.
 
-    What became of bundles whose callers never had an answer is known afterwards, and written into the promises.
+    Records in the promises what became of bundles whose callers got no response.
     """
     client = daemon.client
     listed = {one.bundle_path: one for one in client.bundles()}
@@ -62,9 +62,9 @@ def after_start(daemon: Daemon, world: World, promises: Promises) -> list[str]:
 
 
 def after_cleaning(daemon: Daemon) -> list[str]:
-    """A daemon that has ended after all was released and removed: there is nothing left but what gc finds.
+    """Check a stopped daemon after everything was released and removed: only garbage for gc may be left.
 
-    That is layers of pulls which did not come to an end: they are kept for the next one.
+    That is layers of interrupted pulls, which are kept for the next pull.
     """
     collected = _guestpulld(daemon, "gc")["garbage"]
     wrong = [f"gc finds {one}" for one in collected if "no image and no bundle uses" not in one["what"]]
@@ -79,16 +79,16 @@ def after_cleaning(daemon: Daemon) -> list[str]:
 
 
 def verified(daemon: Daemon) -> list[str]:
-    """A store that nobody damaged, whether it is served or not: `guestpulld verify` finds nothing but notes.
+    """Check that `guestpulld verify --deep` finds only notes in an undamaged store.
 
-    It is asked to be thorough, so that every layer must prove the diff_id that its image's id stands for.
+    With --deep, the content of every layer must match the diff_id in its image's config.
     """
     findings = _guestpulld(daemon, "verify", "--deep")["findings"]
     return [f"verify finds {one}" for one in findings if one["fault"] != "note"]
 
 
 def _left_running(daemon: Daemon) -> list[int]:
-    """Processes that outlive their daemon: those that still have its log for their stderr."""
+    """Processes that outlive their daemon: those whose standard error is still its log."""
     deadline = time.monotonic() + _SECONDS_TO_END
     while True:
         found = [int(name) for name in os.listdir("/proc") if name.isdigit() and _logs_to(name, daemon.log)]
@@ -127,7 +127,7 @@ def _layer(world: World, digest: str, entry: dict[str, Any]) -> Iterator[str]:
         if entry[key] != value:
             yield f"layer {digest}: {key} is {entry[key]!r}"
     directory = Path(entry["store_path"])
-    # an entry whose directory is gone is no lie: the layer is downloaded again
+    # an entry without a directory is correct: the layer is downloaded again
     if directory.is_dir():
         yield from known.violations(directory)
 
@@ -143,7 +143,7 @@ def _image(world: World, image_id: str, entry: dict[str, Any]) -> Iterator[str]:
         yield f"image {image_id}: image_config is not its config"
     layers = [one["compressed_digest"] for one in entry["layer_metas"]]
     digests = [one.digest for one in known.image.layers]
-    # a layer that occurs twice counts once, as image-rs has it: at its topmost place
+    # as in image-rs, a layer that occurs twice is listed once, at its topmost position
     if layers != [one for place, one in enumerate(digests) if one not in digests[place + 1 :]]:
         yield f"image {image_id}: its layers are {layers}"
 
@@ -160,7 +160,7 @@ def _strays(daemon: Daemon, known: set[str]) -> Iterator[str]:
 def _bundles(daemon: Daemon, listed: dict[str, Bundle], world: World, promises: Promises) -> Iterator[str]:
     for path, bundle in list(listed.items()):
         promise = promises.bundle(path)
-        # releases that were cut off, and what callers fight for, have no other owner than us now
+        # interrupted releases and contested bundles have no owner any more
         if path in promises.contested or promise.state is State.LEAVING:
             if bundle.mounted:
                 yield from _rootfs(world, bundle, promise)
@@ -187,7 +187,7 @@ def _bundle(world: World, path: str, promise: BundlePromise, bundle: Bundle | No
         if promise.state is not State.READY:
             promise.state, promise.image_id, promise.written = State.READY, bundle.image_id, {}
         if promise.image_id != bundle.image_id:
-            yield f"{path} is said to be image {bundle.image_id}, and is {promise.image_id}"
+            yield f"{path} is listed as image {bundle.image_id}, and is {promise.image_id}"
         if not bundle.mounted:
             yield f"{path} is ready, and not mounted"
             return

@@ -1,4 +1,4 @@
-"""What callers were told, and may rely on whatever happens next."""
+"""What callers may rely on, because the daemon said so."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from enum import Enum
 
 
 class State(Enum):
-    """What is known of a bundle."""
+    """The known state of a bundle."""
 
     ABSENT = "absent"
     READY = "ready"
     COMING = "coming"
-    """A pull was given up, or its answer never came: the bundle is there, whole, or it is not."""
+    """A pull was cancelled, or got no response: the bundle is complete, or it does not exist."""
     LEAVING = "leaving"
-    """A release was begun, and its answer never came."""
+    """A release was started, and got no response."""
     TAKEN = "taken"
-    """It was unmounted and its directory removed, without a call: the daemon releases it soon."""
+    """The bundle was unmounted and its directory removed without a call: the daemon releases it soon."""
 
 
 @dataclass
 class BundlePromise:
-    """One bundle's place.
+    """The promise for one path of a bundle.
 
     Attributes:
-        state: what is known of it.
-        image_id: what was pulled into it, where it is READY.
-        written: what its caller wrote in its top since, by name.
+        state: the known state.
+        image_id: the pulled image, if the state is READY.
+        written: the files that its caller wrote to its root, by name.
     """
 
     state: State = State.ABSENT
@@ -38,30 +38,30 @@ class BundlePromise:
 
 
 class Promises:
-    """What is known of all bundles and images. A bundle's place belongs to one caller; images are everybody's."""
+    """The promises for all bundles and images. A bundle's path belongs to one caller; images are shared."""
 
     def __init__(self) -> None:
         self.bundles: dict[str, BundlePromise] = {}
         self.contested: set[str] = set()
-        """Places that several callers pull into: of these only the outcome can be looked at."""
+        """Paths that several callers pull into; only their final state can be checked."""
         self._lock = threading.Lock()
         self._present: set[str] = set()
         self._removals: dict[str, int] = {}
         self._removals_under_way: dict[str, int] = {}
 
     def bundle(self, path: str) -> BundlePromise:
-        """What is known of a place."""
+        """Set the state of a path."""
         with self._lock:
             return self.bundles.setdefault(path, BundlePromise())
 
     def present_images(self) -> frozenset[str]:
-        """The images that must be in the store: pulled, and nobody asked for their removal since."""
+        """The images that must be in the store: pulled, and not requested to be removed since."""
         with self._lock:
             return frozenset(self._present)
 
     @contextmanager
     def removing(self, image_id: str) -> Iterator[None]:
-        """While inside, and if it does not come to an end, nothing is promised of the image."""
+        """Promise nothing about an image during a block, nor after it if it fails."""
         with self._lock:
             self._present.discard(image_id)
             self._removals[image_id] = self._removals.get(image_id, 0) + 1
@@ -73,19 +73,19 @@ class Promises:
                 self._removals_under_way[image_id] -= 1
 
     def removals(self) -> Mapping[str, int]:
-        """How often the removal of each image was asked for, by now; for `pulled`."""
+        """The number of removal requests for each image so far; for `pulled`."""
         with self._lock:
             return self._removals | {
                 image_id: -1 for image_id, number in self._removals_under_way.items() if number
             }
 
     def pulled(self, image_id: str, removals_before: Mapping[str, int]) -> None:
-        """A pull has ended well, which began when so many removals had been asked for."""
+        """Record a successful pull; `removals` is the number of removal requests when it started."""
         with self._lock:
             if self._removals.get(image_id, 0) == removals_before.get(image_id, 0):
                 self._present.add(image_id)
 
     def withdraw_images(self) -> None:
-        """Promise no image any more: the file that names them was damaged on purpose."""
+        """Promise no images any more: the test damaged the file that names them."""
         with self._lock:
             self._present.clear()

@@ -1,4 +1,4 @@
-"""What goes wrong while callers call: at the registry, on the disk, with the layer workers."""
+"""Faults during calls: of the registry, the disk and the layer workers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PATIENCE: Final = {
     "max_retry_delay": 0.05,
     "min_bytes_per_second": 10_000,
 }
-"""Limits of a daemon that does not wait long for what this weather never brings."""
+"""Limits that let the daemon give up soon on faults that do not end."""
 
 _BY_REGISTRY: Final = frozenset(
     {
@@ -50,7 +50,7 @@ _BY_REGISTRY: Final = frozenset(
         "DIGEST_MISMATCH",
         "SIZE_MISMATCH",
         "INVALID_MANIFEST",
-        "LIMIT_EXCEEDED",  # of a manifest or config that never ends
+        "LIMIT_EXCEEDED",  # for a manifest or config without end
     }
 )
 _BY_DISK: Final = frozenset({"STORAGE_FULL"})
@@ -61,12 +61,12 @@ class Weather:
     """The weather of one round.
 
     Args:
-        choices: it comes of these.
-        registry: where faults happen.
-        world: whose blobs they happen to.
-        daemon: whose workers are killed, and whose disk becomes full.
-        disk: the mount point of the tmpfs that the daemon works on.
-        size: of that tmpfs, in fair weather.
+        choices: the source of random choices.
+        registry: the registry that fails.
+        world: the images whose blobs fail.
+        daemon: the daemon whose workers are killed and whose disk fills up.
+        disk: the mount point of the daemon's tmpfs.
+        size: the size of that tmpfs without faults.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class Weather:
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
         self.possible: frozenset[str] = frozenset()
-        """The reasons for which a pull may fail in it."""
+        """The reasons with which a pull may fail in this weather."""
         self.workers_killed = 0
 
     def begin(self) -> None:
-        """Let it break loose; some rounds have fair weather."""
+        """Start the faults; some rounds have none."""
         for _ in range(self._choices.choice((0, 0, 2, 5, 10))):
             self._registry.fault(self._target(), self._fault(), times=self._choices.randint(1, 3))
             self.possible |= _BY_REGISTRY
@@ -103,7 +103,7 @@ class Weather:
             self._start(self._fill_disk)
 
     def end(self) -> None:
-        """Fair weather again."""
+        """End all faults."""
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -151,7 +151,7 @@ class Weather:
         return self._choices.choice(faults)
 
     def _kill_workers(self) -> None:
-        """Kill layer workers as they come, and at times the fork server that makes them."""
+        """Kill layer workers, and sometimes the fork server."""
         while not self._over.wait(self._choices.uniform(0.0, 0.1)):
             fork_server, *workers = self._daemon.workers() or [0]
             victim = fork_server if self._choices.random() < 0.1 else workers[0] if workers else 0
@@ -161,7 +161,7 @@ class Weather:
                     self.workers_killed += 1
 
     def _fill_disk(self) -> None:
-        """Leave little room, now and then."""
+        """Sometimes leave little space on the disk."""
         while not self._over.wait(self._choices.uniform(0.0, 0.3)):
             status = os.statvfs(self._disk)
             used = (status.f_blocks - status.f_bfree) * status.f_frsize
@@ -170,5 +170,5 @@ class Weather:
             self._resize(self._size)
 
     def _resize(self, size: int) -> None:
-        # it may have grown meanwhile, and then cannot become so small
+        # the content may have grown meanwhile, so that the disk cannot shrink that far
         run("mount", "-o", f"remount,size={size}", str(self._disk), check=False)

@@ -1,8 +1,8 @@
-"""Images whose every entry is known before anything unpacks them.
+"""Images whose unpacked entries are known in advance.
 
-The layers are made of few names in few directories, so that they replace, hide and delete what others have. What
-a layer must be once it is unpacked, and what layers are on top of each other, is worked out here from what went
-into the tar, by rules of our own: nothing of this asks the product.
+The layers use few names in few directories, so that they replace, hide and delete each other's entries. The
+expected result of unpacking a layer, and of stacking layers, is computed here from the entries of the tar,
+independently of the product.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _NOTHING_ELSE: Final = frozenset[bytes]()
 
 @dataclass(frozen=True)
 class KnownLayer:
-    """A layer, and what it must be on disk.
+    """A layer, and its expected form on disk.
 
     Attributes:
         layer: its tar and its blob.
-        nodes: its entries but for whiteouts, by path.
-        whiteouts: paths that it deletes of the layers below.
-        opaque: its directories that hide what the layers below have in them.
+        nodes: its entries except whiteouts, by path.
+        whiteouts: paths that it deletes from the layers below.
+        opaque: its directories that hide the entries of the layers below.
     """
 
     layer: Layer
@@ -45,7 +45,7 @@ class KnownLayer:
     opaque: frozenset[bytes]
 
     def violations(self, directory: Path) -> list[str]:
-        """What is wrong with a directory that should be this layer, unpacked for overlayfs."""
+        """What is wrong with a directory that should be this layer, unpacked for overlayfs; a line each."""
         found = tree(directory)
         hidden = {path for path in found if _is_whiteout(os.path.join(os.fsencode(directory), path))}
         wrong = differences(_without(found, hidden | {b""}), self.nodes)
@@ -59,38 +59,38 @@ class KnownLayer:
 
 @dataclass(frozen=True)
 class KnownImage:
-    """An image, and the root filesystem that it must become."""
+    """An image, and its expected root filesystem."""
 
     image: Image
     layers: tuple[KnownLayer, ...]
     nodes: Mapping[bytes, Node] = field(repr=False)
 
     def violations(self, rootfs: Path, *, besides: frozenset[bytes] = _NOTHING_ELSE) -> list[str]:
-        """What is wrong with a root filesystem that should be this image's, apart from some names in its top."""
+        """What is wrong with a root filesystem of this image, except for some names in its root; a line each."""
         found = _without(tree(rootfs), besides | {b""})
-        # a file whose other names are hidden is a hard link to overlayfs, and none to who unpacks into one tree
+        # a file whose other names are hidden is a hard link in overlayfs, but not in a tree unpacked in place
         wrong = differences(_without_lone_links(found), _without_lone_links(self.nodes))
         return [f"{rootfs}: {one}" for one in wrong]
 
 
 @dataclass(frozen=True)
 class World:
-    """All there is to be pulled."""
+    """All images that callers pull."""
 
     layers: tuple[KnownLayer, ...]
     images: tuple[KnownImage, ...]
 
     def image(self, image_id: str) -> KnownImage | None:
-        """The image of an id."""
+        """The image with an id."""
         return next((one for one in self.images if one.image.image_id == image_id), None)
 
     def layer(self, compressed_digest: str) -> KnownLayer | None:
-        """The layer of a compressed digest."""
+        """The layer with a compressed digest."""
         return next((one for one in self.layers if one.layer.digest == compressed_digest), None)
 
 
 def make_world(choices: random.Random, *, layers: int = 14, images_: int = 10) -> World:
-    """Make a world: images that share layers, one without any, one that has a layer twice, a high one."""
+    """Create images that share layers: one without layers, one with a layer twice, one with many layers."""
     made = [_Composer(choices, big=number % 5 == 0).layer() for number in range(layers)]
     stacks: list[tuple[KnownLayer, ...]] = [(), (made[0], made[1], made[0]), tuple(made)]
     while len(stacks) < images_:
@@ -105,7 +105,7 @@ def make_world(choices: random.Random, *, layers: int = 14, images_: int = 10) -
 
 
 def merged(stack: Sequence[KnownLayer]) -> dict[bytes, Node]:
-    """What layers are on top of each other, bottom-most first (OCI image specification, layer.md)."""
+    """Stack layers, bottom-most first (OCI image specification, layer.md)."""
     topmost = {one.layer.digest: place for place, one in enumerate(stack)}
     visible: dict[bytes, tuple[int, Node]] = {}
     for place, one in enumerate(stack):
@@ -130,7 +130,7 @@ def merged(stack: Sequence[KnownLayer]) -> dict[bytes, Node]:
 
 
 class _Composer:
-    """Makes up one layer: entries for the tar, and beside them what each must become."""
+    """Builds one random layer: entries of the tar, and the expected result of each."""
 
     def __init__(self, choices: random.Random, *, big: bool) -> None:
         self._choices = choices
@@ -141,7 +141,7 @@ class _Composer:
         self._opaque: set[bytes] = set()
 
     def layer(self) -> KnownLayer:
-        """Make it."""
+        """Build the layer."""
         choose = self._choices
         chosen = {
             parent
@@ -183,8 +183,8 @@ class _Composer:
         mode = self._choices.choice((0o644, 0o600, 0o755, 0o4755, 0o2711, 0o000))
         uid, gid, mtime = self._owner_and_time()
         self._entries.append(images.file(path, content, mode=mode, uid=uid, gid=gid, mtime=mtime))
-        told = f"{len(content)} bytes, {hashlib.sha256(content).hexdigest()}"
-        self._nodes[path.encode()] = Node("file", mode, uid, gid, mtime * 10**9, content=told)
+        content_digest = f"{len(content)} bytes, {hashlib.sha256(content).hexdigest()}"
+        self._nodes[path.encode()] = Node("file", mode, uid, gid, mtime * 10**9, content=content_digest)
 
     def _symlink(self, path: str) -> None:
         target = self._choices.choice(("one", "../a", "/etc/passwd", "/", "nowhere", "../../../../../tmp"))
@@ -228,7 +228,7 @@ def _and_parents(directory: str) -> Iterator[str]:
 
 
 def _hide(visible: dict[bytes, tuple[int, Node]], directory: bytes) -> None:
-    """Take away what is below a directory."""
+    """Remove the entries below a directory."""
     for path in [one for one in visible if one.startswith(directory + b"/")]:
         del visible[path]
 
