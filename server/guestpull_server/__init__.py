@@ -12,7 +12,7 @@ The rooms, from top to bottom. A room imports only from rooms below it; import-l
   store/      the work directory: meta_store.json, layers, bundles; locking and recovery
   snapshot/   mounts layers as a rootfs
   bundle/     converts the image config to the OCI runtime config
-  config.py models.py platforms.py cancellation.py errors.py   used by all rooms
+  config.py models.py platforms.py cancellation.py errors.py linux.py   used by all rooms
 
 The core (everything except service/) is a synchronous library, which never loads gRPC:
 

@@ -8,18 +8,16 @@ still make device nodes in its directory, so the daemon keeps staging directorie
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
-import struct
 import sys
 from typing import Final
 
-_libc = ctypes.CDLL(None, use_errno=True)
+from guestpull_server.linux import limit_capabilities, prctl
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_CAPABILITY_VERSION_3: Final = 0x20080522
 
 _FOR_UNPACKING: Final = {
     "CAP_CHOWN": 0,
@@ -61,36 +59,12 @@ def confine_to_reading(parent: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _drop_all_but(kept: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _keep_capabilities(kept)
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-
-
-def _keep_capabilities(kept: dict[str, int]) -> None:
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
-    present = ctypes.create_string_buffer(24)
-    _check(_libc.capget(header, present))
-    wanted = sum(1 << number for number in kept.values())
-    permitted_low, permitted_high = (
-        struct.unpack_from("I", present, 4)[0],
-        struct.unpack_from("I", present, 16)[0],
-    )
-    low = (wanted & 0xFFFFFFFF) & permitted_low
-    high = (wanted >> 32) & permitted_high
-    _check(_libc.capset(header, struct.pack("6I", low, low, 0, high, high, 0)))
-
-
-def _prctl(option: int, argument: int) -> None:
-    _check(_libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
-
-
-def _check(result: int) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    limit_capabilities(sum(1 << number for number in kept.values()))
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)

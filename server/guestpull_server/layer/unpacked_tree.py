@@ -7,21 +7,19 @@ near.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import sys
 from collections.abc import Callable
 from typing import Final, Self
 
 from guestpull_server.errors import storage_errors
 from guestpull_server.layer.changes import Change, ChangeKind, Changes, TooManyChanges
+from guestpull_server.linux import filesystem_magic
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _MOST_CHANGES: Final = 1000
 _SQUASHFS_MAGIC: Final = 0x73717368
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class RootNotADirectory(Exception):
@@ -55,11 +53,7 @@ class UnpackedTree:
     @property
     def is_squashfs(self) -> bool:
         """Whether the directory is in a squashfs, which keeps times as 32 bits of whole seconds."""
-        buffer = ctypes.create_string_buffer(256)
-        if _libc.fstatfs(self._open[0][1], buffer) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) == _SQUASHFS_MAGIC
+        return filesystem_magic(self._open[0][1]) == _SQUASHFS_MAGIC
 
     def enter(self, path: bytes) -> int | None:
         """Make a directory the current one and return its descriptor; None if it is not a directory.

@@ -6,15 +6,13 @@ the same on all architectures. Failures are OSErrors; the log of a file system c
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+from guestpull_server import linux
 
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
@@ -41,22 +39,24 @@ class FilesystemContext:
     """
 
     def __init__(self, filesystem: str) -> None:
-        self._descriptor = _call(_SYS_FSOPEN, os.fsencode(filesystem), _FSOPEN_CLOEXEC)
+        self._descriptor = linux.syscall(_SYS_FSOPEN, os.fsencode(filesystem), _FSOPEN_CLOEXEC)
 
     def set(self, key: str, value: str) -> None:
         """Set a parameter; raise OSError if the kernel rejects it."""
-        _call(_SYS_FSCONFIG, self._descriptor, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0)
+        linux.syscall(
+            _SYS_FSCONFIG, self._descriptor, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0
+        )
 
     def create(self) -> None:
         """Create the superblock; raise OSError if the kernel rejects the combination of parameters."""
-        _call(_SYS_FSCONFIG, self._descriptor, _FSCONFIG_CMD_CREATE, None, None, 0)
+        linux.syscall(_SYS_FSCONFIG, self._descriptor, _FSCONFIG_CMD_CREATE, None, None, 0)
 
     def mount_at(self, directory: int) -> None:
         """Mount the file system on a directory, given by descriptor."""
-        mount = _call(_SYS_FSMOUNT, self._descriptor, _FSMOUNT_CLOEXEC, 0)
+        mount = linux.syscall(_SYS_FSMOUNT, self._descriptor, _FSMOUNT_CLOEXEC, 0)
         try:
             flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-            _call(_SYS_MOVE_MOUNT, mount, b"", directory, b"", flags)
+            linux.syscall(_SYS_MOVE_MOUNT, mount, b"", directory, b"", flags)
         finally:
             os.close(mount)
 
@@ -85,9 +85,7 @@ def unmount(path: str, *, detach: bool = False) -> None:
         path: the mount point.
         detach: unmount even if it is in use, and leave it to its users; otherwise, use is an OSError.
     """
-    if _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
+    linux.umount2(path, _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0))
 
 
 def mount_from_directory(directory: str, source: str, target: str, filesystem: str, options: str) -> None:
@@ -103,12 +101,9 @@ def mount_from_directory(directory: str, source: str, target: str, filesystem: s
 
     def mount() -> None:
         try:
-            if _libc.unshare(_CLONE_FS) != 0:
-                raise _last_error()
+            linux.unshare(_CLONE_FS)
             os.chdir(directory)
-            arguments = [os.fsencode(text) for text in (source, target, filesystem)]
-            if _libc.mount(*arguments, ctypes.c_ulong(0), os.fsencode(options)) != 0:
-                raise _last_error()
+            linux.mount(source, target, filesystem, options)
         except OSError as error:
             failures.append(error)
 
@@ -117,17 +112,3 @@ def mount_from_directory(directory: str, source: str, target: str, filesystem: s
     thread.join()
     if failures:
         raise failures[0]
-
-
-def _last_error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
-
-
-def _call(number: int, *arguments: int | bytes | None) -> int:
-    converted = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
-    result = int(_libc.syscall(ctypes.c_long(number), *converted))
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    return result

@@ -44,19 +44,17 @@ into staging/, with an fsync of overlay/. A crash before that leaves a bundle th
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from guestpull_server.linux import syncfs
 from guestpull_server.store.filesystems import is_volatile
 
 TEMPORARY: Final = ".new"
 """What the name of a file that is being written ends with; without meaning after a crash."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Durability:
@@ -70,9 +68,7 @@ class Durability:
         if self._volatile:
             return
         with _opened(directory) as descriptor:
-            if _libc.syncfs(descriptor) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), directory)
+            syncfs(descriptor, directory)
 
     def sync_names(self, directory: str) -> None:
         """Make the names in a directory durable."""
