@@ -147,14 +147,14 @@ def test_standard_input_is_the_container_s_after_the_credentials(agent: Agent, s
     assert out == "rest\nof it\n"
 
 
-def test_times_are_told_in_the_order_of_the_story(agent: Agent, shop: str) -> None:
+def test_times_are_printed_in_the_order_of_the_steps(agent: Agent, shop: str) -> None:
     _, out, err = agent.run("run", shop, "--time")
 
     assert out == "apples\nimage\n"
     assert [line.split(": ")[1].split(" ")[0] for line in err.splitlines()] == ["pulled", "running", "ended"]
 
 
-def test_a_bundle_that_is_kept_is_released_by_hand(agent: Agent, shop: str) -> None:
+def test_a_kept_bundle_can_be_released_later(agent: Agent, shop: str) -> None:
     status, _, _ = agent.run("run", shop, "--keep", "--name", "kept")
     bundle = agent.bundle_root / "kept"
 
@@ -169,7 +169,7 @@ def test_a_bundle_that_is_kept_is_released_by_hand(agent: Agent, shop: str) -> N
 # -- Kata's request ----------------------------------------------------------------------------------------------
 
 
-def test_a_request_of_kata_s_runs_the_pod_s_process_in_the_pulled_image(
+def test_a_kata_request_runs_the_pod_s_process_in_the_pulled_image(
     agent: Agent, shop: str, tmp_path: Path, container_id: str
 ) -> None:
     specification = {
@@ -214,7 +214,7 @@ def test_a_request_of_kata_s_runs_the_pod_s_process_in_the_pulled_image(
     assert agent.leftovers() == []
 
 
-def test_a_request_can_come_by_standard_input(agent: Agent, shop: str, container_id: str) -> None:
+def test_a_request_can_be_read_from_standard_input(agent: Agent, shop: str, container_id: str) -> None:
     container = agent.start("create", "--request", "-")
     request = request_of(shop, container_id, {"process": {"args": ["echo", "by hand"]}})
 
@@ -251,7 +251,7 @@ def test_a_sandbox_runs_the_guest_s_pause_image_and_pulls_nothing(
 # -- what goes wrong ---------------------------------------------------------------------------------------------
 
 
-def test_a_pull_that_fails_is_told_in_one_line_and_leaves_nothing(
+def test_a_failed_pull_is_reported_in_one_line_and_leaves_nothing(
     agent: Agent, registry: RegistrySimulator
 ) -> None:
     status, out, err = agent.run("run", f"{registry.host}/none:1")
@@ -262,7 +262,7 @@ def test_a_pull_that_fails_is_told_in_one_line_and_leaves_nothing(
     assert agent.leftovers() == []
 
 
-def test_a_runtime_that_is_not_there_is_told_in_one_line_and_leaves_nothing(agent: Agent, shop: str) -> None:
+def test_a_missing_runtime_is_reported_in_one_line_and_leaves_nothing(agent: Agent, shop: str) -> None:
     status, _, err = agent.run("run", shop, "--runtime", "/none/runc")
 
     assert status == 1
@@ -307,7 +307,7 @@ def test_a_signal_reaches_the_container_and_the_bundle_is_released(
     assert agent.leftovers() == []
 
 
-def test_a_container_that_is_deaf_is_killed_by_the_third_signal(
+def test_a_container_that_ignores_signals_is_killed_at_the_third(
     agent: Agent, shop: str, container_id: str
 ) -> None:
     container = agent.start("run", shop, "--name", container_id, "--", "sh", "-c", DEAF)
@@ -321,7 +321,7 @@ def test_a_container_that_is_deaf_is_killed_by_the_third_signal(
     assert agent.leftovers() == []
 
 
-def test_a_container_that_is_deaf_to_sigterm_is_killed_when_its_time_is_over(
+def test_a_container_that_ignores_sigterm_is_killed_after_the_stop_timeout(
     agent: Agent, shop: str, container_id: str
 ) -> None:
     options = ("--name", container_id, "--stop-timeout", "0.2")

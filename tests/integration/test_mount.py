@@ -114,12 +114,12 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_name_of_a_layers_directory_will_do(stage: Stage, name: str) -> None:
+def test_any_name_of_a_layer_directory_works(stage: Stage, name: str) -> None:
     assert sorted(os.listdir(stage.mount(stage.layer("a", name=name), stage.layer("b")))) == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_path_of_a_work_directory_and_a_bundle_will_do(disk: Path, name: str) -> None:
+def test_any_path_of_a_work_directory_and_a_bundle_works(disk: Path, name: str) -> None:
     directory = disk / name
     directory.mkdir()
     stage = Stage(directory)
@@ -146,14 +146,14 @@ def test_paths_may_be_long(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 130, 500])
-def test_each_layer_is_a_parameter_of_its_own(stage: Stage, count: int) -> None:
+def test_each_layer_has_its_own_parameter(stage: Stage, count: int) -> None:
     rootfs = stage.mount(*(stage.layer(f"file{number}") for number in range(count)))
 
     assert len(os.listdir(rootfs)) == count
     assert not (stage.overlay / "lower").exists()
 
 
-def test_more_layers_than_overlayfs_stacks_are_refused_by_that_name(stage: Stage) -> None:
+def test_more_layers_than_overlayfs_stacks_are_refused_with_that_reason(stage: Stage) -> None:
     with pytest.raises(MountFailed, match="501 layers, and overlayfs stacks at most 500"):
         stage.mount(*(stage.layer() for _ in range(501)))
 
@@ -171,7 +171,7 @@ def test_a_layer_that_occurs_twice_counts_at_its_topmost_place(stage: Stage) -> 
     assert (stage.mount(one, other, one) / "file").read_text() == "1"
 
 
-def test_an_xattr_of_a_layer_cannot_send_overlayfs_elsewhere(stage: Stage) -> None:
+def test_an_xattr_of_a_layer_cannot_redirect_overlayfs(stage: Stage) -> None:
     below = stage.layer("secret/file")
     above = stage.layer("dir/", "stub")
     os.setxattr(f"{above.store_path}/dir", "trusted.overlay.redirect", b"/secret")
@@ -199,7 +199,7 @@ def test_a_work_directory_on_an_overlay_is_refused_with_a_remedy(stage: Stage) -
 
 
 @pytest.mark.parametrize("count", [1, 130, 500])
-def test_older_kernels_get_their_layers_by_one_page_of_options(stage: Stage, count: int) -> None:
+def test_older_kernels_get_the_layers_in_one_page_of_options(stage: Stage, count: int) -> None:
     layers = [stage.layer(f"file{number}") for number in range(count)]
     for name in ("upper", "work"):
         (stage.overlay / name).mkdir()
@@ -237,7 +237,7 @@ def test_a_directory_without_an_entry_looks_as_the_layers_below_say(stage: Stage
     assert sorted(os.listdir(rootfs / "deep/er")) == ["still", "y"]
 
 
-def test_no_directory_takes_over_an_acl_of_the_work_directory(stage: Stage) -> None:
+def test_no_directory_inherits_an_acl_of_the_work_directory(stage: Stage) -> None:
     bottom = stage.layer("dir/a")
     top = stage.layer("dir/b", implied=(b"", b"dir"))
     user, anybody = 2, 0xFFFFFFFF
@@ -259,7 +259,7 @@ def test_a_directory_whose_own_entry_is_topmost_keeps_its_attributes(stage: Stag
     assert attributes(stage.mount(below, above) / "tmp")[0] == 0o1777
 
 
-def test_what_a_whiteout_hides_lends_no_attributes(stage: Stage) -> None:
+def test_directories_below_a_whiteout_do_not_provide_attributes(stage: Stage) -> None:
     hidden = stage.layer("dir/")
     os.chmod(f"{hidden.store_path}/dir", 0o700)
     between = stage.layer()
@@ -280,7 +280,7 @@ def test_a_link_in_a_lower_layer_leads_nowhere(stage: Stage) -> None:
     assert os.listdir(secret) == []
 
 
-def test_what_was_emptied_without_an_entry_keeps_its_attributes_and_nothing_else(stage: Stage) -> None:
+def test_an_implied_opaque_directory_keeps_only_its_attributes(stage: Stage) -> None:
     below = stage.layer("tmp/old")
     os.chmod(f"{below.store_path}/tmp", 0o1777)
     above = stage.layer("tmp/new", implied=(b"", b"tmp"))
@@ -295,7 +295,7 @@ def test_what_was_emptied_without_an_entry_keeps_its_attributes_and_nothing_else
 @pytest.mark.parametrize(
     "path", [b"..", b"../../../escaped", b"dir/../..", b"/dir", b"dir/", b"di\0r", b"x" * 5000]
 )
-def test_a_list_of_implied_directories_that_lies_leads_nowhere(stage: Stage, path: bytes) -> None:
+def test_a_forged_list_of_implied_directories_is_harmless(stage: Stage, path: bytes) -> None:
     below = stage.layer("dir/")
     os.chmod(below.store_path, 0o700)
     above = stage.layer("dir/", implied=(b"", path))
@@ -387,7 +387,7 @@ def test_any_layers_look_as_if_unpacked_one_over_the_other(made: list[dict[str, 
             assert stage.unmount() == ()
 
 
-def test_a_layer_that_is_gone_is_a_named_error_and_leaves_no_mount(stage: Stage) -> None:
+def test_a_missing_layer_is_a_named_error_and_leaves_no_mount(stage: Stage) -> None:
     gone = StoredLayer(Digest.of(b""), Digest.of(b""), Decoder.GZIP, "/nowhere/at/all")
 
     with pytest.raises(MountFailed, match="verify --repair"):
@@ -408,7 +408,7 @@ def test_a_rootfs_that_became_a_link_is_not_followed(stage: Stage) -> None:
     assert os.listdir(elsewhere) == []
 
 
-def test_a_bundle_s_directory_that_was_opened_is_the_one_that_counts(stage: Stage) -> None:
+def test_a_bundle_is_mounted_in_the_opened_directory_not_at_its_path(stage: Stage) -> None:
     bundle = stage.directory / "bundle"
     (bundle / "rootfs").mkdir(parents=True)
     elsewhere = stage.directory / "elsewhere"
@@ -441,7 +441,7 @@ def implied_in_many_layers(stage: Stage) -> list[StoredLayer]:
     return [below, *above]
 
 
-def test_the_making_of_a_bundle_asks_at_each_step_whether_the_caller_still_waits(disk: Path) -> None:
+def test_creating_a_bundle_checks_for_cancellation_at_each_step(disk: Path) -> None:
     """At whichever check a caller leaves, nothing is written, and what is mounted can be undone."""
     stage = Stage(disk)
     layers = implied_in_many_layers(stage)
@@ -468,7 +468,7 @@ def test_the_making_of_a_bundle_asks_at_each_step_whether_the_caller_still_waits
     assert checks > len(layers) + 20 + 20 + 8
 
 
-def test_unmounting_waits_for_what_lets_go_in_a_moment(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unmounting_waits_for_a_short_use_to_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     rootfs = stage.mount(stage.layer("a"))
     held = [os.open(rootfs, os.O_RDONLY)]
 

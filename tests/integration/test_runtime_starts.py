@@ -118,7 +118,9 @@ def test_a_container_starts_as_its_image_says(bundles: Bundles, runtime: str) ->
         {"Cmd": ["sh", "-c", "echo started"], "WorkingDir": "no/such/../directory"},
     ],
 )
-def test_what_podman_starts_is_started(bundles: Bundles, runtime: str, process: dict[str, Any]) -> None:
+def test_images_that_podman_starts_are_started(
+    bundles: Bundles, runtime: str, process: dict[str, Any]
+) -> None:
     assert bundles.start(runtime, **process) == ["started"]
 
 
@@ -142,7 +144,7 @@ def test_a_container_runs_as_its_user(bundles: Bundles, runtime: str, user: str,
 
 
 @RUNTIMES
-def test_a_volume_the_image_has_no_content_for_is_memory_of_a_bounded_size(
+def test_a_volume_without_content_is_a_tmpfs_with_a_size_limit(
     bundles: Bundles, disk: Path, runtime: str
 ) -> None:
     empty = disk / "layers/top/empty"
@@ -202,7 +204,7 @@ def test_as_many_volumes_as_may_be_start(bundles: Bundles, runtime: str) -> None
 
 @RUNTIMES
 @pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR])
-def test_a_volume_with_devices_or_fifos_in_it_keeps_nothing_from_starting(
+def test_a_volume_with_devices_or_fifos_does_not_prevent_a_start(
     bundles: Bundles, disk: Path, runtime: str, kind: int
 ) -> None:
     os.mknod(disk / "layers/top/srv/shelf/special", kind | 0o644, os.makedev(1, 3))
@@ -263,7 +265,7 @@ def test_setuid_programs_may_do_their_work(bundles: Bundles, runtime: str) -> No
         ":audit",
     ],
 )
-def test_a_user_is_whom_umoci_takes_it_for(bundles: Bundles, tmp_path: Path, user: str) -> None:
+def test_a_user_is_resolved_as_by_umoci(bundles: Bundles, tmp_path: Path, user: str) -> None:
     content = layer(file("etc/passwd", PASSWD), file("etc/group", GROUP))
     write_layout(tmp_path / "layout", {"it": image(content, process={"User": user})})
     umoci_unpack(tmp_path / "layout", "it", tmp_path / "umoci")
@@ -277,7 +279,7 @@ def test_a_user_is_whom_umoci_takes_it_for(bundles: Bundles, tmp_path: Path, use
     assert set(ours["additionalGids"]) == wanted
 
 
-def test_the_config_keeps_to_what_runc_would_write(bundles: Bundles, tmp_path: Path) -> None:
+def test_the_config_matches_what_runc_would_write(bundles: Bundles, tmp_path: Path) -> None:
     run("runc", "spec", "--bundle", str(tmp_path))
     theirs = json.loads((tmp_path / "config.json").read_bytes())
 

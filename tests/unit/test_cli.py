@@ -117,9 +117,7 @@ PRINTING = pytest.mark.parametrize(
 
 @BUFFERED
 @PRINTING
-def test_output_that_has_no_room_is_an_error_in_one_line(
-    work_dir: Path, command: str, buffered: bool
-) -> None:
+def test_a_full_standard_output_is_an_error_in_one_line(work_dir: Path, command: str, buffered: bool) -> None:
     words = command.format(work_dir).split()
 
     ended = into_full_disk("guestpull_server.cli", words, buffered=buffered)
@@ -130,7 +128,7 @@ def test_output_that_has_no_room_is_an_error_in_one_line(
 
 @BUFFERED
 @PRINTING
-def test_a_reader_that_has_enough_is_no_error(work_dir: Path, command: str, buffered: bool) -> None:
+def test_a_reader_that_stops_early_is_not_an_error(work_dir: Path, command: str, buffered: bool) -> None:
     words = command.format(work_dir).split()
 
     assert into_closed_pipe("guestpull_server.cli", words, buffered=buffered).err == ""

@@ -19,7 +19,7 @@ def load(directory: Path, content: object) -> tuple[Configuration, list[str]]:
     return load_configuration(None, str(directory))
 
 
-def test_without_a_file_all_is_as_by_default(tmp_path: Path) -> None:
+def test_without_a_file_the_defaults_apply(tmp_path: Path) -> None:
     configuration, warnings = load_configuration(None, str(tmp_path))
 
     assert configuration == Configuration(work_dir=str(tmp_path))
@@ -52,7 +52,7 @@ def test_image_rs_s_keys_are_read_with_their_meanings(tmp_path: Path) -> None:
     assert configuration.image_pull_proxy is not None
 
 
-def test_an_unknown_key_is_a_warning_that_names_it_wherever_it_is(tmp_path: Path) -> None:
+def test_an_unknown_key_at_any_level_is_a_warning_that_names_it(tmp_path: Path) -> None:
     registries = {"registry": [{"prefix": "a.example"}, {"prefix": "b.example", "blokced": True}]}
     content = {"future": 1, "limits": {"max_wishes": 3}, "registry_config": registries}
     _, warnings = load(tmp_path, content)
@@ -94,7 +94,7 @@ def test_a_wrong_value_is_an_error_that_names_its_place(tmp_path: Path, content:
     assert place in caught.value.explain()
 
 
-def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfiguration, match="does not exist"):
         load_configuration(str(tmp_path / "none.json"), None)
 
@@ -134,7 +134,7 @@ def test_a_policy_of_a_key_broker_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", ["max_attempts", "max_concurrent_pulls", "max_layers", "read_timeout"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_a_limit_that_nothing_fits_is_refused_with_its_place(tmp_path: Path, limit: str, value: int) -> None:
+def test_a_limit_out_of_range_is_refused_with_its_place(tmp_path: Path, limit: str, value: int) -> None:
     with pytest.raises(InvalidConfiguration) as caught:
         load(tmp_path, {"limits": {limit: value}})
 
@@ -142,7 +142,7 @@ def test_a_limit_that_nothing_fits_is_refused_with_its_place(tmp_path: Path, lim
 
 
 @pytest.mark.parametrize("limit", ["connect_timeout", "read_timeout", "max_retry_delay", "max_pull_seconds"])
-def test_a_time_that_no_clock_can_wait_for_is_refused_with_its_place(tmp_path: Path, limit: str) -> None:
+def test_a_time_that_is_too_long_is_refused_with_its_place(tmp_path: Path, limit: str) -> None:
     with pytest.raises(InvalidConfiguration) as caught:
         load(tmp_path, {"limits": {limit: 10_000_000_000}})
 
@@ -154,7 +154,7 @@ def test_an_image_downloads_one_layer_at_once_at_least(tmp_path: Path) -> None:
         load(tmp_path, {"max_concurrent_layer_downloads_per_image": 0})
 
 
-def test_no_redirects_and_any_speed_may_be_asked_for(tmp_path: Path) -> None:
+def test_no_redirects_and_any_speed_can_be_configured(tmp_path: Path) -> None:
     configuration, _ = load(
         tmp_path, {"limits": {"max_redirects": 0, "min_bytes_per_second": 0, "max_retry_delay": 0}}
     )

@@ -40,12 +40,12 @@ def test_a_password_in_a_name_is_not_shown(text: str, shown: str) -> None:
         "oci:/p:1",
     ],
 )
-def test_what_has_no_password_is_shown_as_it_is(text: str) -> None:
+def test_text_without_a_password_is_unchanged(text: str) -> None:
     assert without_password(text) == text
 
 
 @given(st.text(), st.text())
-def test_no_password_is_shown_wherever_it_has_an_at_sign(before: str, after: str) -> None:
+def test_a_password_with_an_at_sign_is_hidden_completely(before: str, after: str) -> None:
     assert "s3cr3t" not in without_password(f"https://ann:{before}s3cr3t{after}@host/x")
 
 
@@ -65,7 +65,7 @@ def test_credentials_are_a_user_and_a_password_with_a_colon_between(
 
 
 @pytest.mark.parametrize("text", ["s3cr3t", ":s3cr3t"])
-def test_what_has_no_user_is_refused_and_not_repeated(text: str) -> None:
+def test_credentials_without_a_user_are_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(InvalidRequest, match="no user") as caught:
         Credentials.parse(text, "--auth")
     assert "s3cr3t" not in caught.value.explain()

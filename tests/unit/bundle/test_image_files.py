@@ -84,7 +84,7 @@ def test_a_directory_that_is_a_link_leads_nowhere_else_either(image: Path) -> No
     assert content(image, "var/secret") == b""
 
 
-def test_a_directory_that_is_moved_away_leads_nobody_out(
+def test_a_directory_that_is_moved_meanwhile_does_not_lead_out_of_the_image(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (image / "usr/deep").mkdir()
@@ -105,7 +105,7 @@ def test_a_directory_that_is_moved_away_leads_nobody_out(
 @pytest.mark.parametrize(
     "path", ["usr/file/", "usr/file/.", "usr/file/..", "usr/file/../file", "link/", "link/../etc"]
 )
-def test_a_file_is_no_directory_on_the_way(image: Path, path: str) -> None:
+def test_a_path_through_a_file_cannot_be_resolved(image: Path, path: str) -> None:
     (image / "link").symlink_to("usr/file")
 
     assert place(image, path) is None
@@ -120,14 +120,14 @@ def test_as_many_links_are_followed_as_the_kernel_follows(image: Path, links: in
     assert content(image, str(links - 1)) == expected
 
 
-def test_a_loop_of_links_is_as_good_as_nothing(image: Path) -> None:
+def test_a_loop_of_links_counts_as_absent(image: Path) -> None:
     (image / "etc/passwd").symlink_to("passwd")
 
     assert content(image, "etc/passwd") == b""
 
 
 @pytest.mark.parametrize("path", ["usr/file/below", "nowhere", "usr", "x" * 300, "x/" * 3000, "usr/fi\0le"])
-def test_what_is_no_file_is_as_good_as_nothing(image: Path, path: str) -> None:
+def test_what_is_not_a_regular_file_counts_as_absent(image: Path, path: str) -> None:
     assert content(image, path) == b""
 
 
@@ -147,7 +147,7 @@ def test_a_file_that_is_too_large_is_refused_by_its_limit_and_not_read(image: Pa
     assert caught.value.limit == "max_read_bytes"
 
 
-def test_what_others_rename_meanwhile_makes_nothing_absent(image: Path) -> None:
+def test_concurrent_renames_do_not_make_a_file_absent(image: Path) -> None:
     (image / "etc/passwd").symlink_to("../usr/" * 100 + "file")
     done = threading.Event()
 
@@ -226,7 +226,7 @@ def test_a_step_looks_at_one_component_and_never_again_at_those_before_it(
 
 
 @pytest.mark.parametrize("number", [1, 2, 100, 4000])
-def test_a_caller_that_leaves_ends_a_lookup_at_the_next_step(image: Path, number: int) -> None:
+def test_a_cancelled_call_ends_a_lookup_at_the_next_step(image: Path, number: int) -> None:
     make_depth(image, 248)
     files = ImageFiles(str(image), Limits(), CancelledAtCheck(number))
 
@@ -234,7 +234,7 @@ def test_a_caller_that_leaves_ends_a_lookup_at_the_next_step(image: Path, number
         pass
 
 
-def test_a_caller_that_leaves_ends_the_reading_of_a_file(image: Path) -> None:
+def test_a_cancelled_call_ends_the_reading_of_a_file(image: Path) -> None:
     (image / "etc/passwd").write_bytes(b"\n" * 5000)
     files = ImageFiles(str(image), Limits(), CancelledAtCheck(5))
 
@@ -242,13 +242,13 @@ def test_a_caller_that_leaves_ends_the_reading_of_a_file(image: Path) -> None:
         list(files.lines("etc/passwd"))
 
 
-def test_a_path_that_is_not_text_leads_nowhere(image: Path) -> None:
+def test_a_path_that_is_not_utf8_cannot_be_resolved(image: Path) -> None:
     (image / "link").symlink_to(b"/\xff\xfe")
 
     assert place(image, "link/below") is None
 
 
-def test_a_path_that_is_longer_than_any_may_be_leads_nowhere_at_once(image: Path) -> None:
+def test_a_path_that_is_too_long_cannot_be_resolved(image: Path) -> None:
     (image / "far").symlink_to("x/" * 2000)
 
     assert place(image, "x/" * 4_000_000) is None

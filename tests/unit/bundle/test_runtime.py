@@ -45,7 +45,7 @@ def test_the_process_is_the_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("process", [None, {}, {"Cmd": None, "Env": None, "Entrypoint": None, "User": ""}])
-def test_what_the_image_leaves_open_has_a_default_that_starts(
+def test_an_empty_image_config_gets_defaults_that_start(
     tmp_path: Path, process: dict[str, Any] | None
 ) -> None:
     spec = converted(tmp_path, process)
@@ -56,7 +56,7 @@ def test_what_the_image_leaves_open_has_a_default_that_starts(
     assert spec["process"]["user"]["uid"] == 0
 
 
-def test_whatever_is_null_is_as_good_as_absent(tmp_path: Path) -> None:
+def test_null_values_count_as_absent(tmp_path: Path) -> None:
     nothing = dict.fromkeys(
         ("User", "Env", "Entrypoint", "Cmd", "WorkingDir", "Volumes", "ExposedPorts", "StopSignal")
     )
@@ -72,19 +72,19 @@ def test_whatever_is_null_is_as_good_as_absent(tmp_path: Path) -> None:
     assert spec["annotations"] == {"mark": ""}
 
 
-def test_an_entrypoint_of_nothing_but_an_empty_text_is_none(tmp_path: Path) -> None:
+def test_an_entrypoint_with_one_empty_string_counts_as_absent(tmp_path: Path) -> None:
     spec = converted(tmp_path, {"Entrypoint": [""], "Cmd": ["/bin/tool", ""]})
 
     assert spec["process"]["args"] == ["/bin/tool", ""]
 
 
-def test_a_variable_without_a_name_or_a_value_is_none(tmp_path: Path) -> None:
+def test_a_variable_without_a_name_or_a_value_is_skipped(tmp_path: Path) -> None:
     spec = converted(tmp_path, {"Env": ["PATH=/bin", "DEBUG", "EMPTY=", "", "=C:=1"]})
 
     assert spec["process"]["env"] == ["PATH=/bin", "EMPTY="]
 
 
-def test_what_has_no_place_in_the_specification_is_an_annotation_and_labels_win(tmp_path: Path) -> None:
+def test_other_fields_become_annotations_and_labels_override_them(tmp_path: Path) -> None:
     spec = converted(
         tmp_path,
         {
@@ -113,7 +113,7 @@ def test_what_has_no_place_in_the_specification_is_an_annotation_and_labels_win(
     }
 
 
-def test_labels_that_would_steer_a_runtime_are_no_annotations_and_the_log_tells_of_them(
+def test_labels_that_would_control_a_runtime_are_omitted_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     steering = {
@@ -140,9 +140,7 @@ def test_labels_that_would_steer_a_runtime_are_no_annotations_and_the_log_tells_
     assert "io.katacontainers.config.hypervisor.path" in vars(record)["fields"]["labels"]
 
 
-def test_labels_that_steer_nothing_are_nothing_to_tell_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_harmless_labels_are_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     converted(tmp_path, {"Labels": {"maintainer": "ann"}})
 
     assert caplog.records == []
@@ -162,14 +160,14 @@ def test_labels_that_steer_nothing_are_nothing_to_tell_of(
         {"ExposedPorts": {"80\0": {}}},
     ],
 )
-def test_what_no_runtime_would_start_is_refused_by_its_name(tmp_path: Path, process: dict[str, Any]) -> None:
+def test_a_nul_byte_is_refused_with_its_place(tmp_path: Path, process: dict[str, Any]) -> None:
     with pytest.raises(InvalidManifest, match="NUL"):
         converted(tmp_path, process)
 
     assert not (tmp_path / "config.json").exists()
 
 
-def test_what_only_looks_like_a_nul_is_taken(tmp_path: Path) -> None:
+def test_a_text_that_looks_like_a_nul_is_accepted(tmp_path: Path) -> None:
     spec = converted(tmp_path, {"Cmd": ["printf", "\\u0000"]})
 
     assert spec["process"]["args"] == ["printf", "\\u0000"]
@@ -217,7 +215,7 @@ def test_an_image_config_of_too_many_strings_is_refused_by_its_limit(
 
 
 @pytest.mark.parametrize("strings", ["Env", "Cmd", "Labels", "ExposedPorts"])
-def test_a_config_of_as_many_strings_as_may_be_is_not_much_larger_than_the_image_s(
+def test_a_config_with_the_maximum_of_strings_is_not_much_larger_than_the_image_s(
     tmp_path: Path, strings: str
 ) -> None:
     many = STRINGS[:49_000]
@@ -243,7 +241,7 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "open", without_unnamed_files)
 
 
-def test_a_writer_that_is_cut_off_leaves_no_name_behind(
+def test_a_writer_that_is_killed_leaves_no_name_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cut_off(*_arguments: object, **_options: object) -> None:
@@ -257,7 +255,7 @@ def test_a_writer_that_is_cut_off_leaves_no_name_behind(
 
 
 @pytest.mark.usefixtures("file_system")
-def test_a_config_that_is_there_is_never_replaced(tmp_path: Path) -> None:
+def test_an_existing_config_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("precious")
 
     with pytest.raises(BundleExists):
@@ -268,7 +266,7 @@ def test_a_config_that_is_there_is_never_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("file_system")
-def test_the_file_is_readable_for_all_whatever_the_umask_and_nothing_is_left_beside_it(
+def test_the_file_is_readable_for_all_with_any_umask_and_no_other_file_is_left(
     tmp_path: Path,
 ) -> None:
     before = os.umask(0o077)

@@ -57,12 +57,12 @@ def user_of(user: str, rootfs: str) -> ProcessUser:
         ("4294967294", ProcessUser(4294967294, 0, (0,))),
     ],
 )
-def test_a_user_is_what_docker_takes_it_for(user: str, expected: ProcessUser) -> None:
+def test_a_user_is_resolved_as_by_docker(user: str, expected: ProcessUser) -> None:
     assert resolve(user, ACCOUNTS, GROUPS) == expected
 
 
 @pytest.mark.parametrize("user", ["", "0", "root", ":", "root:"])
-def test_no_user_is_root_with_root_s_groups(user: str) -> None:
+def test_an_empty_user_is_root_with_root_s_groups(user: str) -> None:
     assert resolve(user, ACCOUNTS, GROUPS) == ProcessUser(0, 0, (0, 2000))
 
 
@@ -94,7 +94,7 @@ def test_a_process_cannot_shed_its_group(user: str) -> None:
         " shop",
     ],
 )
-def test_a_user_that_is_not_there_is_an_error_and_never_root(user: str) -> None:
+def test_an_unknown_user_is_an_error_and_never_root(user: str) -> None:
     with pytest.raises(NoSuchUser):
         resolve(user, ACCOUNTS, GROUPS)
 
@@ -106,7 +106,7 @@ def rootfs_of(directory: Path, passwd: bytes, group: bytes = b"") -> str:
     return str(directory)
 
 
-def test_lines_that_are_malformed_are_as_good_as_absent(tmp_path: Path) -> None:
+def test_malformed_lines_are_skipped(tmp_path: Path) -> None:
     malformed = b"\n# comment\nshop\nshop:x\nshop:x:abc:1\nshop:x:-5:1\nshop:x:7:99999999999\n\xff\xfe\n"
     rootfs = rootfs_of(tmp_path, malformed + b"shop:x:5:6::/:/bin/sh", b"bad\nother:x:9:shop,,\n")
 
@@ -135,7 +135,7 @@ def test_more_groups_than_the_kernel_takes_are_refused(tmp_path: Path) -> None:
     assert caught.value.limit == "max_groups"
 
 
-def test_a_caller_that_leaves_ends_the_search_for_a_user(tmp_path: Path) -> None:
+def test_a_cancelled_call_ends_the_search_for_a_user(tmp_path: Path) -> None:
     rootfs = rootfs_of(tmp_path, b"\n" * 100_000 + b"shop:x:5:6::/:/bin/sh\n")
     files = ImageFiles(rootfs, Limits(), CancelledAtCheck(20))
 
@@ -150,7 +150,7 @@ def test_an_image_without_files_has_numbers_only(tmp_path: Path) -> None:
         user_of("root", str(tmp_path))
 
 
-def test_files_that_cannot_be_read_are_not_taken_for_absent_ones(tmp_path: Path) -> None:
+def test_unreadable_files_do_not_count_as_absent(tmp_path: Path) -> None:
     rootfs = rootfs_of(tmp_path, b"shop:x:5:6::/:/bin/sh\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
@@ -178,7 +178,7 @@ def test_any_user_in_any_files_is_numbers_or_a_named_error(
     st.integers(0, 2**32 - 2),
     st.integers(0, 2**32 - 2),
 )
-def test_whoever_is_in_the_files_is_found(name: str, uid: int, gid: int) -> None:
+def test_any_user_in_the_files_is_found(name: str, uid: int, gid: int) -> None:
     accounts = list(read_accounts([f"{name}:x:{uid}:{gid}:gecos:/home:/bin/sh"]))
     groups = list(read_groups([f"others:x:77:else,{name}", f"{name}:x:{gid}:"]))
 

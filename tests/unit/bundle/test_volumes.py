@@ -24,7 +24,7 @@ def mounts_of(volumes: list[str], rootfs: str, limits: Limits | None = None) -> 
     return bundle_volumes.mounts_of(volumes, ImageFiles(rootfs, limits, Cancellation("pull")), limits)
 
 
-def test_a_volume_that_the_image_does_not_have_is_a_tmpfs(tmp_path: Path) -> None:
+def test_a_volume_that_is_missing_in_the_image_is_a_tmpfs(tmp_path: Path) -> None:
     (mount,) = mounts_of(["/data"], str(tmp_path))
 
     assert (mount.destination, mount.type, mount.source) == ("/data", "tmpfs", "tmpfs")
@@ -80,7 +80,7 @@ def test_too_many_volumes_are_refused_by_their_limit(tmp_path: Path) -> None:
     assert caught.value.limit == "max_volumes"
 
 
-def test_a_path_is_the_container_s_whatever_it_looks_like(tmp_path: Path) -> None:
+def test_a_path_is_resolved_as_in_the_container(tmp_path: Path) -> None:
     volumes = ["data", "//data/", "/data/.", "/x/../data", "/../../data"]
 
     assert [mount.destination for mount in mounts_of(volumes, str(tmp_path))] == ["/data"]
@@ -89,11 +89,11 @@ def test_a_path_is_the_container_s_whatever_it_looks_like(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "path", ["/", "", "/..", "/proc", "/proc/sys", "/sys/fs", "/dev", "/dev/shm", "/x/../dev"]
 )
-def test_what_the_runtime_mounts_itself_is_left_to_it(tmp_path: Path, path: str) -> None:
+def test_mounts_of_the_runtime_are_not_mounted_over(tmp_path: Path, path: str) -> None:
     assert mounts_of([path], str(tmp_path)) == []
 
 
-def test_what_is_no_directory_is_not_mounted_over(tmp_path: Path) -> None:
+def test_only_directories_are_mounted_over(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"a file")
 
     assert mounts_of(["/data", "/data/below"], str(tmp_path)) == []
@@ -123,7 +123,7 @@ def test_no_link_leads_a_volume_over_what_the_runtime_mounts_itself(
     assert mounts_of([path], str(tmp_path)) == []
 
 
-def test_volumes_that_links_lead_to_the_same_place_are_one(tmp_path: Path) -> None:
+def test_volumes_that_resolve_to_the_same_path_are_one(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "var").mkdir()
     (tmp_path / "var/run").symlink_to("/run")
@@ -133,7 +133,7 @@ def test_volumes_that_links_lead_to_the_same_place_are_one(tmp_path: Path) -> No
     assert [mount.destination for mount in mounts] == ["/run", "/run/lock"]
 
 
-def test_a_loop_of_links_is_no_volume(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
 
     assert mounts_of(["/loop", "/loop/data"], str(tmp_path)) == []

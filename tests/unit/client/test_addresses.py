@@ -34,6 +34,6 @@ def test_a_relative_socket_is_below_the_current_directory(monkeypatch: pytest.Mo
     "address",
     ["", "unix:", "unix://", "host", "host:", "host:70000", "http://h:1", "a b:1", f"unix:///{'x' * 107}"],
 )
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(InvalidArgument):
         target_of(address)

@@ -63,7 +63,7 @@ def subprocess_of(arguments: list[str], address: str) -> list[str]:
 # -- pull ----------------------------------------------------------------------------------------------------
 
 
-def test_a_pull_says_what_is_mounted_where(service: ScriptedService, guestpull: CommandLine) -> None:
+def test_a_pull_prints_the_reference_and_the_rootfs(service: ScriptedService, guestpull: CommandLine) -> None:
     service.answers["PullImage"] = PULLED
 
     outcome = guestpull("pull", "shop", "--bundle", "/b")
@@ -175,7 +175,7 @@ def test_a_terminal_sees_progress_and_a_file_gets_the_result(
 
 
 @pytest.mark.parametrize("width", [10, 40, 80, 200])
-def test_a_table_leaves_nothing_out_on_a_terminal_of_any_width(service: ScriptedService, width: int) -> None:
+def test_a_table_is_complete_on_a_terminal_of_any_width(service: ScriptedService, width: int) -> None:
     path, reference = f"/bundles/{'q' * 70}", f"registry.example.com/{'z' * 90}:1.0"
     bundle = pb.Bundle(bundle_path=path, reference=reference, image_id=ID, mounted=True)
     service.answers["ListBundles"] = pb.ListBundlesResponse(bundles=[bundle])
@@ -246,7 +246,7 @@ def test_an_image_without_a_name_has_its_line_too(service: ScriptedService, gues
     assert guestpull("images").out.splitlines()[1].split()[:2] == ["-", ID]
 
 
-def test_layers_say_what_state_they_are_in(service: ScriptedService, guestpull: CommandLine) -> None:
+def test_layers_are_listed_with_their_state(service: ScriptedService, guestpull: CommandLine) -> None:
     missing = pb.Layer(compressed_digest=OTHER_ID, store_path="/w/layers/0")
     read_only = pb.Layer(compressed_digest=MANIFEST, store_path="/ro", present=True, read_only=True)
     service.answers["ListLayers"] = pb.ListLayersResponse(layers=[STORED_LAYER, missing, read_only])
@@ -310,7 +310,7 @@ def test_inspect_is_readable_by_people(service: ScriptedService, guestpull: Comm
 # -- letting go --------------------------------------------------------------------------------------------------
 
 
-def test_rmi_says_what_was_forgotten_and_freed(service: ScriptedService, guestpull: CommandLine) -> None:
+def test_rmi_prints_what_was_removed_and_freed(service: ScriptedService, guestpull: CommandLine) -> None:
     service.answers["RemoveImage"] = pb.RemoveImageResponse(
         image_ids=[ID], references=[SHOP], deleted_layers=[LAYER, OTHER_ID], freed_bytes=2_000_000_000
     )
@@ -341,7 +341,7 @@ def test_release_makes_the_path_absolute(
         (("--dry-run",), True, [f"would delete layer {LAYER}", "would delete 1 layer, 2.0 kB"]),
     ],
 )
-def test_gc_says_what_it_deleted_or_would(
+def test_gc_prints_what_it_deleted_or_would_delete(
     service: ScriptedService, guestpull: CommandLine, options: tuple[str, ...], dry_run: bool, said: list[str]
 ) -> None:
     service.answers["CollectGarbage"] = pb.CollectGarbageResponse(deleted_layers=[LAYER], freed_bytes=2000)
@@ -367,7 +367,7 @@ def test_an_error_is_one_line_and_status_1(service: ScriptedService, guestpull: 
     assert (outcome.status, outcome.out, outcome.err) == (1, "", "guestpull: no image shop. Pull it.\n")
 
 
-def test_what_a_registry_says_cannot_command_the_terminal(
+def test_messages_of_a_registry_cannot_control_the_terminal(
     service: ScriptedService, guestpull: CommandLine
 ) -> None:
     service.answers["PullImage"] = refusal("UNAVAILABLE", "X", "it says \x1b[2J\nand more")
@@ -422,7 +422,7 @@ PRINTING = pytest.mark.parametrize(
 
 @BUFFERED
 @PRINTING
-def test_a_reader_that_has_enough_is_no_error(
+def test_a_reader_that_stops_early_is_not_an_error(
     service: ScriptedService, module: str, command: str, buffered: bool
 ) -> None:
     service.answers["ListImages"] = pb.ListImagesResponse(images=[IMAGE] * 5_000)
@@ -433,7 +433,7 @@ def test_a_reader_that_has_enough_is_no_error(
 
 @BUFFERED
 @PRINTING
-def test_output_that_has_no_room_is_an_error_in_one_line(
+def test_a_full_standard_output_is_an_error_in_one_line(
     service: ScriptedService, module: str, command: str, buffered: bool
 ) -> None:
     words = command.format(service.address).split()
@@ -445,7 +445,7 @@ def test_output_that_has_no_room_is_an_error_in_one_line(
 
 
 @pytest.mark.parametrize("command", ["images", "pull shop -b /b"])
-def test_closed_standard_streams_are_no_error(service: ScriptedService, command: str) -> None:
+def test_closed_standard_streams_are_not_an_error(service: ScriptedService, command: str) -> None:
     service.answers["PullImage"] = PULLED
     service.answers["ListImages"] = pb.ListImagesResponse(images=[IMAGE])
     words = shlex.join(subprocess_of(command.split(), service.address))
@@ -459,7 +459,7 @@ def test_the_version_is_that_of_the_distribution(guestpull: CommandLine) -> None
     assert guestpull("--version").out == f"guestpull {version('guestpull')}\n"
 
 
-def test_help_loads_no_grpc() -> None:
+def test_help_does_not_load_grpc() -> None:
     program = (
         "import sys, guestpull_client.cli, guestpull_client.agent.cli\n"
         "sys.exit('grpc' in sys.modules or 'rich' in sys.modules)"
@@ -498,5 +498,5 @@ def test_the_shell_completes_bundles(service: ScriptedService) -> None:
     assert complete("guestpull release /", service.address) == ["/b"]
 
 
-def test_the_shell_is_not_told_that_the_service_is_away(tmp_path: Path) -> None:
+def test_completion_is_empty_if_the_service_does_not_answer(tmp_path: Path) -> None:
     assert complete("guestpull rmi x", f"unix://{tmp_path}/none") == []

@@ -80,7 +80,7 @@ EVENTS = [
 ]
 
 
-def test_a_pull_sends_all_that_it_is_given(service: ScriptedService, client: Client) -> None:
+def test_a_pull_sends_all_its_arguments(service: ScriptedService, client: Client) -> None:
     client.pull("busybox", "/b", auth="user:password", policy=PullPolicy.NEVER, platform="linux/arm64/v8")
 
     assert service.requests == [
@@ -105,7 +105,9 @@ def test_a_pull_returns_what_was_pulled(service: ScriptedService, client: Client
     assert client.pull("busybox", "/b") == AS_PULLED
 
 
-def test_progress_is_told_in_order_and_ends_with_the_result(service: ScriptedService, client: Client) -> None:
+def test_progress_events_arrive_in_order_and_end_with_the_result(
+    service: ScriptedService, client: Client
+) -> None:
     service.answers["PullImageWithProgress"] = EVENTS
 
     assert list(client.pull_with_progress("busybox", "/b")) == [
@@ -229,7 +231,7 @@ def test_images_layers_and_bundles_are_lists_of_data_classes(
     assert service.requests[:2] == [pb.ListImagesRequest(reference="r"), pb.ListLayersRequest(image="i")]
 
 
-def test_removing_and_releasing_tell_what_went(service: ScriptedService, client: Client) -> None:
+def test_removing_and_releasing_return_what_was_deleted(service: ScriptedService, client: Client) -> None:
     service.answers["RemoveImage"] = pb.RemoveImageResponse(
         image_ids=["i"], references=["r"], deleted_layers=["c"], freed_bytes=5
     )
@@ -240,7 +242,7 @@ def test_removing_and_releasing_tell_what_went(service: ScriptedService, client:
     assert service.requests[0] == pb.RemoveImageRequest(image="r", force=True)
 
 
-def test_collecting_garbage_says_what_went(service: ScriptedService, client: Client) -> None:
+def test_collecting_garbage_returns_what_was_deleted(service: ScriptedService, client: Client) -> None:
     service.answers["CollectGarbage"] = pb.CollectGarbageResponse(deleted_layers=["c"], freed_bytes=5)
 
     assert client.collect_garbage(dry_run=True) == Collection(("c",), 5)
@@ -318,7 +320,7 @@ def test_a_call_that_takes_longer_than_its_timeout_fails(service: ScriptedServic
     assert service.caller_left.wait(PATIENCE)
 
 
-def test_the_client_s_timeout_holds_for_calls_that_have_none(service: ScriptedService) -> None:
+def test_the_client_s_timeout_applies_to_calls_without_one(service: ScriptedService) -> None:
     service.answers["PullImage"] = service.wait_until_caller_leaves
 
     with Client(service.address, timeout=0.1) as client, pytest.raises(errors.DeadlineExceeded):
@@ -326,7 +328,7 @@ def test_the_client_s_timeout_holds_for_calls_that_have_none(service: ScriptedSe
 
 
 @pytest.mark.parametrize("seconds", [float("inf"), 1e10])
-def test_a_timeout_longer_than_any_wait_is_none(
+def test_a_timeout_beyond_the_longest_wait_means_no_timeout(
     service: ScriptedService, client: Client, seconds: float
 ) -> None:
     service.answers["PullImage"] = PULLED
@@ -334,7 +336,7 @@ def test_a_timeout_longer_than_any_wait_is_none(
     assert client.pull("busybox", "/b", timeout=seconds) == AS_PULLED
 
 
-def test_a_service_that_does_not_answer_in_time_is_said_to(service: ScriptedService) -> None:
+def test_a_service_that_does_not_answer_in_time_is_reported(service: ScriptedService) -> None:
     service.answers["PullImage"] = service.wait_until_caller_leaves
 
     with Client(service.address, timeout=0.1) as client, pytest.raises(errors.DeadlineExceeded) as raised:
@@ -343,9 +345,7 @@ def test_a_service_that_does_not_answer_in_time_is_said_to(service: ScriptedServ
     assert str(raised.value).endswith("did not answer in time. Allow more time (--timeout).")
 
 
-def test_arguments_are_taken_by_their_bytes_whatever_the_locale(
-    service: ScriptedService, client: Client
-) -> None:
+def test_arguments_are_sent_as_their_bytes_in_any_locale(service: ScriptedService, client: Client) -> None:
     in_an_ascii_locale = os.fsencode("/b\u00fc").decode("ascii", "surrogateescape")
 
     client.release_bundle(in_an_ascii_locale)
@@ -366,7 +366,7 @@ def test_arguments_are_taken_by_their_bytes_whatever_the_locale(
         ("bundle", lambda client: client.release_bundle("/\udcff")),
     ],
 )
-def test_what_cannot_be_sent_is_refused_and_not_repeated(
+def test_an_argument_that_is_not_utf8_is_refused_and_not_repeated(
     client: Client, field: str, call: Callable[[Client], object]
 ) -> None:
     with pytest.raises(InvalidArgument, match=f"^Invalid {field}: not UTF-8") as raised:
@@ -375,7 +375,7 @@ def test_what_cannot_be_sent_is_refused_and_not_repeated(
     assert "hunter2" not in str(raised.value)
 
 
-def test_a_service_that_is_not_there_is_told_how_to_start(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_service_says_how_to_start_it(tmp_path: Path) -> None:
     address = f"unix://{tmp_path}/none"
 
     with Client(address) as client, pytest.raises(Unavailable) as raised:

@@ -81,7 +81,7 @@ def test_a_user_whose_zeros_protobuf_left_out_is_root() -> None:
     assert process_of({"user": {}})["user"] == {"uid": 0, "gid": 0}
 
 
-def test_a_pod_that_says_no_user_gets_the_image_s() -> None:
+def test_a_pod_without_a_user_gets_the_image_s() -> None:
     assert process_of({})["user"] == {"uid": 1000, "gid": 1000, "additionalGids": [7]}
 
 
@@ -91,7 +91,7 @@ def test_the_root_is_the_pulled_one_wherever_the_pod_says() -> None:
     assert merged["root"] == {"path": "/b/rootfs", "readonly": True}
 
 
-def test_parts_that_the_pod_says_replace_the_service_s() -> None:
+def test_parts_in_the_pod_s_specification_replace_the_service_s() -> None:
     pod: JsonObject = {
         "hostname": "pod",
         "mounts": [{"destination": "/sys"}],

@@ -20,7 +20,7 @@ def test_both_runtimes_words_for_a_sandbox_are_known(metadata: dict[str, str]) -
 
 
 @pytest.mark.parametrize("metadata", [{}, {"io.kubernetes.cri.container-type": "container"}])
-def test_anything_else_is_no_sandbox(metadata: dict[str, str]) -> None:
+def test_anything_else_is_not_a_sandbox(metadata: dict[str, str]) -> None:
     assert not is_sandbox(metadata)
 
 
