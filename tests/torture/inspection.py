@@ -114,7 +114,7 @@ def _guestpulld(daemon: Daemon, *command: str) -> dict[str, Any]:
 def _layer(world: World, digest: str, entry: dict[str, Any]) -> Iterator[str]:
     known = world.layer(digest)
     if known is None:
-        yield f"layer {digest} is none of this world's"
+        yield f"layer {digest} does not belong to this world"
         return
     decoder = next(name for end, name in _DECODERS.items() if known.layer.media_type.endswith(end))
     expected = {
@@ -135,7 +135,7 @@ def _layer(world: World, digest: str, entry: dict[str, Any]) -> Iterator[str]:
 def _image(world: World, image_id: str, entry: dict[str, Any]) -> Iterator[str]:
     known = world.image(image_id)
     if known is None:
-        yield f"image {image_id} is none of this world's"
+        yield f"image {image_id} does not belong to this world"
         return
     if entry["digest"] != known.image.digest:
         yield f"image {image_id}: digest is {entry['digest']}"
@@ -194,9 +194,9 @@ def _bundle(world: World, path: str, promise: BundlePromise, bundle: Bundle | No
         yield from _rootfs(world, bundle, promise)
         return
     if promise.state is State.READY:
-        yield f"{path} was ready, and is no bundle any more"
+        yield f"{path} was ready, and is not a bundle any more"
     if os.path.lexists(path):
-        yield f"{path} is no bundle, and is there"
+        yield f"{path} exists, and is not a bundle"
     promise.state = State.ABSENT
 
 

@@ -122,7 +122,7 @@ def _boot(stage: Stage, image: str) -> None:
     stage.chapter("Booting it as if nothing had been baked, with the registry there")
     stage.show("cat boot")
     stage.tell(
-        "A guest as far as this machine lets us have one: no kernel of its own, but its own root, processes and "
+        "A guest without a hypervisor: it shares the kernel, but has its own root, processes and "
         "names. This one may use the host's network, and its configuration names no baked store:"
     )
     cold = _milliseconds(stage.show(f"{namespaces} ./boot /etc/guestpull-unbaked.json {image}"))

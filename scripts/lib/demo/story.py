@@ -97,7 +97,7 @@ def _pull_cold(stage: Stage, image: str) -> str:
     if sys.stderr.isatty():
         stage.show(f"guestpull pull {image} --bundle bundles/python")
     else:
-        # without a terminal there is no progress bar; the client's events tell the same
+        # without a terminal there is no progress bar; use the client's events
         stage.show(_FOLLOW.format(image=image, bundle="bundles/python"))
     seconds = time.monotonic() - begun
     entries = int(run("sh", "-c", f"find {stage.directory}/bundles/python/rootfs | wc -l"))
