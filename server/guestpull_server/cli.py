@@ -1,7 +1,7 @@
 """The commands of `guestpulld`.
 
-Each command is a thin shell: it reads options, calls the core, and prints. What is heavy to load (gRPC, the
-rooms) is loaded by the command that needs it.
+Each command reads its options, calls the core, and prints the result. Packages that take long to load (gRPC, the
+core) are imported by the command that needs them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from guestpull_server.version import __version__
 
 app = typer.Typer(
     name="guestpulld",
-    help="Turns image references into mounted OCI bundles, and keeps their layers.",
+    help="Pull images into mounted OCI bundles, and manage the work directory that stores their layers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -41,9 +41,9 @@ app = typer.Typer(
 
 
 def _not_empty(path: str | None) -> str | None:
-    """Refuse the path that a variable of a shell has which is not set: it would be the current directory."""
+    """Refuse an empty path, as from an unset shell variable: it would mean the current directory."""
     if path == "":
-        raise typer.BadParameter("it is empty")
+        raise typer.BadParameter("the path is empty")
     return path
 
 
@@ -52,31 +52,32 @@ WorkDir = Annotated[
     typer.Option(
         "--work-dir",
         metavar="DIR",
-        help="The work directory: layers and meta_store.json. "
-        f"[default: the configuration's; {DEFAULT_WORK_DIR}]",
+        help="The work directory, which holds layers and meta_store.json. "
+        f"[default: work_dir of the configuration, else {DEFAULT_WORK_DIR}]",
         callback=_not_empty,
     ),
 ]
 ConfigFile = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="The configuration [default: DIR/config.json].")
+    str | None,
+    typer.Option("--config", metavar="FILE", help="The configuration file. [default: DIR/config.json]"),
 ]
 
 DEFAULT_ADDRESS = "unix:///run/guestpull/guestpull.sock"
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"guestpulld {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _guestpulld(
-    _version_asked: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and end.")
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    # before gRPC is loaded, which aborts the process where it may open too few files
+    # check before gRPC is loaded: with too few descriptors, gRPC aborts the process
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed < MIN_DESCRIPTORS:
         raise TooFewDescriptors(allowed, MIN_DESCRIPTORS)
@@ -95,35 +96,37 @@ def serve(
     listen: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ADDRESS", help=f"unix:///PATH or HOST:PORT; may be repeated [{DEFAULT_ADDRESS}]."
+            metavar="ADDRESS",
+            help=f"Listen at unix:///PATH or HOST:PORT; may be repeated. [default: {DEFAULT_ADDRESS}]",
         ),
     ] = None,
     config: ConfigFile = None,
     grace: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0, max=A_YEAR, help="What calls get to finish after SIGTERM."),
+        typer.Option(metavar="SECONDS", min=0, max=A_YEAR, help="How long calls may run after SIGTERM."),
     ] = 10.0,
     tls_certificate: Annotated[
-        str | None, typer.Option(metavar="FILE", help="PEM chain of this server, for TCP.")
+        str | None, typer.Option(metavar="FILE", help="PEM certificate chain of the server, for TCP.")
     ] = None,
     tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="PEM key of that certificate.")] = None,
     tls_client_authorities: Annotated[
-        str | None, typer.Option(metavar="FILE", help="PEM certificates that clients' must come from.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="PEM certificates of the authorities that sign client certificates."
+        ),
     ] = None,
     insecure_tcp: Annotated[
         bool,
         typer.Option(
             "--insecure-tcp",
-            help="Serve loopback TCP without TLS: every user of this machine can call, and so be root.",
+            help="Serve loopback TCP without TLS. Every user of this machine can then become root.",
         ),
     ] = False,
-    log_format: Annotated[LogFormat, typer.Option(help="How log lines are written.")] = LogFormat.TEXT,
-    log_level: Annotated[
-        LogLevel, typer.Option(help="From which level on events are logged.")
-    ] = LogLevel.WARNING,
+    log_format: Annotated[LogFormat, typer.Option(help="The format of log lines.")] = LogFormat.TEXT,
+    log_level: Annotated[LogLevel, typer.Option(help="The lowest level to log.")] = LogLevel.WARNING,
 ) -> None:
     """Serve the gRPC API until SIGTERM."""
-    # gRPC writes lines of its own between ours, as many as whoever connects by no TLS likes
+    # silence gRPC: it logs a line for each client that connects without TLS, so clients could flood the log
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from guestpull_server.service.server import ServiceOptions, TlsFiles, serve
 
@@ -132,7 +135,7 @@ def serve(
     if tls_certificate or tls_key or tls_client_authorities:
         if not (tls_certificate and tls_key and tls_client_authorities):
             raise typer.BadParameter(
-                "TLS needs all of --tls-certificate, --tls-key, --tls-client-authorities"
+                "TLS needs all of --tls-certificate, --tls-key and --tls-client-authorities"
             )
         tls = TlsFiles(tls_certificate, tls_key, tls_client_authorities)
     addresses = [_address(text) for text in listen or [DEFAULT_ADDRESS]]
@@ -141,9 +144,9 @@ def serve(
 
 
 def _absolute(path: str | None) -> str | None:
-    """Refuse a path that means something here only: entries of layers that have it could not be used."""
+    """Refuse a relative path: the guest could not use layer entries that contain it."""
     if path is not None and not path.startswith("/"):
-        raise typer.BadParameter(f"{path!r} is not absolute: say where the guest will see it")
+        raise typer.BadParameter(f"{path!r} is not absolute: give the path in the guest")
     return path
 
 
@@ -152,11 +155,11 @@ GuestWorkDir = Annotated[
     typer.Option(
         "--guest-work-dir",
         metavar="DIR",
-        help="Where the guest will see the work directory.",
+        help="The path of the work directory in the guest.",
         callback=_absolute,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command()
@@ -165,45 +168,50 @@ def bake(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="References, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF].",
+            help="A reference, oci:PATH[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF].",
         ),
     ] = None,
     work_dir: WorkDir = None,
     guest_work_dir: GuestWorkDir = None,
     file: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="More sources: a line each, with a reference behind it or not."),
+        typer.Option(
+            metavar="LIST",
+            help="A file with more sources, one a line, each with an optional reference after it.",
+        ),
     ] = None,
     reference: Annotated[
-        str, typer.Option(metavar="NAME", help="What the one image will be asked for by.")
+        str, typer.Option(metavar="NAME", help="Store the image under this reference. Only with one SOURCE.")
     ] = "",
     remove: Annotated[
-        list[str] | None, typer.Option(metavar="IMAGE", help="Take an image out first; may be repeated.")
+        list[str] | None, typer.Option(metavar="IMAGE", help="Remove this image first; may be repeated.")
     ] = None,
     platform: Annotated[
-        str, typer.Option(metavar="OS/ARCH[/VARIANT]", help="Of another machine than this one.")
+        str, typer.Option(metavar="OS/ARCH[/VARIANT]", help="The platform to bake for. [default: the host's]")
     ] = "",
     layer_names: Annotated[
         LayerNames | None,
         typer.Option(
-            help="By digest; or by index, as today's image-rs needs in its own work directory. "
-            "[default: as those that are there; digest]"
+            help="How to name layers' directories: by digest, or by index as image-rs needs. "
+            "[default: as in the work directory, else digest]"
         ),
     ] = None,
     auth: Annotated[
-        str, typer.Option(metavar="USER:PASSWORD", envvar="GUESTPULL_AUTH", help="For the registry.")
+        str, typer.Option(metavar="USER:PASSWORD", envvar="GUESTPULL_AUTH", help="Registry credentials.")
     ] = "",
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Put images into a work directory ahead of time, with no daemon: layers and meta_store.json."""
+    """Bring images into a work directory ahead of time, without a daemon."""
     from guestpull_server.upkeep.baking import bake_images, read_list
 
     wanted = [(source, reference) for source in sources or ()] + (read_list(file) if file else [])
     if not wanted and not remove:
-        raise typer.BadParameter("name at least one SOURCE, or --file, or --remove")
+        raise typer.BadParameter("give at least one SOURCE, --file or --remove")
     if reference and len(wanted) != 1:
-        raise typer.BadParameter("--reference names one image; a LIST may name each of its own")
+        raise typer.BadParameter(
+            "--reference needs exactly one SOURCE; in a LIST, write each reference after its source"
+        )
     configuration, warnings = _configuration(config, work_dir)
     _warn(warnings)
     baked = bake_images(
@@ -225,16 +233,19 @@ def verify(
     guest_work_dir: GuestWorkDir = None,
     deep: Annotated[
         bool,
-        typer.Option("--deep", help="Put each layer's tar together again; its digest must be the image's."),
+        typer.Option(
+            "--deep",
+            help="Rebuild each layer's tar, and compare its digest with the one in the image's config.",
+        ),
     ] = False,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Download exactly the layers that need it, and put entries right."),
+        typer.Option("--repair", help="Download damaged layers again, and correct their entries."),
     ] = False,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is missing, incomplete, changed or foreign in a work directory; status 1 if anything is."""
+    """Report what is missing, incomplete, changed or foreign in a work directory; if anything is, exit with 1."""
     from guestpull_server.upkeep.verification import verify_work_dir
 
     configuration, warnings = _configuration(config, work_dir)
@@ -255,13 +266,13 @@ def systemd_unit() -> None:
 
 
 def _program() -> str:
-    """Where this program lies, for others to start it."""
+    """Return the absolute path of this program."""
     found = shutil.which(sys.argv[0])
     return os.path.abspath(found or sys.argv[0])
 
 
 def _systemd_path(path: str) -> str:
-    """A path as systemd.service(5) reads it in a command line."""
+    """Quote a path for a command line of systemd.service(5)."""
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"' if any(letter in path for letter in " \t'\"\\;") else escaped
 
@@ -270,11 +281,13 @@ def _systemd_path(path: str) -> str:
 def gc(
     work_dir: WorkDir = None,
     guest_work_dir: GuestWorkDir = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be deleted, and delete nothing.")
+    ] = False,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Delete what no image and no bundle refers to; refuses beside a running daemon."""
+    """Delete everything that no image and no bundle refers to. Fails while a daemon serves the work directory."""
     from guestpull_server.upkeep.collection import collect
 
     configuration, warnings = _configuration(config, work_dir)
@@ -286,7 +299,7 @@ def gc(
 def _print(lines: Iterable[str], document: object, as_json: bool) -> None:
     try:
         if as_json:
-            # the standard library's: a file's name need not be UTF-8, and comes back out of its escapes
+            # not msgspec: json escapes file names that are not UTF-8, so that readers can restore them
             typer.echo(json.dumps(msgspec.to_builtins(document, enc_hook=str), indent=2))
             return
         for line in lines:
@@ -294,7 +307,7 @@ def _print(lines: Iterable[str], document: object, as_json: bool) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        typer.echo(f"guestpulld: what was done cannot be printed: {error.strerror}.", err=True)
+        typer.echo(f"guestpulld: Cannot print the result: {error.strerror}.", err=True)
         raise typer.Exit(1) from None
 
 
@@ -304,7 +317,7 @@ def _warn(warnings: Iterable[str]) -> None:
 
 
 def _one_line(text: str) -> str:
-    r"""Text of whatever origin as a terminal may see it: what it would obey is written as \x1b, \n and so on."""
+    r"""Escape control characters (as \x1b, \n and so on), so that text cannot control a terminal."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
@@ -316,30 +329,30 @@ def _configuration(config: str | None, work_dir: str | None) -> tuple[Configurat
 
 
 def _open_standard_streams() -> None:
-    """Have all three; else a file of the store gets a number that libraries write their complaints to."""
+    """Open standard streams that are closed: else a file of the store gets number 2, and libraries write to it."""
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(opened, True)
     os.close(opened)
 
 
 def main() -> NoReturn:
-    """Run the command line; errors are one line on standard error, and exit status 1."""
-    os.umask(0o022)  # what is made has the modes that this program says, whoever starts it
+    """Run the command line. Print an error as one line on standard error, and exit with status 1."""
+    os.umask(0o022)  # the modes of new files must not depend on the caller
     _open_standard_streams()
     status: str | int | None = 1
     try:
         app()
-    except SystemExit as ended:
-        status = ended.code
+    except SystemExit as exited:
+        status = exited.code
     except GuestpullError as error:
         typer.echo(f"guestpulld: {_one_line(error.explain())}", err=True)
-    except OSError as error:  # standard output has no room
+    except OSError as error:  # standard output is full or broken
         typer.echo(f"guestpulld: {_one_line(str(error))}", err=True)
     sys.exit(status if _flush_output() else status or 1)
 
 
 def _flush_output() -> bool:
-    """Write out what standard output still holds, or discard it: at exit Python would try again, and complain."""
+    """Flush standard output. If that fails, discard the rest: Python would fail on it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""The command line `guestpulld`, as far as it needs no root: what it prints, how it ends."""
+"""The command line `guestpulld`, as far as it does not need root: output and exit status."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def guestpulld(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 @pytest.fixture
 def work_dir(tmp_path: Path) -> Path:
-    """A work directory with something foreign in it, of a name that is no text."""
+    """A work directory with a foreign directory, whose name is not UTF-8 and has control characters."""
     os.makedirs(os.fsencode(tmp_path) + b"/layers/x\xff\x1b[2J\n")
     return tmp_path
 
 
-def test_names_that_are_no_text_cannot_command_the_terminal(guestpulld: CommandLine, work_dir: Path) -> None:
+def test_control_characters_in_names_are_escaped(guestpulld: CommandLine, work_dir: Path) -> None:
     outcome = guestpulld("gc", "--dry-run", "--work-dir", str(work_dir))
 
     assert outcome.status == 0
@@ -43,7 +43,7 @@ def test_names_that_are_no_text_cannot_command_the_terminal(guestpulld: CommandL
 
 
 @pytest.mark.parametrize("command", [["gc", "--dry-run"], ["verify"], ["verify", "--deep"]])
-def test_json_has_names_that_are_no_text_as_they_are(
+def test_json_preserves_names_that_are_not_utf8(
     guestpulld: CommandLine, work_dir: Path, command: list[str]
 ) -> None:
     outcome = guestpulld(*command, "--json", "--work-dir", str(work_dir))
@@ -52,7 +52,7 @@ def test_json_has_names_that_are_no_text_as_they_are(
 
 
 def str_leaves(document: object) -> list[str]:
-    """All texts in a JSON document."""
+    """Return all strings in a JSON document."""
     match document:
         case str():
             return [document]
@@ -73,15 +73,11 @@ def str_leaves(document: object) -> list[str]:
         ("serve", "--work-dir", "/w", "--listen", "nonsense"),
     ],
 )
-def test_an_option_that_nobody_can_mean_is_wrong_usage(
-    guestpulld: CommandLine, arguments: tuple[str, ...]
-) -> None:
+def test_an_invalid_option_is_a_usage_error(guestpulld: CommandLine, arguments: tuple[str, ...]) -> None:
     assert guestpulld(*arguments).status == 2
 
 
-def test_credentials_without_a_user_are_refused_before_anything_is_asked(
-    guestpulld: CommandLine, work_dir: Path
-) -> None:
+def test_credentials_without_a_user_are_refused(guestpulld: CommandLine, work_dir: Path) -> None:
     refused = guestpulld("bake", "--work-dir", str(work_dir), "--auth", ":s3cr3t", "busybox")
 
     assert (refused.status, refused.out) == (1, "")
@@ -89,16 +85,16 @@ def test_credentials_without_a_user_are_refused_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("command", ["serve", "bake oci:/images", "verify --deep", "gc"])
-def test_too_few_descriptors_are_refused_in_one_line_that_says_what_to_do(
-    work_dir: Path, command: str
-) -> None:
+def test_too_few_descriptors_are_refused_with_a_remedy(work_dir: Path, command: str) -> None:
     words = [*command.split(), "--work-dir", str(work_dir)]
 
     ended = with_few_descriptors(16, "guestpull_server.cli", words)
 
-    told = "guestpulld: The limit of open files is 16; guestpulld needs 64, and more for each pull. Raise it "
+    expected = (
+        "guestpulld: The limit of open files is 16; guestpulld needs 64, and more for each pull. Raise it "
+    )
     assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
-    assert ended.err.startswith(told)
+    assert ended.err.startswith(expected)
 
 
 BUFFERED = pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
@@ -134,7 +130,7 @@ def test_a_reader_that_stops_early_is_not_an_error(work_dir: Path, command: str,
     assert into_closed_pipe("guestpull_server.cli", words, buffered=buffered).err == ""
 
 
-def test_the_systemd_unit_is_one_that_systemd_takes_and_starts_this_program(
+def test_the_systemd_unit_is_valid_and_starts_this_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     program = tmp_path / "a b" / "guestpulld"
@@ -162,7 +158,7 @@ _OWN_MOUNT_NAMESPACE = (
 )
 
 
-def test_the_systemd_unit_leaves_the_service_in_the_host_s_mount_namespace() -> None:
+def test_the_systemd_unit_keeps_the_host_s_mount_namespace() -> None:
     unit = configparser.RawConfigParser(strict=False)
     unit.read_string(files("guestpull_server.service").joinpath("guestpulld.service").read_text())
 

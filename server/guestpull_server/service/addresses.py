@@ -1,4 +1,4 @@
-"""What --listen may say: `unix:///absolute/path`, or a TCP address of this machine or, with TLS, of any."""
+"""The addresses of --listen: `unix:///absolute/path` or `HOST:PORT`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_SOCKET_PATH: Final = 107  # bytes; sun_path of unix(7), without its final N
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A socket in the file system."""
+    """A unix socket in the file system."""
 
     path: str
 
@@ -23,7 +23,7 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A host, as it was written, and a port; 0 lets the kernel choose one."""
+    """A host as the user wrote it, and a port. With port 0 the kernel chooses one."""
 
     host: str
     port: int
@@ -33,7 +33,7 @@ class TcpAddress:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can connect to it."""
         if self.host == "localhost":
             return True
         try:
@@ -46,20 +46,20 @@ Address = UnixAddress | TcpAddress
 
 
 def parse_address(text: str) -> Address:
-    """Read an address.
+    """Parse an address.
 
     Raises:
-        ValueError: it is none; the text says how one is written.
+        ValueError: the text is not an address; the message gives the expected form.
     """
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         path = path.removeprefix("//")
         if not path.startswith("/") or "\0" in path or path.endswith("/"):
-            raise ValueError("a unix socket is written unix:///absolute/path")
+            raise ValueError("expected unix:///absolute/path")
         if len(path.encode()) > _MAX_SOCKET_PATH:
-            raise ValueError(f"a socket's path has at most {_MAX_SOCKET_PATH} bytes")
+            raise ValueError(f"the path of a unix socket is at most {_MAX_SOCKET_PATH} bytes long")
         return UnixAddress(path)
     match = _TCP.fullmatch(text)
     if match is None or int(match[2]) > 0xFFFF:
-        raise ValueError("an address is written unix:///path, or HOST:PORT")
+        raise ValueError("expected unix:///absolute/path or HOST:PORT")
     return TcpAddress(match[1], int(match[2]))

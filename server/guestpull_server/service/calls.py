@@ -1,8 +1,8 @@
-"""What each RPC gets: an id, a cancellation that follows its caller, a thread, log lines, and errors as statuses.
+"""Runs RPCs in threads, each with an id, a cancellation and log lines; errors become statuses.
 
-gRPC runs in an event loop, where a call that waits for its client costs no thread. The core is synchronous and
-works in threads. Calls that may wait for long (pulls), calls that delete, and lists have threads of their own, so
-that none of them keeps the others waiting.
+gRPC runs in an event loop, where a call that waits for its client does not occupy a thread. The core is
+synchronous and runs in threads. Pulls, deletions and lists each have a thread pool of their own, so that none of
+them delays the others.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from guestpull_server.service.threads import AnsweringThreads
 
 _log = logging.getLogger(__name__)
 
-_TO_REFUSE = 8  # threads beside those of max_queued_pulls: a pull too many needs one to be refused in
+_REFUSAL_THREADS = 8  # beyond max_queued_pulls: refusing a pull when the queue is full needs a thread, too
 _Answer = TypeVar("_Answer")
 
 
 class Work(Enum):
-    """What a call does, which decides the threads that it may occupy."""
+    """The kind of work that a call does. It decides which thread pool runs the call."""
 
     PULL = "pull"
     DELETE = "delete"
@@ -42,27 +42,27 @@ class Work(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """An RPC that is being answered. Its cancellation ends with the caller, or at the caller's deadline."""
+    """An RPC in progress. It is cancelled when the caller leaves and at the caller's deadline."""
 
     id: str
     rpc: str
     work: Work
-    asked: Mapping[str, FieldValue]
-    """What it is about, for the log. Never credentials."""
+    fields: Mapping[str, FieldValue]
+    """Log fields of the request. Never credentials."""
     cancellation: Cancellation
-    begun: float
+    started: float
     answer: asyncio.Future[Any]
-    """The answer, or the status to abort with."""
-    outcome: dict[str, FieldValue] = field(default_factory=dict)
-    """What came of it, for the log."""
+    """The response, or the status to abort with."""
+    result_fields: dict[str, FieldValue] = field(default_factory=dict)
+    """Log fields of the result."""
 
 
 class Calls:
-    """The calls under way. Its methods are for the event loop's thread."""
+    """The calls in progress. Use its methods in the event loop's thread only."""
 
     def __init__(self, limits: Limits) -> None:
         self._threads = {
-            Work.PULL: AnsweringThreads(limits.max_queued_pulls + _TO_REFUSE, "pull"),
+            Work.PULL: AnsweringThreads(limits.max_queued_pulls + _REFUSAL_THREADS, "pull"),
             Work.DELETE: AnsweringThreads(limits.max_concurrent_deletions, "delete"),
             Work.LIST: AnsweringThreads(limits.max_concurrent_lists, "list"),
         }
@@ -76,83 +76,84 @@ class Calls:
         context: grpc.aio.ServicerContext[Any, Any],
         rpc: str,
         work: Work,
-        do: Callable[[Call], _Answer],
-        asked: Mapping[str, FieldValue],
+        handler: Callable[[Call], _Answer],
+        fields: Mapping[str, FieldValue],
         events: PullEvents | None = None,
     ) -> _Answer:
-        """Have a thread answer an RPC; an error becomes the status that the client gets.
+        """Run an RPC's handler in a thread and return its response. If it fails, abort the RPC with a status.
 
         Args:
-            context: gRPC's, of the RPC.
-            rpc: its name.
-            work: whose threads do it.
-            do: gives the answer; runs in a thread, and goes on until it observes the call's cancellation.
-            asked: what it is about, for the log. Never credentials.
-            events: what is to be streamed meanwhile.
+            context: gRPC's context of the RPC.
+            rpc: the name of the RPC.
+            work: selects the thread pool.
+            handler: returns the response. It runs in a thread until it returns or observes the call's
+                cancellation.
+            fields: log fields of the request. Never credentials.
+            events: events to stream to the client until the handler returns.
         """
-        call = self._call(context, rpc, work, asked)
+        call = self._start(context, rpc, work, fields)
         try:
-            self._threads[work].submit(self._run, call, do)
+            self._threads[work].submit(self._run, call, handler)
             if events is not None:
                 async for event in events.until(call.answer):
                     await context.write(event)
             answer = await call.answer
         except BaseException:
-            # gRPC cancels the task of a call whose client has gone
+            # gRPC cancels this task when the client disconnects
             call.cancellation.cancel()
             raise
         if isinstance(answer, grpc.Status):
             await context.abort(answer.code, answer.details or "", tuple(answer.trailing_metadata or ()))
-        done: _Answer = answer
-        return done
+        response: _Answer = answer
+        return response
 
     @property
     def pulls(self) -> int:
-        """How many pulls are under way or wait for their turn."""
+        """The number of pulls that run or wait for a turn."""
         return sum(call.work is Work.PULL for call in self._under_way)
 
     def cancel(self) -> None:
-        """Cancel all calls that are under way."""
+        """Cancel all calls in progress."""
         for call in self._under_way:
             call.cancellation.cancel()
 
     async def idle(self, seconds: float) -> tuple[Call, ...]:
-        """Wait until no thread works for a call any more; returns the calls that have one after so long."""
+        """Wait until no calls are in progress, at most so many seconds. Return the calls that still are."""
         await asyncio.wait({asyncio.ensure_future(self._idle.wait())}, timeout=seconds)
         return tuple(self._under_way)
 
-    def _call(
+    def _start(
         self,
         context: grpc.aio.ServicerContext[Any, Any],
         rpc: str,
         work: Work,
-        asked: Mapping[str, FieldValue],
+        fields: Mapping[str, FieldValue],
     ) -> Call:
         remaining = context.time_remaining()
-        begun = time.monotonic()
-        deadline = None if remaining is None else begun + remaining
-        name = secrets.token_hex(4)
-        cancellation = Cancellation(rpc, deadline, request=name)
-        call = Call(name, rpc, work, asked, cancellation, begun, self._loop.create_future())
+        started = time.monotonic()
+        deadline = None if remaining is None else started + remaining
+        request_id = secrets.token_hex(4)
+        cancellation = Cancellation(rpc, deadline, request=request_id)
+        call = Call(request_id, rpc, work, fields, cancellation, started, self._loop.create_future())
         self._under_way.add(call)
         self._idle.clear()
         return call
 
-    def _run(self, call: Call, do: Callable[[Call], _Answer]) -> None:
+    def _run(self, call: Call, handler: Callable[[Call], _Answer]) -> None:
         answer: _Answer | grpc.Status
         try:
-            call.cancellation.check()  # the caller may have left before a thread was free
-            answer = do(call)
+            call.cancellation.check()  # the caller may have left while the call waited for a thread
+            answer = handler(call)
         except GuestpullError as error:
             level = logging.INFO if error.status is Status.CANCELLED else logging.WARNING
-            told = _told(call, reason=error.reason, error=error.explain())
-            _log.log(level, "%s failed", call.rpc, extra=told)
+            extra = _log_fields(call, reason=error.reason, error=error.explain())
+            _log.log(level, "%s failed", call.rpc, extra=extra)
             answer = status_of(error, call.id)
         except Exception as error:  # noqa: BLE001 - logged, and the client gets INTERNAL
-            _log.exception("%s met an unknown error", call.rpc, extra=_told(call))
+            _log.exception("%s failed unexpectedly", call.rpc, extra=_log_fields(call))
             answer = status_of(error, call.id)
         else:
-            _log.info("%s", call.rpc, extra=_told(call, **call.outcome))
+            _log.info("%s", call.rpc, extra=_log_fields(call, **call.result_fields))
         self._loop.call_soon_threadsafe(self._ended, call, answer)
 
     def _ended(self, call: Call, answer: object) -> None:
@@ -163,5 +164,7 @@ class Calls:
             call.answer.set_result(answer)
 
 
-def _told(call: Call, **more: FieldValue) -> Mapping[str, Mapping[str, FieldValue]]:
-    return log_fields(request=call.id, **call.asked, **more, seconds=round(time.monotonic() - call.begun, 4))
+def _log_fields(call: Call, **more: FieldValue) -> Mapping[str, Mapping[str, FieldValue]]:
+    return log_fields(
+        request=call.id, **call.fields, **more, seconds=round(time.monotonic() - call.started, 4)
+    )

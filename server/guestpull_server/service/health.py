@@ -1,7 +1,7 @@
 """The standard health service (grpc.health.v1).
 
-gRPC's own servicer holds a lock while it writes to a watching client: a client that does not read would keep all
-other watchers, and the end of the daemon, waiting.
+gRPC's own servicer holds a lock while it writes to a watching client: a client that does not read would block
+all other watchers and the shutdown of the daemon.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # its package has no types
-    """Says whether services serve.
+    """Reports whether services are serving.
 
     Args:
-        serving: by the services' names.
+        serving: whether each service is serving, by name.
     """
 
     def __init__(self, serving: Mapping[str, bool]) -> None:
@@ -28,14 +28,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # its packa
         self._ending = asyncio.Event()
 
     def end(self) -> None:
-        """From now on nothing serves; those who watch are told, and their streams end."""
+        """Report NOT_SERVING for all services from now on, and end the streams of watchers."""
         self._serving = dict.fromkeys(self._serving, False)
         self._ending.set()
 
     async def Check(  # noqa: N802 - the names are the .proto's
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
-        """Whether a service serves."""
+        """Return whether a service is serving."""
         if request.service not in self._serving:
             await context.abort(grpc.StatusCode.NOT_FOUND)
         return self._answer(request.service)
@@ -43,7 +43,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # its packa
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        """Whether a service serves now, and again when that changes."""
+        """Send whether a service is serving, now and when it changes."""
         await context.write(self._answer(request.service))
         await self._ending.wait()
         if request.service in self._serving:

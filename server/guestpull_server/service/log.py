@@ -1,10 +1,10 @@
-"""One line an event, for people or as JSON; to standard error, where a supervisor collects it.
+"""Writes each event as one line to standard error, as text or JSON.
 
     2026-01-31T12:00:00.123Z warning pull failed request=9f2c61d0 image=busybox reason=IMAGE_NOT_FOUND
     {"time":"2026-01-31T12:00:00.123Z","level":"warning","event":"pull failed","request":"9f2c61d0",...}
 
-An event carries fields: `log.info("pulled", extra=log_fields(image=…, bytes=…))`. The daemon's start
-and end are always told; all else is quiet unless something went wrong, or the level says otherwise.
+An event carries fields: `log.info("pulled", extra=log_fields(image=…, bytes=…))`. The start and the end of the
+daemon are always logged; other events from the configured level on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Final
 
 LIFE: Final = logging.getLogger("guestpull_server.life")
-"""Where the daemon tells that it starts, and how it ends."""
+"""Logs the start and the end of the daemon."""
 
 FieldValue = str | int | float | bool
 
@@ -26,14 +26,14 @@ _MAX_VALUE_CHARACTERS: Final = 4096  # the longest path
 
 
 class LogFormat(Enum):
-    """How lines are written."""
+    """The format of log lines."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class LogLevel(Enum):
-    """From which level on events are told."""
+    """The lowest level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -47,7 +47,7 @@ def log_fields(**fields: FieldValue) -> Mapping[str, Mapping[str, FieldValue]]:
 
 
 def configure(log_format: LogFormat, level: LogLevel) -> None:
-    """Have all events written to standard error."""
+    """Write all events of at least this level to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     match log_format:
         case LogFormat.TEXT:
@@ -67,16 +67,16 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         event = _event(record)
-        told = str(event.pop("event"))
-        # what a registry or a caller wrote must not move a terminal's cursor
-        plain = told if told.isprintable() else json.dumps(told)[1:-1]
-        head = f"{event.pop('time')} {event.pop('level')} {plain}"
+        message = str(event.pop("event"))
+        # escape text of registries and callers: it must not send control sequences to a terminal
+        printable = message if message.isprintable() else json.dumps(message)[1:-1]
+        head = f"{event.pop('time')} {event.pop('level')} {printable}"
         return " ".join([head, *(f"{key}={_quoted(value)}" for key, value in event.items())])
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        # the standard library's: a path that is no UTF-8 must not cost the line
+        # not msgspec, which raises on a path that is not UTF-8
         return json.dumps(_event(record), default=str, separators=(",", ":"))
 
 

@@ -1,4 +1,4 @@
-"""The core's nouns -> messages of image_service.proto."""
+"""Converts values of the core to messages of image_service.proto."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from guestpull_server.store import Store, StoredBundle, StoreUsage
 
 
 def pull_response(pulled: PulledImage) -> pb.PullImageResponse:
-    """The answer of PullImage."""
+    """Return the response of PullImage."""
     return pb.PullImageResponse(
         image_id=pulled.image_id,
         manifest_digest=pulled.manifest_digest,
@@ -38,7 +38,7 @@ def pull_response(pulled: PulledImage) -> pb.PullImageResponse:
 
 
 def resolved_event(image: ResolvedImage) -> pb.PullImageEvent:
-    """The event that tells what a reference stands for."""
+    """Return the event that reports the image that a reference resolved to."""
     return pb.PullImageEvent(
         resolved=pb.Resolved(
             reference=image.reference,
@@ -53,7 +53,10 @@ def resolved_event(image: ResolvedImage) -> pb.PullImageEvent:
 
 
 def progress_event(layer: LayerDescriptor, done_bytes: int) -> pb.PullImageEvent:
-    """The event that tells how far a layer is; what a registry had to send twice makes it no longer."""
+    """Return the event that reports a layer's progress.
+
+    A registry may send a part twice; `done_bytes` never exceeds the layer's size.
+    """
     return pb.PullImageEvent(
         layer_progress=pb.LayerProgress(
             compressed_digest=layer.blob.digest,
@@ -64,7 +67,7 @@ def progress_event(layer: LayerDescriptor, done_bytes: int) -> pb.PullImageEvent
 
 
 def layer_done_event(layer: PulledLayer) -> pb.PullImageEvent:
-    """The event that tells that a layer is there."""
+    """Return the event that reports that a layer is in the store."""
     return pb.PullImageEvent(
         layer_done=pb.LayerDone(
             compressed_digest=layer.compressed_digest,
@@ -75,7 +78,7 @@ def layer_done_event(layer: PulledLayer) -> pb.PullImageEvent:
 
 
 def image_message(image: StoredImage, usage: StoreUsage) -> pb.Image:
-    """An image as ListImages tells it."""
+    """Return an image as ListImages lists it."""
     sizes = {layer.compressed_digest: max(layer.size_bytes, 0) for layer in image.layers}
     return pb.Image(
         id=image.image_id,
@@ -91,7 +94,7 @@ def image_message(image: StoredImage, usage: StoreUsage) -> pb.Image:
 
 
 def layer_messages(layers: Iterable[StoredLayer], usage: StoreUsage, store: Store) -> Iterable[pb.Layer]:
-    """Layers as ListLayers tells them."""
+    """Yield layers as ListLayers lists them."""
     for layer in layers:
         yield pb.Layer(
             compressed_digest=layer.compressed_digest,
@@ -108,7 +111,7 @@ def layer_messages(layers: Iterable[StoredLayer], usage: StoreUsage, store: Stor
 
 
 def bundle_message(bundle: StoredBundle) -> pb.Bundle:
-    """A bundle as ListBundles tells it."""
+    """Return a bundle as ListBundles lists it."""
     return pb.Bundle(
         bundle_path=bundle.bundle_path,
         image_id=bundle.image_id,

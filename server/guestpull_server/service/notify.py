@@ -1,4 +1,4 @@
-"""Readiness for a service manager: sd_notify(3), as systemd's Type=notify services use it."""
+"""Reports readiness to a service manager, as sd_notify(3) for systemd's Type=notify services."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from contextlib import suppress
 
 
 def notify(state: str) -> None:
-    """Tell the service manager that started us of a state, "READY=1" for instance; without one, do nothing.
-
-    A manager that does not listen is no reason to fail.
-    """
+    """Send a state, such as "READY=1", to the service manager that started us, if any. Ignore failures."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return

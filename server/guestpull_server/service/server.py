@@ -1,9 +1,10 @@
-"""The server's life: take the work directory over, listen, serve, and end within a grace time.
+"""Starts the service, serves until SIGTERM, and shuts down within a grace period.
 
-The order of the start matters. The layer workers' fork server comes first (`Puller.open`), because a process that
-runs gRPC must not fork. The addresses come last: whoever can connect finds everything ready.
+The order of the start matters. `Puller.open` starts the layer workers' fork server first, because a process that
+runs gRPC must not fork. The sockets are published last, so that clients connect only when everything is ready.
 
-gRPC runs in an event loop (grpc.aio), so that streams and calls which wait for their clients cost no thread.
+gRPC runs in an event loop (grpc.aio), so that streams and calls that wait for their clients do not occupy
+threads.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ from guestpull_server.upkeep import in_background
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["ImageService"].full_name
 STORE_HEALTH: Final = "guestpull.store"
-"""The health service's name for the work directory: NOT_SERVING where it was found damaged."""
+"""The work directory's name in the health service. NOT_SERVING if it was found damaged."""
 
 FORCED: Final = 1
-"""The exit status where something did not end in time."""
+"""The exit status if a call did not end in time."""
 
-_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-_UNDO_SECONDS: Final = 5.0  # for cancelled calls to undo what they did
-_LAST_ANSWER_SECONDS: Final = 2.0  # for an answer that was given to find its way to its caller
-_LAST_RESORT_SECONDS: Final = 2.0  # more, until the process ends even if the event loop is stuck
+_STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_UNDO_SECONDS: Final = 5.0  # for cancelled calls to undo their work
+_LAST_ANSWER_SECONDS: Final = 2.0  # for the last responses to reach their callers
+_LAST_RESORT_SECONDS: Final = 2.0  # after all of these, the process exits even if the event loop is stuck
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files for TCP: the server's chain and key, and the authorities of client certificates."""
+    """PEM files: the server's certificate chain, its key, and the authorities that sign client certificates."""
 
     certificate: str
     key: str
@@ -62,13 +63,13 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
-    """How to serve.
+    """Options of `serve`.
 
     Attributes:
         addresses: where to listen.
-        grace_seconds: what calls get to finish once the daemon is told to end.
-        tls: for TCP.
-        insecure_tcp: whether loopback TCP is served without TLS, to every user of the machine.
+        grace_seconds: how long calls may run after SIGTERM before they are cancelled.
+        tls: TLS files for TCP addresses.
+        insecure_tcp: whether to serve loopback TCP without TLS, to every user of the machine.
     """
 
     addresses: Sequence[Address]
@@ -78,28 +79,28 @@ class ServiceOptions:
 
 
 def serve(configuration: Configuration, options: ServiceOptions, warnings: Sequence[str]) -> None:
-    """Serve until SIGTERM or SIGINT; returns when everything has ended.
+    """Serve until SIGTERM or SIGINT. Return after the shutdown.
 
-    Where something does not end in time, the process ends here, with the exit status `FORCED`. What is on disk
-    is as after a crash: the next start takes care of it.
+    If a call does not end in time, exit the process with status `FORCED`. The state on disk is then that of a
+    crash; the next start cleans it up.
 
     Args:
-        configuration: of the core.
-        options: of the service.
-        warnings: what is to be told first.
+        configuration: configures the core.
+        options: configures the service.
+        warnings: logged first.
 
     Raises:
         MayNotMount: this process may not mount.
-        AddressInUse: an address cannot be listened at.
-        InsecureAddress: anybody could call at an address.
-        NoSuchGroup: there is no `socket_group`.
+        AddressInUse: an address cannot be bound.
+        InsecureAddress: the address needs TLS.
+        NoSuchGroup: the group `socket_group` does not exist.
         InvalidRequest: a TLS file cannot be used.
         GuestpullError: what `Puller.open` raises.
     """
-    # a terminal that is closed is no reason to end, and least of all without cleaning up
+    # keep serving when the terminal closes: SIGHUP would end the process without cleanup
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # until the event loop can act upon them
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    # blocked until the event loop handles them
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     check_may_mount()
     started = time.monotonic()
     with Puller.open(configuration, background=in_background(configuration)) as puller:
@@ -112,41 +113,41 @@ def serve(configuration: Configuration, options: ServiceOptions, warnings: Seque
 async def _serve(
     puller: Puller, configuration: Configuration, options: ServiceOptions, started: float
 ) -> None:
-    told_to_end = asyncio.Event()
-    for number in _ENDING:
-        asyncio.get_running_loop().add_signal_handler(number, told_to_end.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    stop = asyncio.Event()
+    for number in _STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     calls = Calls(configuration.limits)
-    status = Health({"": True, SERVICE: True, STORE_HEALTH: not puller.store.damaged})
+    health_service = Health({"": True, SERVICE: True, STORE_HEALTH: not puller.store.damaged})
     server = _server(configuration.limits)
     pb_grpc.add_ImageServiceServicer_to_server(ImageServicer(puller, calls), server)
-    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     with ExitStack() as stack:
-        told: list[str] = []
+        addresses: list[str] = []
         sockets: list[SocketFile] = []
         for address in options.addresses:
             match address:
                 case TcpAddress():
-                    told.append(_listen_at_tcp(server, address, options))
+                    addresses.append(_listen_at_tcp(server, address, options))
                 case UnixAddress(path):
                     sockets.append(_bind(server, stack, path, configuration.socket_group))
-                    told.append(str(address))
+                    addresses.append(str(address))
         await server.start()
         for socket in sockets:
             socket.publish()
         seconds = round(time.monotonic() - started, 3)
-        where = log_fields(addresses=", ".join(told), work_dir=configuration.work_dir, seconds=seconds)
-        LIFE.info("ready", extra=where)
+        fields = log_fields(addresses=", ".join(addresses), work_dir=configuration.work_dir, seconds=seconds)
+        LIFE.info("ready", extra=fields)
         notify("READY=1")
-        await told_to_end.wait()
-        await _end(server, status, sockets, calls, options.grace_seconds)
+        await stop.wait()
+        await _shut_down(server, health_service, sockets, calls, options.grace_seconds)
 
 
 def _server(limits: Limits) -> grpc.aio.Server:
     return grpc.aio.server(
         options=(
-            ("grpc.so_reuseport", 0),  # else a second daemon could listen at the same port
+            ("grpc.so_reuseport", 0),  # with it, a second daemon could listen at the same port
             ("grpc.max_receive_message_length", limits.max_request_bytes),
             ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
             ("grpc.max_allowed_incoming_connections", limits.max_connections),
@@ -165,22 +166,24 @@ def _bind(server: grpc.aio.Server, stack: ExitStack, path: str, group: str) -> S
 
 
 def _listen_at_tcp(server: grpc.aio.Server, address: TcpAddress, options: ServiceOptions) -> str:
-    """Listen at a TCP address; returns it with its real port."""
-    where, tls = str(address), options.tls
+    """Listen at a TCP address. Return it with the actual port."""
+    target, tls = str(address), options.tls
     if tls is None and not (address.is_loopback and options.insecure_tcp):
-        raise InsecureAddress(where, loopback=address.is_loopback)
+        raise InsecureAddress(target, loopback=address.is_loopback)
     credentials = _tls_credentials(tls) if tls is not None else None
     try:
         if credentials is None:
-            port = server.add_insecure_port(where)
+            port = server.add_insecure_port(target)
         else:
-            port = server.add_secure_port(where, credentials)
+            port = server.add_secure_port(target, credentials)
     except RuntimeError as error:
-        raise AddressInUse(where, f"it is taken, or not this machine's ({error})") from None
+        raise AddressInUse(
+            target, f"the port is in use, or the host is not an address of this machine ({error})"
+        ) from None
     if credentials is None:
         LIFE.warning(
-            "--insecure-tcp: every user and every container with this machine's network can call at %s:%d, and "
-            "whoever may call is root on this machine",
+            "--insecure-tcp: every user of this machine, and every container in its network namespace, can "
+            "connect to %s:%d and become root",
             address.host,
             port,
         )
@@ -188,7 +191,7 @@ def _listen_at_tcp(server: grpc.aio.Server, address: TcpAddress, options: Servic
 
 
 def _tls_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    # of a file that is wrong, gRPC says no more than that it cannot listen
+    # check the files first: for a bad file, gRPC only reports that it cannot listen
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with _pem_errors("--tls-certificate, --tls-key"):
         context.load_cert_chain(tls.certificate, tls.key, password="")
@@ -206,26 +209,28 @@ def _tls_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 def _pem_errors(options: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # of ssl's, too
-        remedy = (
-            "Name PEM files: a chain, the key of its first certificate, without a password, and authorities."
-        )
+    except OSError as error:  # ssl.SSLError is one
+        remedy = "Give PEM files: a certificate chain, its unencrypted key, and the authorities of clients."
         raise InvalidRequest(options, error.strerror or str(error), remedy) from None
 
 
-async def _end(
-    server: grpc.aio.Server, status: Health, sockets: Sequence[SocketFile], calls: Calls, grace_seconds: float
+async def _shut_down(
+    server: grpc.aio.Server,
+    health_service: Health,
+    sockets: Sequence[SocketFile],
+    calls: Calls,
+    grace_seconds: float,
 ) -> None:
-    """Take no more calls, let those under way finish, and cancel them when the grace time is over."""
+    """Accept no more calls, wait for those in progress, and cancel them after the grace period."""
     notify("STOPPING=1")
-    # runs without Python's help, for whatever may still keep this process: the event loop, or closing the store
+    # exits from a C thread, even if the event loop or closing the store blocks
     last_resort = grace_seconds + _UNDO_SECONDS + _LAST_ANSWER_SECONDS + _LAST_RESORT_SECONDS
     faulthandler.dump_traceback_later(last_resort, exit=True)
     pulls = calls.pulls
     LIFE.info("ending", extra=log_fields(pulls_under_way=pulls, grace_seconds=grace_seconds))
     for socket in sockets:
         socket.remove()
-    status.end()
+    health_service.end()
     stopping = asyncio.create_task(server.stop(grace_seconds))
     await calls.idle(grace_seconds)
     cancelled = calls.pulls
@@ -233,12 +238,12 @@ async def _end(
     stuck = await calls.idle(_UNDO_SECONDS)
     if stuck:
         for call in stuck:
-            seconds = round(time.monotonic() - call.begun, 3)
-            told = log_fields(request=call.id, rpc=call.rpc, **call.asked, seconds=seconds)
-            LIFE.error("a call does not end, and is abandoned", extra=told)
+            seconds = round(time.monotonic() - call.started, 3)
+            fields = log_fields(request=call.id, rpc=call.rpc, **call.fields, seconds=seconds)
+            LIFE.error("abandoned a call that does not end", extra=fields)
         LIFE.error("ended by force", extra=log_fields(calls_abandoned=len(stuck)))
         os._exit(FORCED)
-    # streams that only wait for their client are not waited for
+    # do not wait longer for streams whose clients do not read
     await server.stop(min(grace_seconds, _LAST_ANSWER_SECONDS))
     await stopping
     LIFE.info("ended", extra=log_fields(pulls_finished=pulls - cancelled, pulls_cancelled=cancelled))

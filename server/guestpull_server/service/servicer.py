@@ -1,6 +1,6 @@
-"""ImageService, one method per RPC: the message in, a call of the core, the message out.
+"""ImageService: each method converts the request, calls the core, and converts the result.
 
-The methods run in the event loop; what each of them hands to `Calls.answer` runs in a thread.
+The methods run in the event loop; the function that each passes to `Calls.answer` runs in a thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POLICIES: Final = {policy.value: policy for policy in PullPolicy}
 
 
 class ImageServicer(pb_grpc.ImageServiceServicer):
-    """Answers for one work directory."""
+    """Serves one work directory."""
 
     def __init__(self, puller: Puller, calls: Calls) -> None:
         self._puller = puller
@@ -37,12 +37,12 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
     async def PullImage(  # noqa: N802 - the names are the .proto's
         self, request: pb.PullImageRequest, context: Context
     ) -> pb.PullImageResponse:
-        """Make a bundle of an image reference."""
+        """Pull an image into a bundle."""
 
         def answer(call: Call) -> pb.PullImageResponse:
             return self._pull(request, call)
 
-        return await self._calls.answer(context, "PullImage", Work.PULL, answer, _asked(request))
+        return await self._calls.answer(context, "PullImage", Work.PULL, answer, _pull_fields(request))
 
     async def PullImageWithProgress(  # type: ignore[override]  # noqa: N802 - it writes instead of yielding
         self, request: pb.PullImageRequest, context: Context
@@ -53,14 +53,14 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
         def answer(call: Call) -> pb.PullImageResponse:
             return self._pull(request, call, events)
 
-        rpc, asked = "PullImageWithProgress", _asked(request)
-        pulled = await self._calls.answer(context, rpc, Work.PULL, answer, asked, events)
+        rpc, fields = "PullImageWithProgress", _pull_fields(request)
+        pulled = await self._calls.answer(context, rpc, Work.PULL, answer, fields, events)
         await context.write(pb.PullImageEvent(result=pulled))
 
     async def ListImages(  # noqa: N802
         self, request: pb.ListImagesRequest, context: Context
     ) -> pb.ListImagesResponse:
-        """The images of image_db, or those that have a name."""
+        """List all images, or those with a reference."""
 
         def answer(_call: Call) -> pb.ListImagesResponse:
             wanted = str(Reference.parse(request.reference)) if request.reference else None
@@ -74,13 +74,13 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
                 ]
             )
 
-        asked = {"reference": without_password(request.reference)}
-        return await self._calls.answer(context, "ListImages", Work.LIST, answer, asked)
+        fields = {"reference": without_password(request.reference)}
+        return await self._calls.answer(context, "ListImages", Work.LIST, answer, fields)
 
     async def ListLayers(  # noqa: N802
         self, request: pb.ListLayersRequest, context: Context
     ) -> pb.ListLayersResponse:
-        """The layers of layer_db, or those of an image."""
+        """List all layers, or those of an image."""
 
         def answer(_call: Call) -> pb.ListLayersResponse:
             store = self._puller.store
@@ -90,13 +90,13 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
                 layers=messages.layer_messages(unique.values(), store.usage(), store)
             )
 
-        asked = {"image": without_password(request.image)}
-        return await self._calls.answer(context, "ListLayers", Work.LIST, answer, asked)
+        fields = {"image": without_password(request.image)}
+        return await self._calls.answer(context, "ListLayers", Work.LIST, answer, fields)
 
     async def ListBundles(  # noqa: N802
         self, _request: pb.ListBundlesRequest, context: Context
     ) -> pb.ListBundlesResponse:
-        """The bundles that were made and not released."""
+        """List the bundles that were not released."""
 
         def answer(_call: Call) -> pb.ListBundlesResponse:
             return pb.ListBundlesResponse(
@@ -108,11 +108,11 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
     async def RemoveImage(  # noqa: N802
         self, request: pb.RemoveImageRequest, context: Context
     ) -> pb.RemoveImageResponse:
-        """Forget an image, or one of its names."""
+        """Remove an image, or one of its references."""
 
         def answer(_call: Call) -> pb.RemoveImageResponse:
             if not request.image:
-                raise InvalidRequest("image", "it is empty", "Name an image by its id or its reference.")
+                raise InvalidRequest("image", "the value is empty", "Give an image id or a reference.")
             image = self._find(request.image)
             reference = Reference.in_full(request.image)
             removal = self._puller.store.remove_image(image, reference, request.force)
@@ -123,20 +123,20 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
                 freed_bytes=removal.freed_bytes,
             )
 
-        asked: dict[str, FieldValue] = {"image": without_password(request.image), "force": request.force}
-        return await self._calls.answer(context, "RemoveImage", Work.DELETE, answer, asked)
+        fields: dict[str, FieldValue] = {"image": without_password(request.image), "force": request.force}
+        return await self._calls.answer(context, "RemoveImage", Work.DELETE, answer, fields)
 
     async def ReleaseBundle(  # noqa: N802
         self, request: pb.ReleaseBundleRequest, context: Context
     ) -> pb.ReleaseBundleResponse:
-        """Unmount a bundle, and delete what was written in it."""
+        """Unmount a bundle, and delete its writable layer."""
 
         def answer(_call: Call) -> pb.ReleaseBundleResponse:
             deleted = self._puller.store.release_bundle(request.bundle_path)
             return pb.ReleaseBundleResponse(deleted_layers=deleted.layers, freed_bytes=deleted.freed_bytes)
 
-        asked = {"bundle": request.bundle_path}
-        return await self._calls.answer(context, "ReleaseBundle", Work.DELETE, answer, asked)
+        fields = {"bundle": request.bundle_path}
+        return await self._calls.answer(context, "ReleaseBundle", Work.DELETE, answer, fields)
 
     async def CollectGarbage(  # noqa: N802
         self, request: pb.CollectGarbageRequest, context: Context
@@ -145,17 +145,17 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
 
         def answer(call: Call) -> pb.CollectGarbageResponse:
             deleted = self._puller.store.collect_unused(request.dry_run)
-            call.outcome.update(layers=len(deleted.layers), bytes=deleted.freed_bytes)
+            call.result_fields.update(layers=len(deleted.layers), bytes=deleted.freed_bytes)
             return pb.CollectGarbageResponse(deleted_layers=deleted.layers, freed_bytes=deleted.freed_bytes)
 
-        asked = {"dry_run": request.dry_run}
-        return await self._calls.answer(context, "CollectGarbage", Work.DELETE, answer, asked)
+        fields = {"dry_run": request.dry_run}
+        return await self._calls.answer(context, "CollectGarbage", Work.DELETE, answer, fields)
 
     def _pull(
         self, request: pb.PullImageRequest, call: Call, observer: PullObserver | None = None
     ) -> pb.PullImageResponse:
         pulled = self._puller.pull(_pull_request(request), call.cancellation, observer)
-        call.outcome.update(
+        call.result_fields.update(
             image_id=pulled.image_id,
             layers=len(pulled.layers),
             reused=sum(layer.reused for layer in pulled.layers),
@@ -168,15 +168,17 @@ class ImageServicer(pb_grpc.ImageServiceServicer):
 
 
 def _pull_request(request: pb.PullImageRequest) -> PullRequest:
-    """Read the message.
+    """Parse the message.
 
     Raises:
-        InvalidRequest: a field cannot be used as it is.
-        InvalidPlatform: the platform is none.
+        InvalidRequest: a field has an invalid value.
+        InvalidPlatform: the platform is not valid.
     """
     policy = _POLICIES.get(request.pull_policy)
     if policy is None:
-        raise InvalidRequest("pull_policy", f"there is no policy {request.pull_policy}", "Use a named one.")
+        raise InvalidRequest(
+            "pull_policy", f"unknown policy {request.pull_policy}", "Use a value of PullPolicy."
+        )
     return PullRequest(
         image=request.image_url,
         bundle_path=request.bundle_path,
@@ -186,6 +188,6 @@ def _pull_request(request: pb.PullImageRequest) -> PullRequest:
     )
 
 
-def _asked(request: pb.PullImageRequest) -> dict[str, FieldValue]:
-    """What the log says of a request to pull."""
+def _pull_fields(request: pb.PullImageRequest) -> dict[str, FieldValue]:
+    """Return the log fields of a pull."""
     return {"image": without_password(request.image_url), "bundle": request.bundle_path}

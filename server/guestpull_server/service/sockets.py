@@ -1,8 +1,8 @@
-"""The unix socket that callers find, and who may connect to it.
+"""The unix socket of the service.
 
-Who may call is decided by the socket's owner, group and mode, as with Docker. gRPC binds the socket in a private
-directory beside its path; it gets its group and mode there, and is renamed into place when the server runs. So
-nobody ever finds it half-made, or with another mode than it is to have.
+The socket's owner, group and mode decide who may connect, as with Docker. gRPC binds the socket in a private
+directory beside its path. `publish` sets group and mode there, and renames the socket to its path once the
+server runs. So callers never find a socket that does not accept connections or has another mode.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _OWNER_AND_GROUP = 0o660
 
 
 class SocketFile:
-    """A path at which gRPC is to listen.
+    """A unix socket at which gRPC listens.
 
     Args:
-        path: absolute. A stale socket there is replaced.
-        group: whose members may call, by name or number; empty: nobody but the owner, and root.
+        path: the absolute path. A stale socket there is replaced.
+        group: name or number of the group whose members may connect. Empty means only the owner and root may.
 
     Raises:
         AddressInUse: a daemon listens there, or the path cannot be used.
-        NoSuchGroup: this machine has no such group.
+        NoSuchGroup: the group does not exist.
     """
 
     def __init__(self, path: str, group: str) -> None:
@@ -42,21 +42,21 @@ class SocketFile:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             _refuse_live(path)
             self._private = tempfile.mkdtemp(prefix=".", dir=directory)
-            # gRPC deletes the path that it was given when it ends: the descriptor must stay open until then
+            # at its end gRPC deletes `target`, which leads through this descriptor: keep it open until then
             self._descriptor = os.open(self._private, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise self._refused(error) from None
+            raise self._in_use(error) from None
 
     @property
     def target(self) -> str:
-        """What gRPC is to listen at. A short path, because the length of a socket's path is limited."""
+        """The address for gRPC. It is short because the length of a socket's path is limited."""
         return f"unix:/proc/self/fd/{self._descriptor}/socket"
 
     def publish(self) -> None:
-        """Give the socket that gRPC has bound its group, its mode and its path.
+        """Set group and mode of the socket that gRPC has bound, and rename it to its path.
 
         Raises:
-            AddressInUse: the operating system refuses.
+            AddressInUse: the operating system refused it.
         """
         bound = os.path.join(self._private, "socket")
         try:
@@ -67,21 +67,21 @@ class SocketFile:
             os.rename(bound, self._path)
             os.rmdir(self._private)
         except OSError as error:
-            raise self._refused(error) from None
+            raise self._in_use(error) from None
 
     def remove(self) -> None:
-        """Delete the socket, unless another daemon has put its own there meanwhile. Harmless to repeat."""
+        """Delete the socket unless another daemon has replaced it. Idempotent."""
         with suppress(OSError):
             if self._published is not None and os.path.samestat(os.lstat(self._path), self._published):
                 os.unlink(self._path)
 
     def close(self) -> None:
-        """Remove the socket and what else is left. gRPC must have ended."""
+        """Remove the socket and the private directory. Call it after gRPC has ended."""
         self.remove()
-        shutil.rmtree(self._private, ignore_errors=True)  # what is left of a start that failed
+        shutil.rmtree(self._private, ignore_errors=True)  # exists if `publish` was not reached
         os.close(self._descriptor)
 
-    def _refused(self, error: OSError) -> AddressInUse:
+    def _in_use(self, error: OSError) -> AddressInUse:
         return AddressInUse(f"unix://{self._path}", error.strerror or str(error))
 
 
@@ -98,11 +98,11 @@ def _refuse_live(path: str) -> None:
     address = f"unix://{path}"
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise AddressInUse(address, "there is a file of that name that is not a socket")
+            raise AddressInUse(address, "the file at this path is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)  # a daemon that has more callers than it can take is alive, too
+        probe.setblocking(False)  # do not wait for a daemon whose backlog is full
         try:
             probe.connect(path)
         except ConnectionRefusedError:

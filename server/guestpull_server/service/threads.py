@@ -1,4 +1,4 @@
-"""Thread pools that answer RPCs."""
+"""Thread pools that run RPCs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 class AnsweringThreads(ThreadPoolExecutor):
-    """A thread pool that goes on with the threads that it has when no other can be started.
+    """A thread pool that continues with its existing threads when it cannot start another.
 
-    A plain ThreadPoolExecutor queues the work and then raises: the caller would be told of a failure, and the work
-    would be done nevertheless.
+    A plain ThreadPoolExecutor queues the work and then raises: the caller would see a failure, and a thread
+    would do the work nevertheless.
 
     Args:
-        most: how many threads there may be; the first is started at once.
-        name: what their names begin with.
+        max_threads: the size of the pool. The first thread is started at once.
+        name: the prefix of the threads' names.
     """
 
-    def __init__(self, most: int, name: str) -> None:
-        super().__init__(most, thread_name_prefix=name)
+    def __init__(self, max_threads: int, name: str) -> None:
+        super().__init__(max_threads, thread_name_prefix=name)
         self.submit(int).result()
 
     def _adjust_thread_count(self) -> None:

@@ -34,14 +34,14 @@ def lines(
     return [str(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_an_event_is_one_line_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_format_writes_an_event_as_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = lines(capsys, LogFormat.TEXT)
 
     assert first.endswith(r'Z info pulled request=0badcafe image="a b" bytes=12 name="x=\"y\"\n"')
     assert second.endswith("warning odd \\u001b[31m thing")
 
 
-def test_an_event_is_one_json_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_format_writes_an_event_as_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (json.loads(line) for line in lines(capsys, LogFormat.JSON))
 
     assert first.pop("time").endswith("Z")
@@ -57,7 +57,7 @@ def test_an_event_is_one_json_document_for_machines(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("log_format", LogFormat)
-def test_a_path_that_is_no_text_is_told_all_the_same(
+def test_a_path_that_is_not_utf8_is_logged_with_escapes(
     capsys: pytest.CaptureFixture[str], log_format: LogFormat
 ) -> None:
     configure(log_format, LogLevel.INFO)
@@ -68,7 +68,7 @@ def test_a_path_that_is_no_text_is_told_all_the_same(
 
 
 @pytest.mark.parametrize("log_format", LogFormat)
-def test_what_a_caller_made_very_long_is_cut_in_its_middle(
+def test_the_middle_of_a_very_long_value_is_removed(
     capsys: pytest.CaptureFixture[str], log_format: LogFormat
 ) -> None:
     configure(log_format, LogLevel.INFO)
@@ -81,5 +81,5 @@ def test_what_a_caller_made_very_long_is_cut_in_its_middle(
     assert "end" in line
 
 
-def test_below_the_level_all_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_below_the_level_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, LogFormat.TEXT, LogLevel.ERROR) == []

@@ -1,4 +1,4 @@
-"""What the core knows, as messages."""
+"""Converting values of the core to messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BLOB = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.of(b"blo
 LAYER = LayerDescriptor(BLOB, Digest.of(b"tar"))
 
 
-def test_a_layer_of_which_a_part_came_twice_is_never_further_than_its_end() -> None:
+def test_progress_never_exceeds_the_layers_size() -> None:
     progress = messages.progress_event(LAYER, 1800).layer_progress
 
     assert (progress.done_bytes, progress.total_bytes) == (1000, 1000)

@@ -1,4 +1,4 @@
-"""Telling a service manager."""
+"""Reporting states to a service manager."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from support.waiting import PATIENCE
 
 
 @pytest.mark.parametrize("form", ["path", "abstract"])
-def test_a_state_is_one_datagram_to_the_manager_s_socket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
+def test_a_state_is_sent_as_one_datagram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     monkeypatch.chdir(tmp_path)
     name = str(tmp_path / "n") if form == "path" else f"@guestpull-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -29,9 +27,7 @@ def test_a_state_is_one_datagram_to_the_manager_s_socket(
 
 
 @pytest.mark.parametrize("value", ["", "/nowhere/socket", "@nobody-listens-there", "vsock:2:1"])
-def test_a_manager_that_is_not_there_is_no_reason_to_fail(
-    monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_an_unreachable_manager_is_ignored(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", value)
 
     notify("READY=1")

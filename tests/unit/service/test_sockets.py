@@ -1,4 +1,4 @@
-"""The unix socket that callers find."""
+"""The unix socket of the service."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ from support.waiting import PATIENCE
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[str]:
-    # pytest's directories may be longer than a socket's path may be
+    # the paths of pytest's directories can be too long for a socket
     directory = os.open(tmp_path, os.O_PATH)
     yield f"/proc/self/fd/{directory}/run/guestpull.sock"
     os.close(directory)
 
 
 @pytest.fixture
-def listening() -> Iterator[ExitStack]:
+def exits() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
 
 
-def serve(listening: ExitStack, path: str, group: str = "") -> tuple[SocketFile, socket.socket]:
-    """A socket file whose listener is bound as gRPC binds it."""
+def serve(exits: ExitStack, path: str, group: str = "") -> tuple[SocketFile, socket.socket]:
+    """Bind a listener at a socket file as gRPC does."""
     file = SocketFile(path, group)
-    listening.callback(file.close)
-    listener = listening.enter_context(socket.socket(socket.AF_UNIX))
+    exits.callback(file.close)
+    listener = exits.enter_context(socket.socket(socket.AF_UNIX))
     listener.bind(file.target.removeprefix("unix:"))
     listener.listen()
     return file, listener
 
 
-def reaches(path: str, listener: socket.socket) -> bool:
-    with socket.socket(socket.AF_UNIX) as caller:
-        caller.connect(path)
+def connects(path: str, listener: socket.socket) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
         listener.settimeout(PATIENCE)
         accepted, _ = listener.accept()
         accepted.close()
     return True
 
 
-def test_the_socket_appears_listening_and_with_its_mode(listening: ExitStack, path: str) -> None:
-    file, listener = serve(listening, path)
+def test_publish_moves_a_listening_socket_with_its_mode_into_place(exits: ExitStack, path: str) -> None:
+    file, listener = serve(exits, path)
     assert not os.path.exists(path)
 
     file.publish()
 
     assert stat.S_IMODE(os.lstat(path).st_mode) == 0o600
-    assert reaches(path, listener)
+    assert connects(path, listener)
     assert os.listdir(os.path.dirname(path)) == ["guestpull.sock"]
 
 
-def test_nobody_reaches_the_socket_before_it_has_its_mode(listening: ExitStack, path: str) -> None:
-    serve(listening, path)
+def test_the_socket_is_in_a_private_directory_until_published(exits: ExitStack, path: str) -> None:
+    serve(exits, path)
 
     (private,) = os.listdir(os.path.dirname(path))
 
     assert stat.S_IMODE(os.stat(f"{os.path.dirname(path)}/{private}").st_mode) == 0o700
 
 
-def test_a_group_gets_the_socket_by_name_or_number(listening: ExitStack, path: str) -> None:
-    file, _ = serve(listening, path, str(os.getegid()))
+def test_the_socket_belongs_to_the_group(exits: ExitStack, path: str) -> None:
+    file, _ = serve(exits, path, str(os.getegid()))
 
     file.publish()
 
@@ -77,63 +77,61 @@ def test_a_group_gets_the_socket_by_name_or_number(listening: ExitStack, path: s
     assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o660, os.getegid())
 
 
-def test_a_group_that_is_not_there_is_refused(path: str) -> None:
+def test_an_unknown_group_is_refused(path: str) -> None:
     with pytest.raises(NoSuchGroup):
         SocketFile(path, "no-such-group")
 
     assert not os.path.exists(os.path.dirname(path))
 
 
-def test_a_stale_socket_is_replaced(listening: ExitStack, path: str) -> None:
+def test_a_stale_socket_is_replaced(exits: ExitStack, path: str) -> None:
     os.makedirs(os.path.dirname(path))
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(path)
 
-    file, listener = serve(listening, path)
+    file, listener = serve(exits, path)
     file.publish()
 
-    assert reaches(path, listener)
+    assert connects(path, listener)
 
 
-def test_a_live_socket_is_refused_and_goes_on_living(listening: ExitStack, path: str) -> None:
-    file, listener = serve(listening, path)
+def test_a_live_socket_is_refused_and_still_works(exits: ExitStack, path: str) -> None:
+    file, listener = serve(exits, path)
     file.publish()
 
     with pytest.raises(AddressInUse, match="listens there"):
         SocketFile(path, "")
 
     listener.settimeout(PATIENCE)
-    listener.accept()[0].close()  # the question
-    assert reaches(path, listener)
+    listener.accept()[0].close()  # the connection of the check
+    assert connects(path, listener)
 
 
-def test_a_file_that_is_not_a_socket_is_never_replaced(path: str) -> None:
+def test_a_file_that_is_not_a_socket_is_not_replaced(path: str) -> None:
     os.makedirs(os.path.dirname(path))
-    Path(path).write_text("precious")
+    Path(path).write_text("content")
 
     with pytest.raises(AddressInUse, match="not a socket"):
         SocketFile(path, "")
 
-    assert Path(path).read_text() == "precious"
+    assert Path(path).read_text() == "content"
     assert os.listdir(os.path.dirname(path)) == ["guestpull.sock"]
 
 
-def test_removing_leaves_a_socket_alone_that_is_another_daemons_by_now(
-    listening: ExitStack, path: str
-) -> None:
-    first, _ = serve(listening, path)
+def test_remove_keeps_the_socket_of_another_daemon(exits: ExitStack, path: str) -> None:
+    first, _ = serve(exits, path)
     first.publish()
     os.unlink(path)
-    second, listener = serve(listening, path)
+    second, listener = serve(exits, path)
     second.publish()
 
     first.remove()
 
-    assert reaches(path, listener)
+    assert connects(path, listener)
 
 
-def test_removing_takes_the_socket(listening: ExitStack, path: str) -> None:
-    file, _ = serve(listening, path)
+def test_remove_deletes_the_socket(exits: ExitStack, path: str) -> None:
+    file, _ = serve(exits, path)
     file.publish()
 
     file.remove()
@@ -141,8 +139,8 @@ def test_removing_takes_the_socket(listening: ExitStack, path: str) -> None:
     assert os.listdir(os.path.dirname(path)) == []
 
 
-def test_a_start_that_fails_before_the_socket_appears_leaves_nothing(path: str) -> None:
-    with ExitStack() as listening:
-        serve(listening, path)
+def test_close_before_publish_leaves_nothing(path: str) -> None:
+    with ExitStack() as exits:
+        serve(exits, path)
 
     assert os.listdir(os.path.dirname(path)) == []

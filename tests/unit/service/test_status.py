@@ -1,4 +1,4 @@
-"""The core's errors as google.rpc.Status."""
+"""Converting errors of the core to google.rpc.Status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _details(status: grpc.Status) -> tuple[status_pb2.Status, error_details_pb2.
     return message, info
 
 
-def test_an_error_carries_its_code_its_reason_and_its_facts() -> None:
+def test_a_status_has_the_errors_code_reason_and_fields() -> None:
     status = status_of(ImageNotPresent("busybox"), "0badcafe")
     message, info = _details(status)
 
@@ -38,7 +38,7 @@ def test_an_error_carries_its_code_its_reason_and_its_facts() -> None:
     assert "0badcafe" in message.message
 
 
-def test_a_bug_tells_the_client_nothing_but_the_requests_id() -> None:
+def test_an_unexpected_exception_reveals_only_the_request_id() -> None:
     status = status_of(ZeroDivisionError("secret"), "0badcafe")
 
     assert status.code is grpc.StatusCode.INTERNAL
@@ -48,14 +48,14 @@ def test_a_bug_tells_the_client_nothing_but_the_requests_id() -> None:
 
 
 def _header_bytes(status: grpc.Status) -> int:
-    """What the answer's headers take, as HTTP/2 counts them, but for names."""
+    """Return the size of the header values of the response."""
     details = dict(status.trailing_metadata or ())["grpc-status-details-bin"]
     assert isinstance(details, bytes)
     return len(quote(status.details or "", safe=string.printable)) + len(base64.b64encode(details))
 
 
 @pytest.mark.parametrize("text", ["u" * 20_000, "ü" * 20_000, "\0%" * 20_000, "\U0001f600" * 20_000])
-def test_a_long_text_of_a_caller_or_a_registry_leaves_room_for_the_code_and_the_id(text: str) -> None:
+def test_long_texts_are_shortened_so_that_the_headers_fit(text: str) -> None:
     status = status_of(NoMatchingPlatform(text, text, text), "0badcafe")
     message, info = _details(status)
 
@@ -66,7 +66,7 @@ def test_a_long_text_of_a_caller_or_a_registry_leaves_room_for_the_code_and_the_
     assert "…" in info.metadata["reference"]
 
 
-def test_a_long_message_keeps_its_end_which_says_what_to_do() -> None:
+def test_a_long_message_keeps_its_beginning_and_end() -> None:
     error = ImageNotPresent("u" * 20_000)
 
     message, _ = _details(status_of(error, "0badcafe"))
@@ -75,7 +75,7 @@ def test_a_long_message_keeps_its_end_which_says_what_to_do() -> None:
     assert message.message.startswith(error.explain()[:60])
 
 
-def test_a_file_name_that_is_no_text_is_told_all_the_same() -> None:
+def test_a_file_name_that_is_not_utf8_is_escaped() -> None:
     message, info = _details(status_of(ImageNotPresent("a\udcffb"), "0badcafe"))
 
     assert "a\\udcffb" in message.message
@@ -90,6 +90,6 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("error_class", CLASSES, ids=lambda one: one.__name__)
-def test_every_error_has_a_code_and_a_reason_of_its_own(error_class: type[GuestpullError]) -> None:
+def test_every_error_has_a_code_and_a_unique_reason(error_class: type[GuestpullError]) -> None:
     assert grpc.StatusCode[error_class.status.value] is not grpc.StatusCode.OK
     assert [one.reason for one in CLASSES].count(error_class.reason) == 1

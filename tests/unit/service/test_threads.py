@@ -1,4 +1,4 @@
-"""The threads that answer RPCs."""
+"""The thread pools that run RPCs."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from guestpull_server.service.threads import AnsweringThreads
 from support.waiting import PATIENCE
 
 
-def test_what_no_thread_can_be_had_for_is_done_by_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_thread(_thread: threading.Thread) -> None:
+def test_existing_threads_run_the_work_if_no_other_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     pool = AnsweringThreads(4, "rpc")
-    go_on = threading.Event()
+    release = threading.Event()
     with monkeypatch.context() as patching:
-        patching.setattr(threading.Thread, "start", no_thread)
-        busy: Future[bool] = pool.submit(go_on.wait, PATIENCE)
+        patching.setattr(threading.Thread, "start", refuse)
+        busy: Future[bool] = pool.submit(release.wait, PATIENCE)
         waiting: Future[int] = pool.submit(lambda: 7)
-    go_on.set()
+    release.set()
 
     assert busy.result(PATIENCE)
     assert waiting.result(PATIENCE) == 7
     pool.shutdown()
 
 
-def test_there_are_more_threads_where_they_can_be_had() -> None:
+def test_work_runs_in_several_threads() -> None:
     pool = AnsweringThreads(2, "rpc")
-    meeting = threading.Barrier(2, timeout=PATIENCE)
+    barrier = threading.Barrier(2, timeout=PATIENCE)
 
-    together = [pool.submit(meeting.wait) for _ in range(2)]
+    futures = [pool.submit(barrier.wait) for _ in range(2)]
 
-    assert sorted(one.result(PATIENCE) for one in together) == [0, 1]
+    assert sorted(future.result(PATIENCE) for future in futures) == [0, 1]
     pool.shutdown()
