@@ -246,6 +246,7 @@ class StoredImage:
     layers: tuple[StoredLayer, ...]
     read_only_store: str = ""
     other_digests: tuple[Digest, ...] = ()
+    signed: bool = False
 
     @property
     def manifest_digests(self) -> tuple[Digest, ...]:

@@ -28,8 +28,8 @@ from guestpull_server.models import Digest, KiB, MiB
 from guestpull_server.registry import Reference
 from guestpull_server.registry.challenges import parse_challenges
 from guestpull_server.registry.manifests import Document, read, read_config
-from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import Unreadable
+from guestpull_server.store.meta_store import MetaStore
 from support import images, reading
 from support.trees import differences, tree
 
@@ -240,8 +240,8 @@ def _meta_stores() -> Sequence[bytes]:
 
 def _run_meta_store(content: bytes) -> None:
     with suppress(Unreadable):
-        encoded = Catalog.decode(content).encode()
-        Catalog.decode(encoded)
+        encoded = MetaStore.decode(content).encode()
+        MetaStore.decode(encoded)
 
 
 TARGETS = (

@@ -21,6 +21,7 @@ from support.local_images import write_layout
 from support.peers import run
 from support.samples import changes, everything, runnable
 from support.simulator import RegistrySimulator
+from support.stores import lose_metadata
 
 BASE: Final = runnable()
 ALL: Final = everything()
@@ -105,7 +106,7 @@ def forge_a_layer(store: Path) -> None:
 
     change_meta_store(store, forge)
     shutil.rmtree(store / "images")
-    (store / "layer_facts.jsonl").unlink()
+    lose_metadata(store)
 
 
 def forge_the_command(store: Path) -> None:
@@ -128,13 +129,10 @@ def replaced(path_of: Callable[[Path, Layer], Path], put: Callable[[Path], Any])
     return replace
 
 
-def rewrite_facts(implied: list[str]) -> Callable[[Path], None]:
+def rewrite_metadata(implied: list[str]) -> Callable[[Path], None]:
     def rewrite(store: Path) -> None:
-        path = store / "layer_facts.jsonl"
-        lines = [
-            json.loads(line) | {"implied_directories": implied} for line in path.read_text().splitlines()
-        ]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for path in (store / "records").glob("*.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"implied_directories": implied}))
 
     return rewrite
 
@@ -152,14 +150,17 @@ LIES: Final[dict[str, tuple[Callable[[Path], None], str]]] = {
         "image_config",
     ),
     "the digest of the manifest": (of_image(lambda entry: entry.update(digest=EVIL.digest)), EVIL.digest),
-    "no record": (lambda store: record_of(store, ALL).unlink(), "has no record any more"),
+    "no record": (lambda store: record_of(store, ALL).unlink(), "has no tar-split any more"),
     "a pipe for a record": (replaced(record_of, os.mkfifo), "tar-split: it is not a regular file"),
     "a directory for a record": (replaced(record_of, os.mkdir), "tar-split: it is not a regular file"),
     "a link for a record": (replaced(record_of, link_away), "tar-split: it is not a regular file"),
-    "a link for a layer": (replaced(directory_of, link_away), "is no directory"),
-    "no facts": (lambda store: (store / "layer_facts.jsonl").unlink(), "layer_facts.jsonl"),
-    "facts of other directories": (rewrite_facts(["etc", "bin", "all"]), "directories without an entry"),
-    "facts of no directories": (rewrite_facts([]), "directories without an entry"),
+    "a link for a layer": (replaced(directory_of, link_away), "is not a directory"),
+    "no metadata": (lose_metadata, "has a tar-split, but no metadata"),
+    "metadata of other directories": (
+        rewrite_metadata(["etc", "bin", "all"]),
+        "directories without an entry",
+    ),
+    "metadata of no directories": (rewrite_metadata([]), "directories without an entry"),
 }
 NOT_REFUSED: Final = frozenset({"a command", "diff_ids", "a link for a layer"})
 """Of which a copy tells what is right, or which are no layers at all."""
@@ -216,14 +217,15 @@ def test_a_lie_is_found(baked: Path, lie: str) -> None:
     assert "is sound" not in found.stdout
 
 
-def test_a_pipe_in_the_place_of_the_facts_is_not_waited_for(baked: Path) -> None:
-    (baked / "layer_facts.jsonl").unlink()
-    os.mkfifo(baked / "layer_facts.jsonl")
+def test_a_pipe_in_the_place_of_the_metadata_is_not_waited_for(baked: Path) -> None:
+    for path in (baked / "records").glob("*.json"):
+        path.unlink()
+        os.mkfifo(path)
 
     found = guestpulld("verify", baked, "--deep")
 
     assert (found.returncode, found.stderr) == (1, "")
-    assert "layer_facts.jsonl does not tell of it" in found.stdout
+    assert "has a tar-split, but no metadata" in found.stdout
 
 
 @pytest.mark.parametrize("place", [directory_of, record_of])
@@ -358,7 +360,7 @@ def as_image_rs(store: Path) -> None:
     (store / "meta_store.json").write_text(json.dumps(document, indent=1))
     shutil.rmtree(store / "images")
     shutil.rmtree(store / "records")
-    (store / "layer_facts.jsonl").unlink()
+    lose_metadata(store)
 
 
 def test_what_image_rs_wrote_is_said_to_be_unproved_and_not_to_be_sound(baked: Path) -> None:

@@ -148,13 +148,13 @@ def test_a_layer_whose_record_is_gone_is_not_proved_and_is_downloaded_again(
     content = runnable()
     daemon.client.pull(registry.push("bare:1", image(content)), str(daemon.bundle("one")))
     daemon.client.release_bundle(str(daemon.bundle("one")))
-    for record in (daemon.work_dir / "records").iterdir():
+    for record in (daemon.work_dir / "records").glob("*.record"):
         record.unlink()
 
     found = verify(daemon.work_dir, "--deep")
 
     assert found.returncode == 1
-    assert f"incomplete: layer {content.digest} has no record any more" in found.stdout
+    assert f"incomplete: layer {content.digest} has no tar-split any more" in found.stdout
     daemon.stop()
     repaired = verify(daemon.work_dir, "--deep", "--repair")
     assert repaired.returncode == 0, repaired.stdout

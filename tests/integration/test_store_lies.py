@@ -11,11 +11,12 @@ from support.daemon import Daemon
 from support.images import file, image, layer
 from support.samples import runnable
 from support.simulator import RegistrySimulator
+from support.stores import lose_metadata
 
 
-@pytest.mark.parametrize("facts", ["with our facts", "without facts, as of image-rs"])
+@pytest.mark.parametrize("metadata", ["with our metadata", "without metadata, as of image-rs"])
 def test_an_entry_with_a_wrong_diff_id_is_put_right_by_a_pull(
-    daemon: Daemon, registry: RegistrySimulator, facts: str
+    daemon: Daemon, registry: RegistrySimulator, metadata: str
 ) -> None:
     shop = image(runnable(), layer(file("a", b"a")))
     reference = registry.push("shop:1", shop)
@@ -26,8 +27,8 @@ def test_an_entry_with_a_wrong_diff_id_is_put_right_by_a_pull(
     lied = shop.layers[0].digest
     meta_store["layer_db"][lied]["uncompressed_digest"] = shop.layers[1].diff_id
     (daemon.work_dir / "meta_store.json").write_text(json.dumps(meta_store))
-    if facts != "with our facts":
-        (daemon.work_dir / "layer_facts.jsonl").unlink()
+    if metadata != "with our metadata":
+        lose_metadata(daemon.work_dir)
     daemon.start()
 
     daemon.client.pull(reference, str(daemon.bundle("two")))

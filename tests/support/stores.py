@@ -26,7 +26,7 @@ from guestpull_server.models import (
 )
 from guestpull_server.platforms import Platform
 from guestpull_server.store import BundleReservation, Store
-from guestpull_server.store.bundle_files import READY, read_bundle_file
+from guestpull_server.store.bundle_making import READY, read_bundle_file
 from support import bundles
 from support.images import Image, Layer
 
@@ -106,8 +106,14 @@ def put_layer(store: Store, layer: Layer, record: bytes | None = None) -> Stored
         for name in ("one", "two"):
             Path(staged.directory, name).write_bytes(layer.tar)
         if record is not None:
-            Path(staged.record_path).write_bytes(record)
+            Path(staged.tar_split_path).write_bytes(record)
         return store.commit_layer(staged, Digest(layer.digest), unpacked(layer))
+
+
+def lose_metadata(work_dir: Path) -> None:
+    """Delete the metadata of all layers, so that they look like layers of another program."""
+    for path in (work_dir / "records").glob("*.json"):
+        path.unlink()
 
 
 def is_whole(directory: str, layer: Layer) -> bool:

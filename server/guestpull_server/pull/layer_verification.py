@@ -126,17 +126,17 @@ class LayerVerification:
         return problem
 
     def _found(self, layer: StoredLayer, cancellation: Cancellation) -> str:
-        record, has_facts = self._store.record_of(layer), layer.size_bytes >= 0
-        if record is None and has_facts:
-            return "its record is gone"
-        if record is not None and not has_facts:
-            return "layer_facts.jsonl does not tell of it any more"
-        if record is None:
+        tar_split, has_metadata = self._store.tar_split_of(layer), layer.size_bytes >= 0
+        if tar_split is None and has_metadata:
+            return "its tar-split is missing"
+        if tar_split is not None and not has_metadata:
+            return "its metadata is missing"
+        if tar_split is None:
             findings = inspect_layer(layer.store_path, cancellation=cancellation)
         else:
             implied = implied_fingerprint(layer.implied_directories)
             findings = self._workers.verify(
-                layer.store_path, record, layer.uncompressed_digest, cancellation, implied=implied
+                layer.store_path, tar_split, layer.uncompressed_digest, cancellation, implied=implied
             )
         return str(findings[0]) if findings else ""
 

@@ -285,7 +285,7 @@ class SharedDownloads:
                 diff_id.algorithm,
                 blob.digest,
                 checked_digest=blob.digest,
-                tar_split_path=staged.record_path,
+                tar_split_path=staged.tar_split_path,
             ) as worker,
         ):
             withdraw = download.cancellation.on_cancel(worker.kill)

@@ -1,41 +1,33 @@
-"""What is on disk: meta_store.json, layers, bundles; their one owner, and what is true after a crash.
+"""What is on disk: meta_store.json, layers, images, bundles; who owns them, and what is true after a crash.
 
-In: layers that were unpacked into a staging directory, images that were resolved, bundles that are ready. Out:
-what of these is there, and may be believed.
+In: layers that were unpacked into a staging directory, images that were resolved, bundles that are ready.
+Out: images, layers and bundles that exist and may be trusted.
 
-  store.py         the state of a work directory, and all that changes it
-  layers.py        how layers come and go
-  images.py        how images are recorded and named
-  ledger.py        what is written down of all this, read and kept true
-  durability.py    what is made durable when, and in which order: read this before you change any order
-  workdir.py       the directories, the lock, staging
-  access.py        who may reach what is in a work directory
-  catalog.py       meta_store.json: image-rs's file
-  entries.py       what one entry of it means
-  names.py         how images are found
-  copies.py        images/: what is left of images when meta_store.json is damaged
-  facts.py         layer_facts.jsonl: what meta_store.json has no place for
-  paths.py         where layers are, for the guest and here
-  guest_view.py    where its guest sees a store that nobody was told of
-  trees.py         whole directories, deleted and measured
-  files.py         files, read whatever has their names
-  filesystems.py   what kind of file system a path lies on
-  overlays.py      what an overlay between us and the disk spoils
-  deletion.py      how layers go
-  reserve.py       room that a removal needs on a full disk
-  bundles.py       bundles: reserved, ready, released
-  bundle_making.py how a bundle is made on disk, and taken away
-  bundle_files.py  what is written down of a bundle
-  bundle_paths.py  where bundles may be, and what of their directories is ours
-  readonly.py      stores that are only read
-  inventory.py     what lies in a work directory, read without changing anything
-  unreferenced.py  what nothing in it refers to
-  evidence.py      what there is to prove images and layers by
-  audit.py         what is wrong there: `guestpulld verify`
-  garbage.py       what nothing refers to: `guestpulld gc`
-  outcomes.py      what the store answers with
+  store.py           the front: the state of a work directory, and all operations on it
+  layers.py          add, keep and delete layers
+  images.py          find, record, name and repair images
+  image_names.py     find images by id, digest, reference and platform
+  bundles.py         which bundles exist, and who may create or release one
+  bundle_making.py   create and undo bundles on disk
+  bundle_paths.py    which paths bundles may have
+  access.py          directories that no other user may enter or replace
+  durability.py      what is made durable when, and in which order: read this before you change any order
+  workdir.py         the directories of a work directory, its lock, staging
+  filesystem.py      files, trees and file systems whose content is not trusted
+  metadata_db.py     the state on disk: read it, repair it, change it
+  meta_store.py      meta_store.json, image-rs's file
+  entries.py         the entries of meta_store.json
+  image_backups.py   images/: backups of image entries
+  layer_metadata.py  records/<name>.json: what meta_store.json has no fields for
+  layer_paths.py     where layers are, in the guest and on this machine
+  survey.py          the one reading of a work directory
+  read_only.py       stores that are only read
+  inventory.py       everything in a work directory, and what it belongs to
+  audit.py           find what is wrong: `guestpulld verify`
+  garbage.py         delete what nothing refers to: `guestpulld gc`
+  proof_inputs.py    what proves images and layers: `guestpulld verify --deep`
 
-Nothing here knows registries, tars or system calls of mounting. Start with `store.Store`.
+Nothing here knows of registries, tars or mount system calls. Start with `store.Store`.
 """
 
 from guestpull_server.store.audit import (
@@ -45,24 +37,29 @@ from guestpull_server.store.audit import (
 )
 from guestpull_server.store.bundle_making import Mounts
 from guestpull_server.store.bundles import BundleReservation, StoredBundle
-from guestpull_server.store.evidence import Evidence, ImageEvidence, LayerEvidence, gather_evidence
-from guestpull_server.store.garbage import collect_garbage
-from guestpull_server.store.guest_view import guest_work_dirs, likely_guest_work_dir
-from guestpull_server.store.outcomes import Deleted, Garbage, Removal, StoreUsage
-from guestpull_server.store.store import Store
+from guestpull_server.store.garbage import Garbage, collect_garbage
+from guestpull_server.store.inventory import guest_work_dirs, likely_guest_work_dir
+from guestpull_server.store.layers import Deleted
+from guestpull_server.store.proof_inputs import (
+    ImageProofInput,
+    LayerProofInput,
+    ProofInputs,
+    gather_proof_inputs,
+)
+from guestpull_server.store.store import Removal, Store, StoreUsage
 from guestpull_server.store.workdir import LOCK, StagedLayer
 
 __all__ = [
     "LOCK",
     "BundleReservation",
     "Deleted",
-    "Evidence",
     "Fault",
     "Finding",
     "Garbage",
-    "ImageEvidence",
-    "LayerEvidence",
+    "ImageProofInput",
+    "LayerProofInput",
     "Mounts",
+    "ProofInputs",
     "Removal",
     "StagedLayer",
     "Store",
@@ -70,7 +67,7 @@ __all__ = [
     "StoredBundle",
     "audit",
     "collect_garbage",
-    "gather_evidence",
+    "gather_proof_inputs",
     "guest_work_dirs",
     "likely_guest_work_dir",
 ]

@@ -1,13 +1,14 @@
-"""What is wrong with a work directory: `guestpulld verify`, short of reassembling layers (layer/proof.py).
+"""Find what is wrong with a work directory: `guestpulld verify`, without proving layers (layer/proof.py).
 
     for finding in audit("/run/kata-containers/image"):
         print(finding.sentence, finding.remedy)
 
-It only reads, and may run beside a daemon; what that one is in the middle of is not found fault with.
+Only reads, and may run beside a daemon: operations that the daemon has not finished are not reported.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -17,45 +18,49 @@ import msgspec
 
 from guestpull_server.errors import storage_errors
 from guestpull_server.models import Digest, ImageConfig, StoredLayer
-from guestpull_server.store.catalog import FILE_NAME
-from guestpull_server.store.copies import image_id_of, read_copy
 from guestpull_server.store.entries import ImageRecord, Unreadable, metas_problem
-from guestpull_server.store.facts import FILE_NAME as FACTS_FILE_NAME
-from guestpull_server.store.facts import contradiction
+from guestpull_server.store.filesystem import (
+    OVERLAY_BELOW_WORK_DIR,
+    WORK_DIR_REMEDY,
+    is_directory,
+    overlay_below,
+    tree_bytes,
+)
+from guestpull_server.store.image_backups import image_id_of, read_backup
 from guestpull_server.store.inventory import Inventory, take_inventory
-from guestpull_server.store.overlays import WORK_DIR_REMEDY, WORK_DIR_SPOILED, overlay_in
-from guestpull_server.store.paths import is_directory
-from guestpull_server.store.trees import tree_bytes
+from guestpull_server.store.layer_metadata import OLD_FILE_NAME, contradiction
+from guestpull_server.store.meta_store import FILE_NAME
+from guestpull_server.store.workdir import directories_of
 
 _START: Final = "Start guestpulld on this work directory, or run `guestpulld verify --repair`."
 _REPAIR: Final = "Pull the image again, or run `guestpulld verify --repair`."
 _RESTORE: Final = "Run `guestpulld verify --repair`, or pull or bake the image again."
-_COLLECT: Final = "Nothing needs it: run `guestpulld gc`, which deletes it."
-_LOOK: Final = "Delete it if it is of no use to you."
+_COLLECT: Final = "Nothing needs it: run `guestpulld gc` to delete it."
+_LOOK: Final = "Delete it if you do not need it."
 
 
 class Fault(Enum):
-    """What kind of thing is wrong."""
+    """The kind of a finding."""
 
     MISSING = "missing"
     INCOMPLETE = "incomplete"
     FOREIGN = "foreign"
     CORRUPT = "corrupt"
     NOTE = "note"
-    """Nothing is wrong; somebody may want to know."""
+    """Nothing is wrong, but somebody may want to know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be.
+    """Something that was found, and what to do about it.
 
     Attributes:
-        fault: what kind of thing it is.
-        path: what it is about.
+        fault: the kind of the finding.
+        path: the path that it is about.
         sentence: what was found.
-        remedy: what to do about it.
-        layer: the layer that must be downloaded again, if that would put it right.
-        images: the images that need that layer; where none does, gc deletes it.
+        remedy: what to do.
+        layer: the layer to download again, if that repairs it.
+        images: the images that need the layer; if there are none, gc deletes it.
     """
 
     fault: Fault
@@ -67,14 +72,14 @@ class Finding:
 
 
 def audit(work_dir: str, guest_work_dir: str | None = None) -> tuple[Finding, ...]:
-    """Look for what is missing, incomplete, foreign or corrupt.
+    """Find what is missing, incomplete, foreign or corrupt.
 
     Args:
         work_dir: the work directory.
-        guest_work_dir: the same, as its guest sees it; None: as here.
+        guest_work_dir: the same directory in the guest; None if the path is the same.
 
     Raises:
-        InvalidStore: there is no such directory.
+        InvalidStore: the directory does not exist.
         StorageFailed: the operating system refuses.
     """
     inventory = take_inventory(work_dir, guest_work_dir)
@@ -93,82 +98,89 @@ def _meta_store(inventory: Inventory) -> Iterator[Finding]:
     path = inventory.path(FILE_NAME)
     if inventory.damage:
         sentence = f"{path} is damaged: {inventory.damage}."
-        yield Finding(Fault.CORRUPT, path, sentence, f"{_START} What is certain of it is kept.")
-    if inventory.facts_damage:
-        facts = inventory.path(FACTS_FILE_NAME)
-        sentence = f"{facts} is damaged: {inventory.facts_damage}."
-        yield Finding(Fault.CORRUPT, facts, sentence, f"{_START} It is set aside.")
-    for entry in inventory.catalog.unusable:
-        remedy = _START if entry.key in inventory.facts else "Mend the entry, or take it out."
+        yield Finding(Fault.CORRUPT, path, sentence, f"{_START} What is certain is restored.")
+    files = inventory.survey.files
+    if files.old_file_damage:
+        old_file = inventory.path(OLD_FILE_NAME)
+        sentence = f"{old_file} is damaged: {files.old_file_damage}."
+        yield Finding(Fault.CORRUPT, old_file, sentence, f"{_START} It is set aside.")
+    for name, problem in files.damaged:
+        damaged = inventory.path("records", name)
+        sentence = f"{damaged}, the metadata of a layer, is damaged: {problem}."
+        yield Finding(Fault.CORRUPT, damaged, sentence, f"{_START} It is deleted.")
+    for entry in inventory.meta_store.unusable:
+        remedy = _START if entry.key in inventory.metadata else "Fix the entry, or delete it."
         yield Finding(Fault.CORRUPT, path, f"{path}: {entry}.", remedy)
     for name in inventory.set_aside:
         aside = inventory.path(name)
         was = name.partition(".corrupt-")[0]
-        yield Finding(Fault.NOTE, aside, f"{aside} was {was}, and was damaged.", _LOOK)
+        yield Finding(Fault.NOTE, aside, f"{aside} is a {was} that was damaged.", _LOOK)
 
 
 def _layers(inventory: Inventory) -> Iterator[Finding]:
     users = inventory.users_of_layers()
-    for digest, layer in sorted(inventory.catalog.layers.items()):
+    for digest, layer in sorted(inventory.meta_store.layers.items()):
         yield from _layer(inventory, layer, tuple(users.get(digest, ())))
     yield from _shared_directories(inventory, users)
     if inventory.damage or inventory.owner is not None:
         return
-    told = {entry.key for entry in inventory.catalog.unusable}
-    for facts in inventory.unwritten_layers():
-        if facts.compressed_digest in told:
+    reported = {entry.key for entry in inventory.meta_store.unusable}
+    for metadata in inventory.layers_without_entry():
+        if metadata.compressed_digest in reported:
             continue
-        path = inventory.path("layers", facts.directory)
-        sentence = f"{path} is layer {facts.compressed_digest}, which was committed but not written down."
+        path = inventory.path("layers", metadata.directory)
+        sentence = f"{path} is layer {metadata.compressed_digest}, which was committed but has no entry."
         yield Finding(Fault.INCOMPLETE, path, sentence, _START)
 
 
 def _layer(inventory: Inventory, layer: StoredLayer, images: tuple[Digest, ...]) -> Iterator[Finding]:
     digest = layer.compressed_digest
-    facts = inventory.facts.get(digest)
-    altered = contradiction(layer, facts) if facts is not None else ""
-    if facts is not None and altered:
-        path = inventory.path("layers", facts.directory)
+    metadata = inventory.metadata.get(digest)
+    altered = contradiction(layer, metadata) if metadata is not None else ""
+    if metadata is not None and altered:
+        path = inventory.path("layers", metadata.directory)
         yield Finding(Fault.CORRUPT, path, f"layer {digest} was altered in {FILE_NAME}: {altered}.", _START)
         return
     path = inventory.paths.local(layer)
     if not is_directory(path):
-        sentence = f"layer {digest} is not there: {path} is no directory."
+        sentence = f"layer {digest} is missing: {path} is not a directory."
         yield Finding(Fault.MISSING, path, sentence, _REPAIR if images else _COLLECT, digest, images)
         return
-    if facts is None or facts.directory != inventory.directory_of(layer):
+    if metadata is None or metadata.directory != inventory.directory_of(layer):
         return
     with storage_errors("measuring a layer", path):
         size = tree_bytes(path)
-    if size != facts.size_bytes:
-        sentence = f"layer {digest}: {path} has {size} bytes in its files, of {facts.size_bytes}."
+    if size != metadata.size_bytes:
+        sentence = f"layer {digest}: the files in {path} have {size} bytes instead of {metadata.size_bytes}."
         yield Finding(Fault.INCOMPLETE, path, sentence, _REPAIR if images else _COLLECT, digest, images)
 
 
 def _shared_directories(inventory: Inventory, users: Mapping[Digest, Sequence[Digest]]) -> Iterator[Finding]:
-    """Two layers cannot be in one directory: at most one of their entries is true."""
-    owners = {facts.directory: digest for digest, facts in inventory.facts.items()}
-    for name, digests in sorted(inventory.paths.claims(inventory.catalog.layers.values()).items()):
+    """Yield entries that point to the directory of another layer: at most one of them is right."""
+    owners = {metadata.directory: digest for digest, metadata in inventory.metadata.items()}
+    for name, digests in sorted(inventory.paths.claims(inventory.meta_store.layers.values()).items()):
         path = inventory.path("layers", name)
         for text in sorted(digests) if len(digests) > 1 else ():
             digest = Digest(text)
             if owners.get(name) == digest:
                 continue
             others = ", ".join(sorted(digests - {digest}))
-            sentence = f"{path} is layer {digest} by its entry, and layer {others} by another."
+            sentence = (
+                f"{path} is layer {digest} according to its entry, and layer {others} according to others."
+            )
             images = tuple(users.get(digest, ()))
             yield Finding(Fault.CORRUPT, path, sentence, _REPAIR if images else _COLLECT, digest, images)
 
 
 def _images(inventory: Inventory) -> Iterator[Finding]:
     path = inventory.path(FILE_NAME)
-    known = frozenset(inventory.catalog.layers.keys() | inventory.facts.keys())
+    known = frozenset(inventory.meta_store.layers.keys() | inventory.metadata.keys())
     certain = {
         digest: layer
-        for digest, layer in inventory.catalog.layers.items()
-        if digest not in inventory.facts or not contradiction(layer, inventory.facts[digest])
+        for digest, layer in inventory.meta_store.layers.items()
+        if digest not in inventory.metadata or not contradiction(layer, inventory.metadata[digest])
     }
-    for image_id, record in sorted(inventory.catalog.images.items()):
+    for image_id, record in sorted(inventory.meta_store.images.items()):
         for layer in dict.fromkeys(record.layers):
             if layer.compressed_digest not in known:
                 sentence = f"layer {layer.compressed_digest} of image {image_id} has no entry in layer_db."
@@ -179,29 +191,29 @@ def _images(inventory: Inventory) -> Iterator[Finding]:
 def _image(
     inventory: Inventory, record: ImageRecord, certain: Mapping[Digest, StoredLayer]
 ) -> Iterator[Finding]:
-    """An image says of its layers what layer_db says; one that we recorded has its config to the letter."""
-    ours = any(image_id_of(name) == record.image_id for name in inventory.images)
+    """Yield differences between an image, layer_db, and the image's backup."""
+    ours = any(image_id_of(name) == record.image_id for name in inventory.survey.images)
     problem = metas_problem(record, certain, of_another_program=not ours)
     if problem:
         path = inventory.path(FILE_NAME)
         yield Finding(Fault.CORRUPT, path, f"image {record.image_id} was altered: {problem}.", _START)
-    for name in inventory.images:
+    for name in inventory.survey.images:
         if image_id_of(name) == record.image_id:
             path = inventory.path("images", name)
             try:
-                kept, _ = read_copy(path, record.image_id)
+                backup, _ = read_backup(path, record.image_id)
             except (Unreadable, OSError) as error:
-                sentence = f"{path}, the copy of image {record.image_id}, cannot be used: {error}."
+                sentence = f"{path}, the backup of image {record.image_id}, cannot be used: {error}."
                 yield Finding(Fault.CORRUPT, path, sentence, _RESTORE)
                 continue
-            if _meaning(kept.config) != _meaning(record.config):
+            if _meaning(backup.config) != _meaning(record.config):
                 path = inventory.path(FILE_NAME)
-                sentence = f"the image_config of image {record.image_id} is not the one that its id names."
+                sentence = f"the image_config of image {record.image_id} does not match the image id."
                 yield Finding(Fault.CORRUPT, path, sentence, _RESTORE)
 
 
 def _meaning(config: bytes) -> tuple[object, ...]:
-    """What an image config says to us, however it is written: other programs write it anew in their own way."""
+    """Return the parts of an image config that we use, independent of its format: other programs reformat it."""
     read = msgspec.json.decode(config, type=ImageConfig)
     process = read.process
     return (
@@ -222,9 +234,9 @@ def _meaning(config: bytes) -> tuple[object, ...]:
 def _bundles(inventory: Inventory) -> Iterator[Finding]:
     for name, bundle in inventory.bundles.items():
         for text in bundle.layers:
-            layer = inventory.catalog.layers.get(Digest(text))
+            layer = inventory.meta_store.layers.get(Digest(text))
             if layer is None or not is_directory(inventory.paths.local(layer)):
-                sentence = f"layer {text} of bundle {bundle.bundle_path} is not there."
+                sentence = f"layer {text} of bundle {bundle.bundle_path} is missing."
                 yield Finding(Fault.MISSING, inventory.path("overlay", name), sentence, "Release the bundle.")
     for name in inventory.unreadable:
         path = inventory.path("overlay", name)
@@ -235,9 +247,15 @@ def _bundles(inventory: Inventory) -> Iterator[Finding]:
 
 
 def _overlays(inventory: Inventory) -> Iterator[Finding]:
-    overlay = overlay_in(inventory.work_dir, inventory.paths, inventory.catalog.layers.values())
+    layers = inventory.meta_store.layers.values()
+    overlay = overlay_below(
+        (
+            *directories_of(inventory.work_dir),
+            *(os.path.dirname(inventory.paths.local(layer)) for layer in layers),
+        )
+    )
     if overlay is not None:
-        yield Finding(Fault.NOTE, overlay, f"{overlay} {WORK_DIR_SPOILED}.", f"{WORK_DIR_REMEDY}.")
+        yield Finding(Fault.NOTE, overlay, f"{overlay} {OVERLAY_BELOW_WORK_DIR}.", f"{WORK_DIR_REMEDY}.")
 
 
 def _leftovers(inventory: Inventory) -> Iterator[Finding]:
@@ -251,20 +269,24 @@ def _leftovers(inventory: Inventory) -> Iterator[Finding]:
         yield Finding(Fault.INCOMPLETE, path, f"{path} is half written.", _COLLECT)
     for name in inventory.unfinished:
         path = inventory.path("overlay", name)
-        yield Finding(Fault.INCOMPLETE, path, f"{path} is of a bundle that was not finished.", _COLLECT)
+        yield Finding(Fault.INCOMPLETE, path, f"{path} belongs to a bundle that was not finished.", _COLLECT)
 
 
 def _foreign(inventory: Inventory) -> Iterator[Finding]:
     if inventory.owner is None:
         for path in inventory.strays():
             yield Finding(Fault.FOREIGN, path, f"{path} belongs to no layer.", _COLLECT)
+        # what belongs to a layer whose directory is missing is reported with the layer
+        claims = inventory.paths.claims(inventory.meta_store.layers.values())
         for path in inventory.orphans():
-            yield Finding(Fault.FOREIGN, path, f"{path}: what it tells of is gone.", _COLLECT)
+            if os.path.splitext(os.path.basename(path))[0] in claims:
+                continue
+            yield Finding(Fault.FOREIGN, path, f"{path} describes something that no longer exists.", _COLLECT)
         for path in inventory.foreign():
-            yield Finding(Fault.FOREIGN, path, f"{path} is none of ours.", _COLLECT)
+            yield Finding(Fault.FOREIGN, path, f"{path} is not a file of this service.", _COLLECT)
     for name in inventory.strange:
         path = inventory.path("overlay", name)
-        yield Finding(Fault.FOREIGN, path, f"{path} is none of ours.", _LOOK)
+        yield Finding(Fault.FOREIGN, path, f"{path} is not a file of this service.", _LOOK)
     for name in inventory.unknown:
         path = inventory.path(name)
-        yield Finding(Fault.NOTE, path, f"{path} is none of ours.", _LOOK)
+        yield Finding(Fault.NOTE, path, f"{path} is not a file of this service.", _LOOK)

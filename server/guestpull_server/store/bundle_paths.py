@@ -1,18 +1,19 @@
-"""Bundle paths: which ones are allowed, and how their directories are made and left.
+"""Bundle paths: which paths are allowed, and how their directories are created and removed.
 
-The directories belong to the caller. Without `bundle_roots` any absolute path will do, as containerd has it for
-root. With them, a bundle lies below one of these, and no link on the way from there is followed.
+The directories belong to the caller. Without `bundle_roots`, any absolute path is allowed, as in containerd for
+root. With them, a bundle must be below one of these, and no link on the way from there is followed.
 
-A bundle is known by its real path: links are resolved once, when it is asked for, and none is followed afterwards,
-neither when the bundle is made nor when what we put into it is taken out again. All that is done there is done in
-the directory that was opened, whatever has its path by then. No bundle is made where another user of the machine
-could replace it (bundle_owners.py); one that exists is released wherever it is.
+A bundle is identified by its real path. Links are resolved once, at the request, and never followed afterwards,
+neither when the bundle is made nor when it is removed. All operations use the directory that was opened, whatever
+has its path by then. No bundle is made where another user of the machine could replace it (access.py). An existing
+bundle is released wherever it is.
 
-No bundle lies in what is the store's own: its directories would become part of a layer, for everyone who uses it.
+A bundle must not be in the store's own directories: its files would become part of a layer, for everyone who uses
+it.
 
-A bundle's directory that we make is 0700, as containerd's are since CVE-2021-41103: an image may hold setuid files
-and devices, which no other user of this machine may reach. Directories above it are 0755, and one that is there
-already is as its owner wants it.
+A bundle directory that we create is 0700, like containerd's since CVE-2021-41103: an image may contain setuid
+files and devices, which no other user of the machine may reach. Parent directories are created 0755. Existing ones
+keep their mode.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from typing import Final
 
 from guestpull_server.errors import BundleExists, InvalidBundlePath
 from guestpull_server.models import RUNTIME_CONFIG
-from guestpull_server.store.bundle_owners import real_path, refuse_others
+from guestpull_server.store.access import real_path, refuse_others
 
 ROOTFS: Final = "rootfs"
-_MAX_PATH_BYTES: Final = 4000  # PATH_MAX, less room for what we put into the bundle
+_MAX_PATH_BYTES: Final = 4000  # PATH_MAX, minus the paths that we create in the bundle
 _MAX_NAME_BYTES: Final = 255  # NAME_MAX
 _ROOT: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY: Final = _ROOT | os.O_NOFOLLOW
@@ -39,35 +40,35 @@ _DIRECTORY: Final = _ROOT | os.O_NOFOLLOW
 
 @dataclass(frozen=True, slots=True)
 class BundlePath:
-    """Where a bundle is: `told`, as its caller writes it, in its normal form, and `real`, without any link."""
+    """The path of a bundle: `requested` is the caller's path, normalised; `real` contains no links."""
 
-    told: str
+    requested: str
     real: str
 
     @property
     def rootfs(self) -> str:
-        """Where its file system is mounted, as the caller would write it."""
-        return os.path.join(self.told, ROOTFS)
+        """Where the root file system is mounted, relative to the requested path."""
+        return os.path.join(self.requested, ROOTFS)
 
     @property
     def real_rootfs(self) -> str:
-        """The same as the kernel has it in its list of mounts."""
+        """Where the root file system is mounted, as in the kernel's list of mounts."""
         return os.path.join(self.real, ROOTFS)
 
 
 def can_be(path: str) -> bool:
-    """Whether the operating system has room for such a path; to resolve others takes long."""
+    """Return whether the operating system accepts such a path; resolving longer ones takes long."""
     name_bytes = max(len(os.fsencode(name)) for name in path.split("/"))
     return "\0" not in path and len(os.fsencode(path)) <= _MAX_PATH_BYTES and name_bytes <= _MAX_NAME_BYTES
 
 
 class BundlePaths:
-    """The paths that bundles may have.
+    """Checks bundle paths, and creates and removes the directories of bundles.
 
     Args:
-        roots: directories that bundles must be in; none: any directory will do.
-        stores: directories that no bundle may be, although it may be in them.
-        stores_own: directories and files that bundles must neither be nor be in.
+        roots: directories that bundles must be in; empty if any directory is allowed.
+        stores: directories that must not be bundles themselves, but may contain bundles.
+        stores_own: directories and files that must neither be nor contain bundles.
     """
 
     def __init__(
@@ -79,40 +80,40 @@ class BundlePaths:
         self._making = threading.Lock()
 
     def checked(self, bundle_path: str) -> BundlePath:
-        """A bundle's path, if it may have it.
+        """Return the path of a new bundle, if it is allowed.
 
         Raises:
-            InvalidBundlePath: it is not absolute, too long, outside of the roots, the root itself, or the store's;
-                or another user could replace it.
+            InvalidBundlePath: it is not absolute, too long, outside of the roots, the root directory, or the
+                store's; or another user could replace it.
         """
         if not bundle_path.startswith("/"):
             raise InvalidBundlePath(bundle_path, "it is not absolute")
         if not can_be(bundle_path):
-            raise InvalidBundlePath(bundle_path[:200], "no directory can have it")
+            raise InvalidBundlePath(bundle_path[:200], "it is too long, or contains a NUL")
         if ".." in bundle_path.split("/"):
-            raise InvalidBundlePath(bundle_path, "it has a .. in it")
+            raise InvalidBundlePath(bundle_path, "it contains `..`")
         path = self._resolved_by(real_path, bundle_path)
-        if path.told == "/" or path.real == "/":
+        if path.requested == "/" or path.real == "/":
             raise InvalidBundlePath(bundle_path, "it is the root directory")
-        if self._roots and self._root_of(path.told) is None:
+        if self._roots and self._root_of(path.requested) is None:
             raise InvalidBundlePath(
-                path.told, f"it is not below any of bundle_roots ({', '.join(self._roots)})"
+                path.requested, f"it is not below any of bundle_roots ({', '.join(self._roots)})"
             )
         if path.real in self._stores:
-            raise InvalidBundlePath(path.told, "it is the directory of a store")
+            raise InvalidBundlePath(path.requested, "it is the directory of a store")
         for own in self._stores_own:
             if f"{path.real}/".startswith(f"{own}/"):
-                raise InvalidBundlePath(path.told, f"it is in the store's own {own}")
+                raise InvalidBundlePath(path.requested, f"it is in the store's own directory {own}")
         if not _is_text(path.real):
-            raise InvalidBundlePath(path.told, "a link in it leads to a name that is no text")
+            raise InvalidBundlePath(path.requested, "a link in it leads to a name that is not UTF-8")
         return path
 
     def resolved(self, absolute_path: str) -> BundlePath:
-        """A path with its links resolved, those that may be followed."""
-        return self._resolved_by(lambda path, _told: os.path.realpath(path), absolute_path)
+        """Return a path with its links resolved, where they may be followed."""
+        return self._resolved_by(lambda path, _requested: os.path.realpath(path), absolute_path)
 
     def missing(self, path: BundlePath) -> int:
-        """How many directories must be made for a bundle to have its own.
+        """Return how many directories must be created for a bundle.
 
         Raises:
             InvalidBundlePath: a file, or a link that may not be followed, is in the way.
@@ -128,7 +129,7 @@ class BundlePaths:
         return 0
 
     def make(self, path: BundlePath) -> None:
-        """Make the directories of a bundle and of its rootfs; harmless where they are there.
+        """Create the directories of a bundle and of its rootfs. May be repeated.
 
         Raises:
             InvalidBundlePath: a file, or a link that may not be followed, is in the way; or another user could
@@ -143,47 +144,47 @@ class BundlePaths:
                     os.mkdir(name, mode, dir_fd=walk.descriptor)
                 walk.step(name, path)
                 place = os.path.join(place, name)
-                refuse_others(path.told, place, os.fstat(walk.descriptor))
+                refuse_others(path.requested, place, os.fstat(walk.descriptor))
 
     def refuse_used(self, path: BundlePath) -> None:
-        """Make sure that a bundle's directory, if it is there, has neither config.json nor a root filesystem.
+        """Ensure that a bundle's directory, if it exists, has neither config.json nor a root file system.
 
         Raises:
-            BundleExists: it has.
+            BundleExists: it has one of them.
             InvalidBundlePath: a file, or a link that may not be followed, is in the way.
             OSError: the operating system refuses.
         """
         with suppress(FileNotFoundError), self.opened(path) as bundle:
             if _exists(RUNTIME_CONFIG, bundle):
-                raise BundleExists(path.told, f"it holds a {RUNTIME_CONFIG}")
+                raise BundleExists(path.requested, f"it contains a {RUNTIME_CONFIG}")
             if not _exists(ROOTFS, bundle):
                 return
             status = os.lstat(ROOTFS, dir_fd=bundle)
             if not stat.S_ISDIR(status.st_mode):
-                raise BundleExists(path.told, "its rootfs is a file or a link")
+                raise BundleExists(path.requested, "its rootfs is a file or a link")
             if status.st_dev != os.fstat(bundle).st_dev:
-                raise BundleExists(path.told, "its rootfs is mounted")
+                raise BundleExists(path.requested, "its rootfs is mounted")
             rootfs = os.open(ROOTFS, _DIRECTORY, dir_fd=bundle)
             try:
                 if os.listdir(rootfs):
-                    raise BundleExists(path.told, "its rootfs is not empty")
+                    raise BundleExists(path.requested, "its rootfs is not empty")
             finally:
                 os.close(rootfs)
 
     def leave(self, path: BundlePath, *, made: int, is_ours: Callable[[os.stat_result], bool]) -> None:
-        """Take out of a bundle's directory what we put there; harmless to repeat.
+        """Remove what we created in and above a bundle's directory. May be repeated.
 
-        What is not empty holds something that is not ours, and stays.
+        Directories that are not empty contain files of others, and stay.
 
         Args:
-            path: the bundle.
-            made: how many directories are ours as well: the bundle's own, and those above it.
-            is_ours: whether a config.json that is there is the bundle's.
+            path: the path of the bundle.
+            made: how many directories we created: the bundle's own, and those above it.
+            is_ours: returns whether a config.json with this status is the bundle's.
 
         Raises:
             OSError: the operating system refuses.
         """
-        with self._making, suppress(FileNotFoundError, InvalidBundlePath):  # gone, or another has its name
+        with self._making, suppress(FileNotFoundError, InvalidBundlePath):  # it is gone, or replaced
             with self.opened(path) as bundle:
                 with suppress(FileNotFoundError):
                     if is_ours(os.lstat(RUNTIME_CONFIG, dir_fd=bundle)):
@@ -192,7 +193,7 @@ class BundlePaths:
                     os.rmdir(ROOTFS, dir_fd=bundle)
             real = path.real
             for _ in range(made):
-                with self.opened(BundlePath(path.told, os.path.dirname(real))) as parent:
+                with self.opened(BundlePath(path.requested, os.path.dirname(real))) as parent:
                     try:
                         os.rmdir(os.path.basename(real), dir_fd=parent)
                     except OSError:
@@ -201,11 +202,11 @@ class BundlePaths:
 
     @contextmanager
     def opened(self, path: BundlePath) -> Iterator[int]:
-        """The bundle's directory, open: what is done in it cannot be led elsewhere.
+        """Open the bundle's directory, so that operations in it cannot be redirected.
 
         Raises:
-            InvalidBundlePath: a file, or a link, has taken its place, or that of a directory above it.
-            FileNotFoundError: it is not there.
+            InvalidBundlePath: it, or a directory above it, was replaced by a file or a link.
+            FileNotFoundError: it does not exist.
         """
         with _opened("/") as walk:
             for name in _names(path.real):
@@ -213,23 +214,23 @@ class BundlePaths:
             yield walk.descriptor
 
     def _resolved_by(self, resolve: Callable[[str, str], str], absolute_path: str) -> BundlePath:
-        told = normal(absolute_path)
-        root = self._root_of(told)
+        requested = normal(absolute_path)
+        root = self._root_of(requested)
         if root is None:
-            return BundlePath(told, resolve(told, told))
-        return BundlePath(told, os.path.join(resolve(root, told), os.path.relpath(told, root)))
+            return BundlePath(requested, resolve(requested, requested))
+        return BundlePath(requested, os.path.join(resolve(root, requested), os.path.relpath(requested, root)))
 
-    def _root_of(self, told: str) -> str | None:
-        return next((root for root in self._roots if told.startswith(f"{root.rstrip('/')}/")), None)
+    def _root_of(self, requested: str) -> str | None:
+        return next((root for root in self._roots if requested.startswith(f"{root.rstrip('/')}/")), None)
 
 
 def normal(path: str) -> str:
-    """An absolute path without doubled and outer slashes."""
+    """Return an absolute path without repeated and trailing slashes."""
     return "/" + os.path.normpath(path).lstrip("/")
 
 
 class _Walk:
-    """A directory that is open; a step goes down to one that is in it, and follows no link."""
+    """An open directory; `step` enters a subdirectory, and follows no link."""
 
     def __init__(self, start: str) -> None:
         self.descriptor = os.open(start, _ROOT)
@@ -240,7 +241,7 @@ class _Walk:
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
-            raise InvalidBundlePath(path.told, f"{name!r} in it is a link or a file") from None
+            raise InvalidBundlePath(path.requested, f"{name!r} in it is a link or a file") from None
         os.close(self.descriptor)
         self.descriptor = below
 

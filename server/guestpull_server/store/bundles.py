@@ -1,8 +1,8 @@
-"""Bundles: which ones there are, what they hold on to, and how they come and go.
+"""The bundles of a store: which exist, what they use, and who may create or release one.
 
-A bundle has a directory of ours, `<work_dir>/overlay/<id>/`, with its upper and work directories and a small
-file that says what it is (bundle_files.py). The directories outside of the work directory, the bundle and its
-rootfs, are the caller's (bundle_paths.py). How both are made and undone is bundle_making.py's work.
+A bundle has a directory of ours, `<work_dir>/overlay/<id>/`, with its upper and work directories and a small file
+that describes it. The directories outside of the work directory, the bundle and its rootfs, belong to the caller
+(bundle_paths.py). bundle_making.py creates and undoes both.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ from typing import Self
 
 from guestpull_server.errors import BundleExists, BundleNotFound, GuestpullError, storage_errors
 from guestpull_server.models import Digest, StoredImage
-from guestpull_server.store.bundle_files import (
+from guestpull_server.store.bundle_making import (
     PREPARING,
     READY,
     BundleFile,
+    BundleMaker,
+    BundlePlace,
     FileIdentity,
+    Mounts,
     is_bundle_directory,
     read_bundle_file,
 )
-from guestpull_server.store.bundle_making import BundleMaker, BundlePlace, Mounts
 from guestpull_server.store.bundle_paths import BundlePath, BundlePaths, can_be
 from guestpull_server.store.durability import Durability
-from guestpull_server.store.trees import remove_tree
+from guestpull_server.store.filesystem import remove_tree
 from guestpull_server.store.workdir import WorkDir
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBundle:
-    """A bundle that is ready. `layers` are the compressed digests that it is mounted from."""
+    """A bundle that is ready. `layers` has the compressed digests of the layers that it is mounted from."""
 
     path: BundlePath
     image_id: Digest
@@ -47,41 +49,41 @@ class StoredBundle:
 
     @property
     def bundle_path(self) -> str:
-        """Its directory, as its caller wrote it."""
-        return self.path.told
+        """The bundle's directory, as its caller requested it."""
+        return self.path.requested
 
     @property
     def rootfs(self) -> str:
-        """Where its file system is mounted, as its caller would write it."""
+        """Where the root file system is mounted, relative to the requested path."""
         return self.path.rootfs
 
 
 class BundleReservation:
-    """A bundle in the making. A context manager: leaving it before `commit` undoes all that was made."""
+    """A bundle that is being made. A context manager: leaving it before `commit` undoes everything."""
 
-    def __init__(self, shelf: BundleShelf, maker: BundleMaker, place: BundlePlace) -> None:
-        self._shelf = shelf
+    def __init__(self, bundles: BundleRepository, maker: BundleMaker, place: BundlePlace) -> None:
+        self._bundles = bundles
         self._maker = maker
         self._place = place
         self._committed = False
 
     @property
     def bundle_path(self) -> str:
-        """The bundle's directory, as its caller wrote it."""
-        return self._place.path.told
+        """The bundle's directory, as its caller requested it."""
+        return self._place.path.requested
 
     @property
     def rootfs(self) -> str:
-        """Where the root filesystem is to be mounted; the directory is there, and empty."""
+        """Where to mount the root file system: an empty directory."""
         return self._place.path.rootfs
 
     @property
     def overlay_directory(self) -> str:
-        """Where upper and work directories belong."""
+        """Where to create the upper and work directories."""
         return self._place.overlay_directory
 
     def clear_overlay(self) -> None:
-        """Delete what an attempt to mount left in the overlay directory, so that there can be another one.
+        """Delete what a failed mount left in the overlay directory, before another attempt.
 
         Raises:
             StorageFailed: the operating system refuses.
@@ -93,17 +95,17 @@ class BundleReservation:
 
     @contextmanager
     def opened(self) -> Iterator[int]:
-        """The bundle's directory, open. Whatever has its path by then, this is the one that was allowed.
+        """Open the bundle's directory: the one that was checked, whatever has its path by now.
 
         Raises:
-            InvalidBundlePath: it was replaced by a file, or by a link that may not be followed.
+            InvalidBundlePath: it was replaced by a file or a link.
             StorageFailed: the operating system refuses.
         """
         with self._maker.opened(self._place) as directory:
             yield directory
 
     def writes_config(self, status: os.stat_result) -> None:
-        """Say which file is to be config.json, before it gets that name: any other one stays, whatever happens.
+        """Record which file becomes config.json, before it gets that name: any other file is never deleted.
 
         Raises:
             StorageFull: the file system has no room.
@@ -112,15 +114,15 @@ class BundleReservation:
         self._place = self._maker.writes_config(self._place, FileIdentity.of(status))
 
     def commit(self, image: StoredImage) -> None:
-        """Declare the bundle ready; from now on it is listed, and holds on to its layers, also after a crash.
+        """Make the bundle ready: from now on it is listed and keeps its layers, also after a crash.
 
-        An image that was removed since it was recorded is recorded again: the removal came first.
+        If the image was removed since it was recorded, it is recorded again, as if the removal came first.
 
         Raises:
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
         """
-        self._shelf.keep(self._place, image)
+        self._bundles.keep(self._place, image)
         self._committed = True
 
     def __enter__(self) -> Self:
@@ -130,19 +132,22 @@ class BundleReservation:
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if not self._committed:
-            self._shelf.give_up(self._place)
+            self._bundles.give_up(self._place)
 
 
-class BundleShelf:
+class BundleRepository:
     """All bundles of one work directory.
 
     Args:
-        work_dir: where their upper and work directories are.
-        durability: of the work directory.
-        mounts: how to ask for mounts, and undo them.
-        paths: which paths bundles may have.
-        lock: guards `ready`; whoever looks at it holds it.
+        work_dir: the work directory, with the upper and work directories.
+        durability: syncs the work directory.
+        mounts: queries and undoes mounts.
+        paths: checks bundle paths.
+        lock: guards `ready`; hold it to read `ready`.
         keep_image: called with the image of a bundle that becomes ready, under the lock.
+
+    Attributes:
+        ready: the bundles by their real paths, so that no two bundles are the same directory.
     """
 
     def __init__(
@@ -163,53 +168,54 @@ class BundleShelf:
         self._coming: set[str] = set()
         self._leaving: set[str] = set()
         self.ready: dict[str, StoredBundle] = {}
-        """By their real paths, so that no two bundles are the same directory."""
 
-    def take_stock(self) -> list[str]:
-        """Know the bundles that are ready, undo those that were in the making; returns what was strange."""
-        strange: list[str] = []
+    def read(self) -> list[str]:
+        """Read the bundles that are ready, and undo unfinished ones; return warnings, a sentence each."""
+        warnings: list[str] = []
         mounted = self._mounts.mounted()
         for name in sorted(os.listdir(self._work_dir.overlay)):
             directory = os.path.join(self._work_dir.overlay, name)
             if not is_bundle_directory(name):
-                strange.append(f"{directory} is none of ours and is left alone")
+                warnings.append(f"{directory} does not belong to this service and is kept")
                 continue
-            kept, unfinished = read_bundle_file(directory, READY), read_bundle_file(directory, PREPARING)
-            if kept is not None:
-                # a crash may have come between the two
+            ready, unfinished = read_bundle_file(directory, READY), read_bundle_file(directory, PREPARING)
+            if ready is not None:
+                # a crash may have come between its writing and this deletion
                 with storage_errors("deleting leftovers", directory), suppress(FileNotFoundError):
                     os.unlink(os.path.join(directory, PREPARING))
-                path = _path_of(kept)
-                self._put(path, directory, kept, path.real_rootfs in mounted)
+                path = _path_of(ready)
+                self._put(path, directory, ready, path.real_rootfs in mounted)
             elif os.path.lexists(os.path.join(directory, READY)):
-                strange.append(f"{directory} belongs to a bundle, but its {READY} cannot be read: left alone")
+                warnings.append(
+                    f"{directory} belongs to a bundle, but its {READY} cannot be read; it is kept"
+                )
             elif unfinished is not None:
                 made = unfinished.made_directory + unfinished.made_parents
                 place = BundlePlace(_path_of(unfinished), directory, made, unfinished.config)
                 try:
                     self._maker.undo(place)
                 except GuestpullError as error:
-                    strange.append(f"a bundle that was being made cannot be undone yet: {error}")
+                    warnings.append(f"a bundle that was being made cannot be undone yet: {error}")
             else:
                 with storage_errors("deleting leftovers", directory):
                     self._maker.discard(directory)
-        return strange
+        return warnings
 
     def reserve(self, bundle_path: str) -> BundleReservation:
-        """Make a bundle's directories, nobody else having it.
+        """Create a bundle's directories, and reserve its path.
 
         Raises:
-            InvalidBundlePath: it is no path for a bundle.
-            BundleExists: it is in use.
+            InvalidBundlePath: the path is not allowed.
+            BundleExists: the path is in use.
             StorageFull: the file system has no room.
             StorageFailed: the operating system refuses.
         """
         path = self._paths.checked(bundle_path)
         with self._changed:
             if path.real in self.ready:
-                raise BundleExists(path.told, "it is a bundle of this service already")
+                raise BundleExists(path.requested, "it is already a bundle of this service")
             if path.real in self._coming:
-                raise BundleExists(path.told, "another pull is making it")
+                raise BundleExists(path.requested, "another pull is making it")
             self._coming.add(path.real)
         try:
             return BundleReservation(self, self._maker, self._maker.make(path))
@@ -218,31 +224,31 @@ class BundleShelf:
             raise
 
     def keep(self, place: BundlePlace, image: StoredImage) -> None:
-        """See BundleReservation.commit."""
+        """Make a reserved bundle ready."""
         with (
             self._changed,
-            storage_errors(f"committing bundle {place.path.told}", place.overlay_directory),
+            storage_errors(f"committing bundle {place.path.requested}", place.overlay_directory),
         ):
             self._work_dir.check()
             self._keep_image(image)
-            kept = self._maker.finish(place, image)
-            self._put(place.path, place.overlay_directory, kept, mounted=True)
+            content = self._maker.finish(place, image)
+            self._put(place.path, place.overlay_directory, content, mounted=True)
             self._coming.discard(place.path.real)
 
     def give_up(self, place: BundlePlace) -> None:
-        """Undo what was made of a bundle that was not committed; a failure to do so is logged."""
+        """Undo a bundle that was not committed; log a failure to do so."""
         try:
             self._maker.give_up(place)
         finally:
             self._forget(place.path)
 
     def release(self, bundle_path: str) -> StoredBundle:
-        """Unmount a bundle, and delete what was written in it; then it still holds on to its layers.
+        """Unmount a bundle, and delete what was written in it. It keeps its layers until `released`.
 
-        Whoever comes while another releases it waits for the outcome.
+        If another caller is releasing the bundle, wait for the result.
 
         Raises:
-            BundleNotFound: it is no bundle of ours.
+            BundleNotFound: it is not a bundle of this service.
             BundleBusy: somebody on the machine uses its overlay; nothing is deleted, and it stays a bundle.
             StorageFailed: the operating system refuses.
         """
@@ -264,16 +270,16 @@ class BundleShelf:
         return bundle
 
     def abandoned(self) -> tuple[StoredBundle, ...]:
-        """The bundles whose rootfs is not a directory any more; somebody may have them mounted elsewhere."""
+        """Return the bundles whose rootfs no longer exists; somebody may still have them mounted elsewhere."""
         with self._changed:
             bundles = tuple(self.ready.values())
         return tuple(bundle for bundle in bundles if _is_gone(bundle.path.real_rootfs))
 
     def release_abandoned(self, bundle: StoredBundle) -> bool:
-        """Delete what was written in a bundle that is abandoned; then it still holds on to its layers.
+        """Delete what was written in an abandoned bundle. It keeps its layers until `released`.
 
-        The caller's directories are left alone: they were taken away, and what is there now is not ours. Returns
-        False, and does nothing, if the bundle is used, is there again, or is being released by somebody else.
+        The caller's directories are not touched: they were removed, and what is there now is not ours. Returns
+        False and does nothing if the bundle is used, exists again, or is being released by somebody else.
 
         Raises:
             WorkDirReplaced: others have replaced the work directory.
@@ -297,7 +303,7 @@ class BundleShelf:
         return released
 
     def released(self, bundle: StoredBundle, *, ready: bool = False) -> None:
-        """End a release: the bundle lets go of its layers, unless it is still `ready`."""
+        """Finish a release: forget the bundle, unless it is still `ready`."""
         with self._changed:
             self._leaving.discard(bundle.path.real)
             if not ready:
@@ -305,28 +311,28 @@ class BundleShelf:
             self._changed.notify_all()
 
     def _find(self, path: BundlePath) -> StoredBundle | None:
-        """The bundle of a directory; or of the name that its maker gave it, should links lead elsewhere now."""
-        named = (bundle for bundle in self.ready.values() if bundle.path.told == path.told)
+        """Return the bundle with this real path, or with this requested path if links have changed since."""
+        named = (bundle for bundle in self.ready.values() if bundle.path.requested == path.requested)
         return self.ready.get(path.real) or next(named, None)
 
     def _forget(self, path: BundlePath) -> None:
         with self._changed:
             self._coming.discard(path.real)
 
-    def _put(self, path: BundlePath, overlay_directory: str, kept: BundleFile, mounted: bool) -> None:
+    def _put(self, path: BundlePath, overlay_directory: str, content: BundleFile, mounted: bool) -> None:
         self.ready[path.real] = StoredBundle(
             path,
-            Digest(kept.image_id),
-            kept.reference,
-            tuple(Digest(layer) for layer in kept.layers),
+            Digest(content.image_id),
+            content.reference,
+            tuple(Digest(layer) for layer in content.layers),
             mounted,
             overlay_directory,
-            kept.made_directory,
+            content.made_directory,
         )
 
 
 def _is_gone(rootfs: str) -> bool:
-    """Whether there is no such directory; False where that cannot be told."""
+    """Return whether the directory does not exist; False if this cannot be determined."""
     try:
         return not stat.S_ISDIR(os.lstat(rootfs).st_mode)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,70 +1,81 @@
-"""What is made durable when, and in which order; the only place that knows fsync.
+"""What is made durable when, and in which order. Only this module calls fsync.
 
-Where the work directory is a disk, a power cut must find it true. Where it is memory (tmpfs, ramfs) there is
-nothing to lose that the power cut leaves, and nothing is synced.
+On a disk, the work directory must be consistent after a power cut. In memory (tmpfs, ramfs) nothing survives a
+power cut, so nothing is synced.
 
-A layer is committed in this order; each step is durable before the next begins:
+Commit of a layer. Each step is durable before the next one begins:
 
-  1. the unpacked files in staging/                 syncfs(2): one call instead of one fsync a file
-  2. what has its name in layers/ already goes      rename into staging/, fsync of layers/
-  3. its line in layer_facts.jsonl                  write, fsync
-  4. its record in records/                         rename, fsync of records/
-  5. its directory in layers/                       rename, fsync of layers/
-  6. meta_store.json names it                       temporary file, fsync, rename, fsync of the directory
+  1. staging/<id>/: the unpacked layer, its tar-split, its metadata     syncfs(2): one call for all of it
+  2. move away anything that has the layer's name in layers/            rename to staging/, fsync layers/
+  3. records/<name>.json and records/<name>.record                      renames, fsync records/
+  4. layers/<name>/                                                     rename, fsync layers/
+  5. meta_store.json has the layer's entry                              temporary file, fsync, rename, fsync
 
-A crash before 5 leaves a directory in staging/, which the next start deletes, and perhaps a line of facts that
-means nothing, which it strikes out. A crash before 6 leaves a whole layer, which the next start takes in by its
-facts. Step 2 comes before step 3 because facts and a directory together are believed, and what lies there without
-an entry may be what another program left half unpacked.
+After a crash before step 4, the next start deletes what is in staging/, and metadata and tar-splits without a
+directory. After a crash before step 5, the layer is complete, and the next start adds its entry from its metadata.
+Step 2 precedes step 3 because a directory that has metadata is trusted, and a directory that was there before may
+be one that another program has half unpacked.
 
-An image: its copy in images/ is written before meta_store.json is, and deleted after it. An empty meta_store.json
-comes before the first copy: where there are copies and no such file, it was lost.
+An image: its backup in images/ is written before meta_store.json, and deleted after it. An empty meta_store.json
+is written before the first backup: backups without a meta_store.json mean that the file was lost.
 
-Nothing is deleted in place. To delete a layer:
+Deletion of a layer. Nothing is deleted in place:
 
-  1. meta_store.json forgets it                     as above
-  2. its directory, and its record                  rename into staging/, fsync of layers/
-  3. the files                                      unlink, one by one
-  4. its line of facts is struck out                write, fsync
+  1. meta_store.json no longer has the layer's entry                    as above
+  2. the directory                                                      rename to staging/, fsync layers/
+  3. its metadata and tar-split                                         renames to staging/, fsync records/
+  4. the files in staging/                                              unlink, one by one; not synced
 
-A crash after 1 leaves a whole layer, which the next start takes in as one that nobody uses (gc deletes it). A
-crash after 2 leaves a directory in staging/, and facts without a directory, which the next start deletes.
+After a crash before step 2, the layer is complete, and the next start adds it again as an unused layer, which gc
+deletes. After a crash before step 3, the metadata has no directory, and the next start deletes it. Step 2 precedes
+step 3 because a directory without metadata would be foreign: only gc would delete it.
 
 A bundle:
 
-  1. overlay/<id>/bundle.json.preparing             temporary file, fsync, rename, fsync of both directories
-  2. its directories, and its mount                 not synced: the next start undoes what is being prepared
-  3. bundle.json.preparing names its config.json    temporary file, fsync, rename, fsync of overlay/<id>/
-  4. config.json                                    not synced
-  5. overlay/<id>/bundle.json                       temporary file, fsync, rename, fsync of overlay/<id>/
+  1. overlay/<id>/bundle.json.preparing                                 temporary file, fsync, rename, fsync twice
+  2. its directories and its mount                                      not synced: the next start undoes them
+  3. bundle.json.preparing identifies the bundle's config.json          temporary file, fsync, rename, fsync
+  4. config.json                                                        not synced
+  5. overlay/<id>/bundle.json                                           temporary file, fsync, rename, fsync
 
-From 5 on the next start knows it. To release it: what we made in its directory goes, then overlay/<id>/ is renamed
-into staging/, with an fsync of overlay/. A crash before that leaves a bundle that is not mounted, to be released.
+From step 5 on, the next start knows the bundle. To release it, delete what we created in its directory, then
+rename overlay/<id>/ to staging/ and fsync overlay/. After a crash before that, the bundle is not mounted, and is
+still to be released.
+
+A store of an earlier version has layer_facts.jsonl instead of the metadata files. The next start that may write:
+
+  1. records/<name>.json for each layer that is there                   temporary files, renames, syncfs
+  2. delete layer_facts.jsonl                                           unlink, fsync of the work directory
+
+As long as layer_facts.jsonl exists, both are read, and a metadata file takes precedence over a line.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
 from guestpull_server.linux import syncfs
-from guestpull_server.store.filesystems import is_volatile
+from guestpull_server.models import KiB
+from guestpull_server.store.filesystem import is_volatile
 
 TEMPORARY: Final = ".new"
-"""What the name of a file that is being written ends with; without meaning after a crash."""
+"""The suffix of files that are being written. Such files are meaningless after a crash."""
+
+# for backups of entries that change at the same time, and for partly filled blocks
+_SLACK_BYTES: Final = 64 * KiB
 
 
 class Durability:
-    """The syncing of one work directory; does nothing where it is volatile."""
+    """Syncs one work directory. Does nothing if the directory is volatile."""
 
     def __init__(self, directory: str) -> None:
         self._volatile = is_volatile(directory)
 
     def sync_tree(self, directory: str) -> None:
-        """Make all that is below a directory durable (syncfs(2))."""
+        """Make everything below a directory durable (syncfs(2))."""
         if self._volatile:
             return
         with _opened(directory) as descriptor:
@@ -77,45 +88,82 @@ class Durability:
         with _opened(directory) as descriptor:
             os.fsync(descriptor)
 
-    def append(self, path: str, line: bytes) -> None:
-        """Add a line to a file, whole or not at all as far as readers of whole lines can tell."""
-        new = not os.path.lexists(path)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            size = os.fstat(descriptor).st_size
-            # what a crash or a full disk left of a line must not spoil this one
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            content = b"\n" + line if torn else line
-            if os.write(descriptor, content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-            if not self._volatile:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if new:
-            self.sync_names(os.path.dirname(path))
-
     def replace(self, path: str, content: bytes, mode: int = 0o600) -> None:
-        """Give a file new content; readers, and whoever comes after a crash, see all of it or the old one."""
+        """Replace a file. Readers, and the next start after a crash, see either the new content or the old one."""
+        self._write(path, content, mode, sync=not self._volatile)
+        self.sync_names(os.path.dirname(path))
+
+    def replace_unsynced(self, path: str, content: bytes, mode: int = 0o600) -> None:
+        """Replace a file like `replace`, but leave it to the caller to make it durable."""
+        self._write(path, content, mode, sync=False)
+
+    def _write(self, path: str, content: bytes, mode: int, *, sync: bool) -> None:
         temporary = path + TEMPORARY
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
-            try:
-                rest = memoryview(content)
-                while rest:
-                    rest = rest[os.write(descriptor, rest) :]
-                if not self._volatile:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            create(temporary, content, mode, sync=sync)
             os.rename(temporary, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
-        self.sync_names(os.path.dirname(path))
+
+
+def create(path: str, content: bytes, mode: int = 0o600, *, sync: bool = False) -> None:
+    """Write a file that does not exist yet. A crash may leave half of it, so its name must be meaningless then.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class PreallocatedSpace:
+    """Preallocated disk space, so that images can be removed when the disk is full. Not thread-safe.
+
+    Removing an image writes a new meta_store.json beside the old one before it frees any space. The space for that
+    is allocated in advance, in a file without a name, which disappears with this process.
+
+    Args:
+        directory: where to allocate. If its file system is full or does not support files without a name, nothing
+            is allocated.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._length = 0
+        try:
+            self._file = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        except OSError:
+            self._file = -1
+
+    def keep(self, length: int) -> None:
+        """Allocate space for a file of this many bytes, with some slack, if there is enough."""
+        if self._file >= 0 and self._length < length + _SLACK_BYTES // 2:
+            with suppress(OSError):
+                os.posix_fallocate(self._file, 0, length + length // 4 + _SLACK_BYTES)
+                self._length = os.fstat(self._file).st_size
+
+    def release(self) -> bool:
+        """Free the space for others to use; return whether there was any."""
+        had, self._length = self._length > 0, 0
+        if had:
+            os.ftruncate(self._file, 0)
+        return had
+
+    def close(self) -> None:
+        """Free the space for good. May be repeated."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file, self._length = -1, 0
 
 
 @contextmanager

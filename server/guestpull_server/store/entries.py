@@ -1,4 +1,4 @@
-"""What one entry of meta_store.json means, and how it is written; both keep keys that are not known here."""
+"""Entries of meta_store.json: decode them, and encode them without losing unknown keys."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from guestpull_server.errors import InvalidDigest
 from guestpull_server.models import Decoder, Digest, ImageConfig, StoredLayer
 
 Entry: TypeAlias = dict[str, msgspec.Raw]
-"""An object of the file, its values as they are written."""
+"""A JSON object of the file, with undecoded values."""
 
-_MAX_NESTING: Final = 100  # of an image config; image-rs's JSON reader gives the whole file up at 128
+_MAX_NESTING: Final = 100  # levels of an image config; image-rs's JSON reader rejects the whole file at 128
 
 
 class Unreadable(Exception):
-    """meta_store.json, or an entry of it, cannot be used; the message says why."""
+    """meta_store.json, or an entry of it, is unusable; the message says why."""
 
 
 class _LayerMeta(msgspec.Struct, frozen=True):
@@ -33,29 +33,32 @@ class _LayerMeta(msgspec.Struct, frozen=True):
 
 
 class _ImageMeta(msgspec.Struct, frozen=True):
-    """What we read of image-rs's ImageMeta; `references` and `digests` are ours, where an image has several."""
+    """The fields that we use of image-rs's ImageMeta; `references` and `digests` are our additions."""
 
     id: str
     digest: str
     reference: str
     image_config: msgspec.Raw
     layer_metas: list[_LayerMeta]
+    signed: bool = False
     references: list[str] = []
     digests: list[str] = []
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image as meta_store.json has it.
+    """An image's entry in meta_store.json.
 
     Attributes:
-        image_id: the digest of its config.
-        manifest_digest: the digest of its platform's manifest, the one that has these layers.
-        references: its names.
-        config: its image config, as it is written.
-        layers: as its `layer_metas` say them, in the order of its config, bottom-most first.
-        metas: its `layer_metas` as they stand in the file; empty where it was not read from one.
-        other_digests: of manifests of the same image in other forms (compressed otherwise), which it has names of.
+        image_id: the digest of the config.
+        manifest_digest: the digest of the platform's manifest that has these layers.
+        references: the image's names.
+        config: the image config as it is in the file.
+        layers: the layers of `layer_metas` in the order of the config, bottom-most first.
+        metas: `layer_metas` as it is in the file; empty if the record does not come from a file.
+        other_digests: digests of manifests of the same image with other blobs (compressed differently), for which
+            the image has names.
+        signed: image-rs's flag.
     """
 
     image_id: Digest
@@ -65,15 +68,16 @@ class ImageRecord:
     layers: tuple[StoredLayer, ...]
     metas: tuple[StoredLayer, ...] = ()
     other_digests: tuple[Digest, ...] = ()
+    signed: bool = False
 
     @property
     def manifest_digests(self) -> tuple[Digest, ...]:
-        """The digests of all manifests that are known to be its, that of its layers first."""
+        """The digests of all manifests known to be of the image; that of its layers first."""
         return (self.manifest_digest, *self.other_digests)
 
     @property
     def diff_ids(self) -> list[Digest]:
-        """Those of its layers, bottom-most first."""
+        """The diff_ids of the layers, bottom-most first."""
         return [layer.uncompressed_digest for layer in self.layers]
 
 
@@ -81,14 +85,14 @@ class ImageRecord:
 
 
 class EntryReader:
-    """Reads the entries of one file. Digests and layers stand in it several times, and are checked once."""
+    """Decodes the entries of one file. Checks digests and layers that occur several times only once."""
 
     def __init__(self) -> None:
         self._digests: dict[str, Digest] = {}
         self._layers: dict[_LayerMeta, StoredLayer] = {}
 
     def layers(self, entries: Entry) -> Iterator[tuple[str, StoredLayer | Unreadable]]:
-        """What the entries of a layer_db mean, or why they cannot be used."""
+        """Decode the entries of a layer_db; yield for each the layer, or why it is unusable."""
         for key, meta in _metas_of(entries, _LayerMeta):
             try:
                 yield key, self._keyed_layer(key, meta)
@@ -96,7 +100,7 @@ class EntryReader:
                 yield key, problem
 
     def images(self, entries: Entry) -> Iterator[tuple[str, ImageRecord | Unreadable]]:
-        """What the entries of an image_db mean, or why they cannot be used."""
+        """Decode the entries of an image_db; yield for each the image, or why it is unusable."""
         for key, meta in _metas_of(entries, _ImageMeta):
             try:
                 yield key, self._image(key, meta)
@@ -107,20 +111,22 @@ class EntryReader:
         if isinstance(meta, Unreadable):
             raise meta
         if meta.compressed_digest != key:
-            raise Unreadable("its key is another digest")
+            raise Unreadable("its key is not its digest")
         return self._layer(meta)
 
     def _image(self, key: str, meta: _ImageMeta | Unreadable) -> ImageRecord:
         if isinstance(meta, Unreadable):
             raise meta
         if meta.id != key:
-            raise Unreadable("its key is another digest")
+            raise Unreadable("its key is not its digest")
         config = bytes(meta.image_config)
         metas = tuple(self._layer(layer) for layer in meta.layer_metas)
         layers = _in_full(config, metas)
         names = dict.fromkeys(name for name in (meta.reference, *meta.references) if name)
         digest, *others = dict.fromkeys(map(self._digest, (meta.digest, *meta.digests)))
-        return ImageRecord(self._digest(key), digest, tuple(names), config, layers, metas, tuple(others))
+        return ImageRecord(
+            self._digest(key), digest, tuple(names), config, layers, metas, tuple(others), meta.signed
+        )
 
     def _layer(self, meta: _LayerMeta) -> StoredLayer:
         found = self._layers.get(meta)
@@ -142,7 +148,7 @@ class EntryReader:
             try:
                 found = self._digests[text] = Digest(text)
             except InvalidDigest:
-                raise Unreadable(f"{text[:100]!r} is no digest") from None
+                raise Unreadable(f"{text[:100]!r} is not a digest") from None
         return found
 
 
@@ -151,7 +157,7 @@ _Meta = TypeVar("_Meta", _LayerMeta, _ImageMeta)
 
 def _metas_of(entries: Entry, wanted: type[_Meta]) -> Iterator[tuple[str, _Meta | Unreadable]]:
     try:
-        # all at once is ten times as fast as one by one
+        # decoding all at once is ten times as fast as one by one
         metas = msgspec.json.decode(msgspec.json.encode(entries), type=dict[str, wanted])  # type: ignore[valid-type]
         yield from metas.items()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -163,7 +169,7 @@ def _metas_of(entries: Entry, wanted: type[_Meta]) -> Iterator[tuple[str, _Meta 
 
 
 def _in_full(config: bytes, metas: tuple[StoredLayer, ...]) -> tuple[StoredLayer, ...]:
-    """The layers as the manifest has them: where one occurs twice, layer_metas has it once."""
+    """Return the layers as the manifest lists them; layer_metas has a layer that occurs twice only once."""
     try:
         rootfs = msgspec.json.decode(config, type=ImageConfig).rootfs
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -173,35 +179,33 @@ def _in_full(config: bytes, metas: tuple[StoredLayer, ...]) -> tuple[StoredLayer
         return metas
     by_diff_id: dict[str, StoredLayer] = {layer.uncompressed_digest: layer for layer in metas}
     if by_diff_id.keys() != set(diff_ids):
-        raise Unreadable("its layer_metas are not the layers that its image_config names")
+        raise Unreadable("its layer_metas are not the layers of its image_config")
     return tuple(by_diff_id[diff_id] for diff_id in diff_ids)
 
 
 def metas_problem(
     record: ImageRecord, layers: Mapping[Digest, StoredLayer], *, of_another_program: bool
 ) -> str:
-    """Why an image's `layer_metas`, which image-rs mounts as they stand, are not as they should be; or "".
+    """Return what is wrong with an image's `layer_metas`, which image-rs mounts in this order, or "".
 
     Args:
         record: the image.
-        layers: what layer_db says.
-        of_another_program: image-rs leaves a layer that occurs twice at its bottom-most place.
+        layers: the layers in layer_db.
+        of_another_program: image-rs keeps a layer that occurs twice at its bottom-most position.
     """
     if not record.metas:
         return ""
     if len({meta.compressed_digest for meta in record.metas}) < len(record.metas):
-        return "its layer_metas name a layer twice"
+        return "its layer_metas contain a layer twice"
     written = [meta.uncompressed_digest for meta in record.metas]
     wanted = record.diff_ids
     in_order = written == wanted or _topmost(written) == _topmost(wanted)
     if not in_order and not (of_another_program and written == list(dict.fromkeys(wanted))):
-        return "its layer_metas are in another order than the diff_ids of its image_config"
+        return "its layer_metas are not in the order of the diff_ids in its image_config"
     for meta in record.metas:
         entry = layers.get(meta.compressed_digest, meta)
         if entry is not meta and differ(entry, meta):
-            return (
-                f"its layer_metas say of layer {meta.compressed_digest} what its entry in layer_db does not"
-            )
+            return f"its layer_metas and layer_db differ on layer {meta.compressed_digest}"
     return ""
 
 
@@ -210,10 +214,10 @@ def _topmost(diff_ids: list[Digest]) -> list[Digest]:
 
 
 def check_config(config: bytes) -> None:
-    """Refuse an image config that would spoil the file that it becomes a part of.
+    """Refuse an image config that would make meta_store.json unreadable.
 
     Raises:
-        Unreadable: it is such a one.
+        Unreadable: it is not a JSON object, or nests values too deeply.
     """
     try:
         nested: list[object] = [msgspec.json.decode(config, type=dict[str, object])]
@@ -232,20 +236,20 @@ def check_config(config: bytes) -> None:
 # -- writing ------------------------------------------------------------------------------------------------
 
 
-def read_entry(entry: msgspec.Raw | None) -> Entry:
-    """An entry, to be changed; what is none counts as empty."""
+def decode_entry(entry: msgspec.Raw | None) -> Entry:
+    """Decode an entry in order to change it; one that cannot be decoded counts as empty."""
     with suppress(msgspec.DecodeError):
         return msgspec.json.decode(entry, type=Entry) if entry is not None else {}
     return {}
 
 
-def written_entry(entry: Entry) -> msgspec.Raw:
-    """An entry as it is written."""
+def encode_entry(entry: Entry) -> msgspec.Raw:
+    """Encode an entry."""
     return msgspec.Raw(msgspec.json.encode(entry))
 
 
 def differ(one: StoredLayer, other: StoredLayer) -> bool:
-    """Whether two layers have different entries."""
+    """Return whether the entries of two layers differ."""
     return (one.store_path, one.uncompressed_digest, one.decoder, one.encrypted) != (
         other.store_path,
         other.uncompressed_digest,
@@ -255,9 +259,9 @@ def differ(one: StoredLayer, other: StoredLayer) -> bool:
 
 
 def metas_fields(layers: tuple[StoredLayer, ...], image: Entry) -> Entry:
-    """An image's `layer_metas`.
+    """Return the `layer_metas` field of an image.
 
-    A layer that occurs twice stands once, at its topmost place: image-rs hands this list to overlayfs.
+    A layer that occurs twice is written once, at its topmost position: image-rs passes this list to overlayfs.
     """
     before: dict[str, Entry] = {}
     with suppress(KeyError, msgspec.DecodeError):
@@ -273,13 +277,13 @@ def metas_fields(layers: tuple[StoredLayer, ...], image: Entry) -> Entry:
 
 
 def each_once(layers: tuple[StoredLayer, ...]) -> tuple[StoredLayer, ...]:
-    """The layers of an image as its `layer_metas` have them: each once, at its topmost place."""
+    """Return the layers of an image without repetitions; each at its topmost position."""
     once = {layer.compressed_digest: layer for layer in reversed(layers)}
     return tuple(reversed(once.values()))
 
 
 def name_fields(references: tuple[str, ...]) -> Entry:
-    """An image's names: `references` stands only where there are several."""
+    """Return the name fields of an image; `references` is written only if there are several."""
     names: dict[str, object] = {"reference": references[0] if references else ""}
     if len(references) > 1:
         names["references"] = references
@@ -287,7 +291,7 @@ def name_fields(references: tuple[str, ...]) -> Entry:
 
 
 def digest_fields(record: ImageRecord) -> Entry:
-    """The digests of an image's manifests: `digests` stands only where there are several."""
+    """Return the manifest digest fields of an image; `digests` is written only if there are several."""
     digests: dict[str, object] = {"digest": record.manifest_digest}
     if record.other_digests:
         digests["digests"] = record.manifest_digests
@@ -295,7 +299,7 @@ def digest_fields(record: ImageRecord) -> Entry:
 
 
 def layer_fields(layer: StoredLayer) -> Entry:
-    """All that a layer's entry says of it."""
+    """Return all fields of a layer's entry."""
     return encoded(
         {
             "decoder": layer.decoder,
@@ -308,5 +312,5 @@ def layer_fields(layer: StoredLayer) -> Entry:
 
 
 def encoded(fields: Mapping[str, object]) -> Entry:
-    """Fields as they are written."""
+    """Encode the values of an entry."""
     return {key: msgspec.Raw(msgspec.json.encode(value, enc_hook=str)) for key, value in fields.items()}

@@ -1,27 +1,35 @@
-"""What nothing refers to, and its end: `guestpulld gc`.
+"""Delete what nothing refers to: `guestpulld gc`.
 
     staging/*          leftovers of pulls and deletions that a crash interrupted
-    overlay/<id>       of bundles that a pull was making when it was interrupted
+    overlay/<id>       of bundles whose pull was interrupted
     layers/<name>      layers that no image and no bundle uses; directories that belong to no layer
-    records/*          of layers that are gone; what is no record
-    images/*           of images that are gone; what is no copy of one
+    records/*          of layers that no longer exist; files that are not ours
+    images/*           of images that no longer exist; files that are not ours
 
-What was set aside because it was damaged is not garbage: somebody may want to look at it.
+Files that were set aside because they were damaged are kept: somebody may want to look at them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from guestpull_server.errors import WorkDirInUse, storage_errors
 from guestpull_server.store.bundle_making import Mounts
-from guestpull_server.store.catalog import FILE_NAME
+from guestpull_server.store.filesystem import tree_bytes
 from guestpull_server.store.inventory import Inventory, take_inventory
-from guestpull_server.store.outcomes import Garbage
+from guestpull_server.store.meta_store import FILE_NAME
 from guestpull_server.store.store import Store
-from guestpull_server.store.trees import tree_bytes
-from guestpull_server.store.unreferenced import unclaimed_paths, unused_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """Something that nothing refers to: its path, what it is, and the size of its files in bytes."""
+
+    path: str
+    what: str
+    size_bytes: int
 
 
 def collect_garbage(
@@ -32,12 +40,12 @@ def collect_garbage(
     dry_run: bool = False,
     warn: Callable[[Iterable[str]], object] = list,
 ) -> tuple[Garbage, ...]:
-    """Delete what nothing refers to; returns what was, or with `dry_run` would be, deleted.
+    """Delete what nothing refers to; return what was, or with `dry_run` would be, deleted.
 
-    `warn` is called with what keeps it from finding all of that, and with what was put right; a sentence each.
+    `warn` is called with reasons why garbage may not be found, and with what was repaired; a sentence each.
 
     Raises:
-        InvalidStore: there is no such directory.
+        InvalidStore: the directory does not exist.
         WorkDirInUse: a process owns it.
         StorageFailed: the operating system refuses.
     """
@@ -51,12 +59,12 @@ def collect_garbage(
     store = Store.open(work_dir, mounts, guest_work_dir=guest_work_dir)  # deletes the leftovers
     try:
         warn(store.warnings)
-        store.delete_unused(layer.compressed_digest for layer in unused_layers(inventory))
-        # what opening put right may belong to something now; what belongs to nothing only now is for the next time
+        store.delete_unused(layer.compressed_digest for layer in inventory.unused_layers())
+        # something may have an owner after the repairs; whatever became garbage only now is left to the next run
         strays = frozenset(take_inventory(work_dir, guest_work_dir).strays())
-        belonging = frozenset(inventory.strays()) - strays
-        for path in unclaimed_paths(inventory):
-            if path not in belonging and os.path.lexists(path):
+        claimed = frozenset(inventory.strays()) - strays
+        for path in inventory.unclaimed_paths():
+            if path not in claimed and os.path.lexists(path):
                 store.delete_stray(path)
     finally:
         store.close()
@@ -64,13 +72,13 @@ def collect_garbage(
 
 
 def _doubts(inventory: Inventory) -> Iterator[str]:
-    """Why not all that is of no use is found."""
+    """Yield why some garbage may not be found."""
     path = inventory.path(FILE_NAME)
-    untold = "what in layers/ belongs to nothing cannot be told. Run `guestpulld verify`"
+    unknown = "cannot tell what in layers/ belongs to nothing. Run `guestpulld verify`"
     if inventory.damage:
-        yield f"{path} is damaged ({inventory.damage}): {untold}"
-    elif inventory.catalog.unusable:
-        yield f"{path}: {inventory.catalog.unusable[0]}: {untold}"
+        yield f"{path} is damaged ({inventory.damage}): {unknown}"
+    elif inventory.meta_store.unusable:
+        yield f"{path}: {inventory.meta_store.unusable[0]}: {unknown}"
 
 
 def _leftovers(inventory: Inventory) -> tuple[Garbage, ...]:
@@ -91,11 +99,11 @@ def _unused(inventory: Inventory) -> tuple[Garbage, ...]:
                 inventory.paths.local(layer),
                 f"layer {layer.compressed_digest}, which no image and no bundle uses",
             )
-            for layer in unused_layers(inventory)
+            for layer in inventory.unused_layers()
         ),
         *(_garbage(path, "belongs to no layer") for path in inventory.strays()),
-        *(_garbage(path, "what it tells of is gone") for path in inventory.orphans()),
-        *(_garbage(path, "is none of ours") for path in inventory.foreign()),
+        *(_garbage(path, "describes something that no longer exists") for path in inventory.orphans()),
+        *(_garbage(path, "is not a file of this service") for path in inventory.foreign()),
     )
 
 

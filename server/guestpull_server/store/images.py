@@ -1,4 +1,4 @@
-"""The images of a store: how they are found, recorded, and named."""
+"""The images of a store: find, record, name and repair them."""
 
 from __future__ import annotations
 
@@ -10,64 +10,64 @@ from functools import partial
 from guestpull_server.errors import ImageChanged, InvalidManifest
 from guestpull_server.models import Digest, ResolvedImage, StoredImage, StoredLayer, platform_of
 from guestpull_server.platforms import Platform
-from guestpull_server.store.copies import copies_of_others, has_copy, led_to, prove_image
 from guestpull_server.store.entries import ImageRecord, Unreadable
-from guestpull_server.store.ledger import Ledger
-from guestpull_server.store.names import best_fit, find, is_same, repository
-from guestpull_server.store.paths import LayerPaths
-from guestpull_server.store.readonly import ReadOnlyStore
+from guestpull_server.store.image_backups import backups_except, has_backup, manifest_for_pin, prove_image
+from guestpull_server.store.image_names import best_fit, find, is_same, repository
+from guestpull_server.store.layer_paths import LayerPaths
+from guestpull_server.store.metadata_db import MetadataDb
+from guestpull_server.store.read_only import ReadOnlyStore
 
 
-class ImageShelf:
-    """The images of one work directory, and of the read-only stores beside it. Thread-safe.
+class ImageRepository:
+    """The images of one work directory, and of its read-only stores. Thread-safe.
 
     Args:
         work_dir: the work directory.
-        ledger: what is written down of them; guarded by `lock`.
-        paths: where layers are, for the guest and here.
+        db: the state on disk; guarded by `lock`.
+        paths: where layers are.
         read_only: other stores.
-        lock: the store's.
+        lock: the store's lock.
     """
 
     def __init__(
         self,
         work_dir: str,
-        ledger: Ledger,
+        db: MetadataDb,
         paths: LayerPaths,
         read_only: Sequence[ReadOnlyStore],
         lock: threading.RLock,
     ) -> None:
         self._work_dir = work_dir
-        self._ledger = ledger
+        self._db = db
         self._paths = paths
         self._read_only = read_only
         self._lock = lock
 
     def all(self) -> tuple[StoredImage, ...]:
-        """See Store.images."""
+        """Return all images, our own first; an image of several stores once for each set of names."""
         with self._lock:
-            images = [self._stored(record) for record in self._ledger.catalog.images.values()]
-        told = {image.image_id: set(image.references) for image in images}
+            images = [self._stored(record) for record in self._db.meta_store.images.values()]
+        listed = {image.image_id: set(image.references) for image in images}
         for store in self._read_only:
             for image_id, record in store.images.items():
-                names = tuple(name for name in record.references if name not in told.get(image_id, ()))
-                if names or image_id not in told:
+                names = tuple(name for name in record.references if name not in listed.get(image_id, ()))
+                if names or image_id not in listed:
                     images.append(_read_only_image(dataclasses.replace(record, references=names), store))
-                    told.setdefault(image_id, set()).update(names)
+                    listed.setdefault(image_id, set()).update(names)
         return tuple(images)
 
     def named(self, reference: str, platform: Platform) -> StoredImage | None:
-        """See Store.image_for."""
+        """Return the image that has a name and fits a platform best, or None."""
         with self._lock:
-            found = [self._stored(record) for record in self._ledger.names.named(reference)]
+            found = [self._stored(record) for record in self._db.names.named(reference)]
         for store in self._read_only:
             found += [_read_only_image(record, store) for record in store.names.named(reference)]
         return best_fit(found, platform)
 
     def with_manifest(self, digest: Digest) -> StoredImage | None:
-        """See Store.image_by_manifest."""
+        """Return the image that has a manifest, or None."""
         with self._lock:
-            record = self._ledger.names.with_manifest(digest)
+            record = self._db.names.with_manifest(digest)
             if record is not None:
                 return self._stored(record)
         for store in self._read_only:
@@ -77,36 +77,36 @@ class ImageShelf:
         return None
 
     def manifest_for_pin(self, image: StoredImage, pin: Digest) -> Digest | None:
-        """See Store.manifest_for_pin."""
-        return led_to(image.read_only_store or self._work_dir, pin, image.manifest_digests)
+        """Return the manifest of the image that the digest in a reference leads to, or None."""
+        return manifest_for_pin(image.read_only_store or self._work_dir, pin, image.manifest_digests)
 
     def proved_config(self, image: StoredImage, *, ours: bool) -> bytes:
-        """See Store.proved_config; `ours`: whether we unpacked one of its layers."""
+        """Return the image config, checked against the image id; unchecked if no layer is `ours`."""
         store = image.read_only_store or self._work_dir
         proved = prove_image(store, image.image_id, image.config)
         if proved is None:
             if ours:
-                raise ImageChanged(image.image_id, store, "its config has another digest")
+                raise ImageChanged(image.image_id, store, "its config does not match the image id")
             return image.config
         if list(proved.diff_ids) != [layer.uncompressed_digest for layer in image.layers]:
-            raise ImageChanged(image.image_id, store, "its layers are not those that its config names")
-        if proved.copy is not None and proved.copy.manifest_digests != image.manifest_digests:
-            raise ImageChanged(image.image_id, store, "its copy has another manifest's digest")
+            raise ImageChanged(image.image_id, store, "its layers are not those in its config")
+        if proved.backup is not None and proved.backup.manifest_digests != image.manifest_digests:
+            raise ImageChanged(image.image_id, store, "its backup has another manifest digest")
         return proved.config
 
     def find(self, text: str, normalised: str | None) -> StoredImage:
-        """See Store.find_image."""
+        """Return the image that a text identifies, or raise."""
         with self._lock:
-            names = [self._ledger.names, *(store.names for store in self._read_only)]
+            names = [self._db.names, *(store.names for store in self._read_only)]
             record, number = find(names, text, normalised)
             if number == 0:
                 return self._stored(record)
         return _read_only_image(record, self._read_only[number - 1])
 
     def record(self, resolved: ResolvedImage, layers: Sequence[StoredLayer]) -> StoredImage:
-        """See Store.record_image."""
+        """Write the record of an image, unless nothing changes or a read-only store has it."""
         with self._lock:
-            record = self._ledger.catalog.images.get(resolved.image_id)
+            record = self._db.meta_store.images.get(resolved.image_id)
             resolved = dataclasses.replace(resolved, reference=_name_to_record(resolved, record))
             if record is None:
                 for store in self._read_only:
@@ -114,17 +114,17 @@ class ImageShelf:
                     if covered is not None:
                         return _read_only_image(covered, store)
             self._keep_index(resolved)
-            put = self._wanted(resolved, layers, record)
+            put = self._updated(resolved, layers, record)
             if put is record:
-                self._ledger.flush()
+                self._db.flush()
             else:
-                self._ledger.change(lambda: self._put_image(put, resolved.reference))
-            return self._stored(self._ledger.catalog.images[resolved.image_id])
+                self._db.change(lambda: self._put_image(put, resolved.reference))
+            return self._stored(self._db.meta_store.images[resolved.image_id])
 
-    def _wanted(
+    def _updated(
         self, resolved: ResolvedImage, layers: Sequence[StoredLayer], record: ImageRecord | None
     ) -> ImageRecord:
-        """What is to be recorded of an image; the very record that there is, where that says all of it."""
+        """Return the record to write for an image; the same object if the existing record needs no change."""
         known = record or ImageRecord(resolved.image_id, resolved.manifest_digest, (), b"", ())
         is_same_form = resolved.manifest_digest in known.manifest_digests and [
             layer.compressed_digest for layer in known.layers
@@ -132,12 +132,12 @@ class ImageShelf:
         if (
             is_same_form
             and (not resolved.reference or resolved.reference in known.references)
-            and known.config == resolved.config.strip()  # another program may have written it anew
+            and known.config == resolved.config.strip()  # another program may have reformatted it
             and all(self._has_entry(layer) for layer in layers)
         ):
             return known
         names = dict.fromkeys(name for name in (*known.references, resolved.reference) if name)
-        # tags first: an image is known by what people call it
+        # tags first: people know an image by its tags
         references = tuple(sorted(names, key=lambda name: "@" in name))
         digest = known.manifest_digest if is_same_form else resolved.manifest_digest
         others = {resolved.manifest_digest, *known.manifest_digests} - {digest}
@@ -147,80 +147,83 @@ class ImageShelf:
             references,
             resolved.config,
             tuple(layers),
-            other_digests=self._named_ones(others, references),
+            other_digests=self._with_names(others, references),
+            signed=known.signed,
         )
 
-    def _named_ones(self, digests: Iterable[Digest], references: Iterable[str]) -> tuple[Digest, ...]:
-        """Those of some manifests that names lead to."""
+    def _with_names(self, digests: Iterable[Digest], references: Iterable[str]) -> tuple[Digest, ...]:
+        """Return the manifests that have a name among the references."""
         pins = [Digest(pin) for name in references if (pin := name.partition("@")[2])]
         return tuple(
-            digest for digest in sorted(digests) if any(led_to(self._work_dir, pin, [digest]) for pin in pins)
+            digest
+            for digest in sorted(digests)
+            if any(manifest_for_pin(self._work_dir, pin, [digest]) for pin in pins)
         )
 
     def _keep_index(self, resolved: ResolvedImage) -> None:
-        """Keep what proves that the digest in a reference leads to the image, where it is not its manifest's."""
+        """Keep the index that proves that the digest in a reference leads to the image."""
         pin = resolved.reference.partition("@")[2]
         if resolved.index and pin and Digest(pin).matches(resolved.index):
-            self._ledger.keep_index(Digest(pin), resolved.index)
+            self._db.keep_index(Digest(pin), resolved.index)
 
     def _put_image(self, record: ImageRecord, reference: str) -> None:
         self._take_name_away(record, reference)
         for layer in record.layers:
-            if not self._has_entry(layer):  # one of a read-only store gets an entry that leads there
-                self._ledger.catalog.put_layers(layer)
-        entries = tuple(self._ledger.catalog.layers[layer.compressed_digest] for layer in record.layers)
+            if not self._has_entry(layer):  # a layer of a read-only store gets an entry that points there
+                self._db.meta_store.put_layers(layer)
+        entries = tuple(self._db.meta_store.layers[layer.compressed_digest] for layer in record.layers)
         try:
-            self._ledger.catalog.put_image(dataclasses.replace(record, layers=entries))
+            self._db.meta_store.put_image(dataclasses.replace(record, layers=entries))
         except Unreadable as error:
             raise InvalidManifest(reference or record.image_id, record.image_id, str(error)) from None
 
     def rename(self, image_id: Digest, references: tuple[str, ...]) -> None:
-        """Give an image other names.
+        """Change the names of an image.
 
         Raises:
-            StorageFull: the file system has no room; meta_store.json is as it was.
+            StorageFull: the file system has no room; meta_store.json is unchanged.
             StorageFailed: the operating system refuses; likewise.
         """
-        self._ledger.change(lambda: self._ledger.catalog.rename_image(image_id, references), frees=True)
+        self._db.change(lambda: self._db.meta_store.rename_image(image_id, references), frees=True)
 
-    def mend(self) -> tuple[Digest, ...]:
-        """See Store.mend_images."""
-        mended: list[Digest] = []
+    def repair(self) -> tuple[Digest, ...]:
+        """Correct each image record or backup by the other, where that is proved; return the images."""
+        repaired: list[Digest] = []
         with self._lock:
-            catalog = self._ledger.catalog
-            for record in list(catalog.images.values()):
+            meta_store = self._db.meta_store
+            for record in list(meta_store.images.values()):
                 proved = prove_image(self._work_dir, record.image_id, record.config)
                 if proved is None:
                     continue
-                right = proved.corrected(record)
-                if right != record:
-                    self._ledger.change(partial(catalog.put_image, right))
-                elif proved.copy is None and has_copy(self._work_dir, record.image_id):
-                    self._ledger.change(partial(catalog.touched.add, record.image_id))
+                correct = proved.corrected(record)
+                if correct != record:
+                    self._db.change(partial(meta_store.put_image, correct))
+                elif proved.backup is None and has_backup(self._work_dir, record.image_id):
+                    self._db.change(partial(meta_store.touched.add, record.image_id))
                 else:
                     continue
-                mended.append(record.image_id)
-            for record, entry in copies_of_others(self._work_dir, catalog.images):
-                if catalog.image_entry(record.image_id) is not None:  # which cannot be used
-                    self._ledger.change(partial(catalog.take_in, record, entry))
-                    mended.append(record.image_id)
-        return tuple(mended)
+                repaired.append(record.image_id)
+            for record, entry in backups_except(self._work_dir, meta_store.images):
+                if meta_store.image_entry(record.image_id) is not None:  # an entry that cannot be used
+                    self._db.change(partial(meta_store.restore_image, record, entry))
+                    repaired.append(record.image_id)
+        return tuple(repaired)
 
     def sort_names(self) -> None:
-        """Have no image's names tell in which order they were given.
+        """Sort the names of each image, so that they do not depend on the order of pulls.
 
         Raises:
-            StorageFull: the file system has no room; meta_store.json is as it was.
+            StorageFull: the file system has no room; meta_store.json is unchanged.
             StorageFailed: the operating system refuses; likewise.
         """
-        for record in list(self._ledger.catalog.images.values()):
+        for record in list(self._db.meta_store.images.values()):
             references = tuple(sorted(record.references, key=lambda name: ("@" in name, name)))
             if references != record.references:
                 self.rename(record.image_id, references)
 
     def keep(self, image: StoredImage) -> None:
-        """Record an image again that was removed while a bundle of it was being made; under the lock."""
-        if image.read_only_store or image.image_id in self._ledger.catalog.images:
+        """Record an image again if it was removed while a bundle of it was being made; under the lock."""
+        if image.read_only_store or image.image_id in self._db.meta_store.images:
             return
         record = ImageRecord(
             image.image_id,
@@ -229,25 +232,26 @@ class ImageShelf:
             image.config,
             image.layers,
             other_digests=image.other_digests,
+            signed=image.signed,
         )
-        self._ledger.change(lambda: self._put_image(record, "".join(image.references[:1])))
+        self._db.change(lambda: self._put_image(record, "".join(image.references[:1])))
 
     def _has_entry(self, layer: StoredLayer) -> bool:
-        entry = self._ledger.catalog.layers.get(layer.compressed_digest)
+        entry = self._db.meta_store.layers.get(layer.compressed_digest)
         return entry is not None and self._paths.local(entry) == layer.store_path
 
     def _take_name_away(self, image: ImageRecord, reference: str) -> None:
         platform = platform_of(image.config)
-        for record in self._ledger.names.named(reference):
+        for record in self._db.names.named(reference):
             if record.image_id == image.image_id or not is_same(platform_of(record.config), platform):
                 continue
             left = tuple(name for name in record.references if name != reference)
             if not left:
                 left = (f"{repository(reference)}@{record.manifest_digest}",)
-            self._ledger.catalog.rename_image(record.image_id, left)
+            self._db.meta_store.rename_image(record.image_id, left)
 
     def _stored(self, record: ImageRecord) -> StoredImage:
-        """An image with its layers as they are known now."""
+        """Return an image with the current entries of its layers."""
         return StoredImage(
             record.image_id,
             record.manifest_digest,
@@ -255,15 +259,16 @@ class ImageShelf:
             record.config,
             tuple(self._paths.localised(self._known(layer)) for layer in record.layers),
             other_digests=record.other_digests,
+            signed=record.signed,
         )
 
     def _known(self, layer: StoredLayer) -> StoredLayer:
-        known = self._ledger.catalog.layers.get(layer.compressed_digest, layer)
+        known = self._db.meta_store.layers.get(layer.compressed_digest, layer)
         return known if known.uncompressed_digest == layer.uncompressed_digest else layer
 
 
 def _name_to_record(resolved: ResolvedImage, record: ImageRecord | None) -> str:
-    """The reference of an image, or nothing if nobody has confirmed that its repository has the image."""
+    """Return the reference of an image, or "" if nobody has confirmed that its repository has the image."""
     known = () if record is None else record.references
     if resolved.is_confirmed or repository(resolved.reference) in map(repository, known):
         return resolved.reference
@@ -279,4 +284,5 @@ def _read_only_image(record: ImageRecord, store: ReadOnlyStore) -> StoredImage:
         record.layers,
         store.work_dir,
         record.other_digests,
+        record.signed,
     )

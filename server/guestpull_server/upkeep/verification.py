@@ -101,7 +101,7 @@ def verify_work_dir(
 def _mend(configuration: Configuration, guest_work_dir: str | None, warn: Warn) -> tuple[Digest, ...]:
     with _opened(configuration, guest_work_dir) as puller:
         warn(puller.store.warnings)
-        return puller.store.mend_images()
+        return puller.store.repair_images()
 
 
 def _repair(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from guestpull_server.errors import InsecureWorkDir
-from guestpull_server.store.workdir import ROOMS
+from guestpull_server.store.workdir import DIRECTORIES
 from support.stores import open_store
 
 
@@ -24,7 +24,7 @@ def test_a_work_directory_that_is_made_is_closed_to_others(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o1777, 0o711, 0o500])
 def test_rooms_that_others_made_are_closed(tmp_path: Path, mode: int) -> None:
-    rooms = [tmp_path / "work" / room for room in ROOMS]
+    rooms = [tmp_path / "work" / room for room in DIRECTORIES]
     for room in rooms:
         room.mkdir(parents=True)
         room.chmod(mode)

@@ -13,9 +13,9 @@ import pytest
 
 from guestpull_server.errors import InvalidStore, WorkDirInUse
 from guestpull_server.models import Digest
-from guestpull_server.store import Fault, Finding, Store, audit, collect_garbage, gather_evidence
+from guestpull_server.store import Fault, Finding, Store, audit, collect_garbage, gather_proof_inputs
 from support.images import Layer, file, image, layer
-from support.stores import MountsInMemory, bundled, open_store, pulled, put_layer
+from support.stores import MountsInMemory, bundled, lose_metadata, open_store, pulled, put_layer
 
 BASE, TOP, SIDE = layer(file("a")), layer(file("b")), layer(file("c"))
 SHOP = image(BASE, TOP)
@@ -153,7 +153,7 @@ def test_a_copy_is_audited_although_what_it_was_copied_from_is_still_there(
 
     assert finding.fault is Fault.INCOMPLETE
     assert Path(finding.path) == directory_of(tmp_path / "copy", BASE)
-    recorded = gather_evidence(str(tmp_path / "copy")).layers
+    recorded = gather_proof_inputs(str(tmp_path / "copy")).layers
     assert {Path(one.layer.store_path).parent for one in recorded} == {tmp_path / "copy/layers"}
 
 
@@ -333,7 +333,9 @@ def test_layers_that_nobody_uses_are_garbage(
     assert sorted(os.listdir(work_dir / "layers")) == sorted(
         directory_of(work_dir, one).name for one in (BASE, TOP)
     )
-    assert os.listdir(work_dir / "records") == []
+    assert sorted(os.listdir(work_dir / "records")) == sorted(
+        f"{directory_of(work_dir, one).name}.json" for one in (BASE, TOP)
+    )
     assert audit(str(work_dir)) == ()
 
 
@@ -417,12 +419,12 @@ def test_a_layer_that_was_not_written_down_is_garbage_if_nobody_uses_it(
     [
         lambda work_dir: (work_dir / "meta_store.json").write_bytes(b"{"),
         lambda work_dir: (work_dir / "meta_store.json").unlink(),
-        lambda work_dir: (work_dir / "layer_facts.jsonl").unlink(),
+        lose_metadata,
         lambda work_dir: forget(work_dir, "layer_db"),
         lambda work_dir: forget(work_dir, "image_db"),
         lambda work_dir: image_entry(work_dir, lambda entry: entry.update(layer_metas=5)),
     ],
-    ids=["damaged", "no meta store", "no facts", "no layers", "no images", "an entry of no use"],
+    ids=["damaged", "no meta store", "no metadata", "no layers", "no images", "an entry of no use"],
 )
 def test_a_dry_run_says_what_is_deleted_then_whatever_opening_puts_right(
     littered: Path, mounts: MountsInMemory, damage: Callable[[Path], object]
@@ -435,7 +437,8 @@ def test_a_dry_run_says_what_is_deleted_then_whatever_opening_puts_right(
 
     gone = {os.path.relpath(path, littered) for path in before - set(tree(littered))}
     assert expected <= gone
-    assert all(any(f"{name}/".startswith(f"{one}/") for one in expected) for name in gone)
+    of_layers = {f"records/{Path(one).name}.json" for one in expected if one.startswith("layers/")}
+    assert all(any(f"{name}/".startswith(f"{one}/") for one in expected) for name in gone - of_layers)
 
 
 def test_a_bundle_that_was_not_finished_is_garbage(

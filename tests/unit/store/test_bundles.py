@@ -551,7 +551,7 @@ def test_a_file_in_the_way_is_refused(store: Store, tmp_path: Path, work_dir: Pa
 def test_a_checked_path_is_normal_and_below_a_root(path: str) -> None:
     paths = BundlePaths(["/a", "/a.a/"])
     try:
-        checked = paths.checked(path).told
+        checked = paths.checked(path).requested
     except InvalidBundlePath:
         return
     assert checked == os.path.normpath(checked)

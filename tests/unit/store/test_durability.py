@@ -15,7 +15,7 @@ import pytest
 from guestpull_server.errors import StorageFailed, StorageFull
 from guestpull_server.store import durability
 from guestpull_server.store.durability import Durability
-from guestpull_server.store.filesystems import is_volatile
+from guestpull_server.store.filesystem import is_volatile
 from support.images import file, image, layer
 from support.store_story import check_end, check_from_outside, check_store, tell_the_story
 from support.stores import MountsInMemory, bundled, open_store, pulled, put_layer
@@ -72,7 +72,7 @@ def test_a_layer_is_durable_before_its_name_and_its_name_before_its_entry(
 
     assert disk.steps == [
         "syncfs staging/…",
-        "fsync layer_facts.jsonl",
+        f"rename records/{name}.json",
         f"rename records/{name}.record",
         "fsync records",
         f"rename layers/{name}",
@@ -97,7 +97,8 @@ def test_an_entry_is_gone_before_its_layer(disk: Recorder, work_dir: Path) -> No
         "fsync .",
         "rename staging/…",
         "fsync layers",
-        "fsync layer_facts.jsonl",
+        "rename staging/…",
+        "fsync records",
     ]
     store.close()
 

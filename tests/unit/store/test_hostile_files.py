@@ -18,12 +18,12 @@ from guestpull_server.config import LayerNames
 from guestpull_server.errors import InvalidStore
 from guestpull_server.models import Digest
 from guestpull_server.store import Fault, audit, collect_garbage
-from guestpull_server.store.bundle_files import PREPARING, READY, read_bundle_file
-from guestpull_server.store.catalog import Catalog
+from guestpull_server.store.bundle_making import PREPARING, READY, read_bundle_file
 from guestpull_server.store.entries import Unreadable
-from guestpull_server.store.facts import FILE_NAME, read_facts
+from guestpull_server.store.layer_metadata import OLD_FILE_NAME, read_metadata
+from guestpull_server.store.meta_store import MetaStore
 from support.images import file, image, layer
-from support.stores import MountsInMemory, bundled, is_whole, open_store, pulled, put_layer
+from support.stores import MountsInMemory, bundled, is_whole, lose_metadata, open_store, pulled, put_layer
 
 BASE = layer(file("a"))
 SHOP = image(BASE)
@@ -48,17 +48,30 @@ CONTENTS = st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).en
 @given(CONTENTS)
 def test_a_meta_store_is_read_or_unreadable(content: bytes) -> None:
     with suppress(Unreadable):
-        assert Catalog.decode(content).encode()
+        assert MetaStore.decode(content).encode()
+
+
+@given(CONTENTS)
+def test_metadata_is_read_or_damaged(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("layers/0", "records"):
+            Path(directory, name).mkdir(parents=True)
+        Path(directory, "records/0.json").write_bytes(content)
+
+        found = read_metadata(directory)
+
+    assert len(found.layers) + len(found.damaged) == 1
 
 
 @given(st.lists(CONTENTS, max_size=4))
-def test_facts_are_read_as_far_as_they_go(lines: list[bytes]) -> None:
+def test_metadata_of_an_old_store_is_read_as_far_as_it_goes(lines: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory, FILE_NAME).write_bytes(b"\n".join(lines))
+        Path(directory, OLD_FILE_NAME).write_bytes(b"\n".join(lines))
 
-        facts, useless = read_facts(directory)
+        found = read_metadata(directory)
 
-    assert len(facts) + useless <= sum(line.count(b"\n") + 1 for line in lines)
+    assert found.has_old_file
+    assert not found.layers  # no directory exists
 
 
 @given(CONTENTS, st.sampled_from([READY, PREPARING]))
@@ -160,7 +173,7 @@ def test_a_link_in_a_layers_place_is_found(linked: Path) -> None:
     (finding,) = audit(str(linked))
 
     assert (finding.fault, finding.layer) == (Fault.MISSING, BASE.digest)
-    assert "is no directory" in finding.sentence
+    assert "is not a directory" in finding.sentence
 
 
 def test_a_link_in_a_layers_place_is_not_followed_into_a_read_only_store(
@@ -186,20 +199,19 @@ def shared(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
-FACTS_LEFT = pytest.mark.parametrize("left", ["all", "of the other", "none"])
+METADATA_LEFT = pytest.mark.parametrize("left", ["all", "of the other", "none"])
 
 
-def leave_facts(work_dir: Path, left: str) -> None:
-    """Keep the facts of all layers, or of the layer that is where it should be, or none."""
-    path = work_dir / FILE_NAME
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = {"all": lines, "of the other": [one for one in lines if BASE.digest.encode() in one], "none": []}
-    path.write_bytes(b"".join(kept[left]))
+def leave_metadata(work_dir: Path, left: str) -> None:
+    """Keep the metadata of all layers, or of the layer that is where it should be, or none."""
+    for path in (work_dir / "records").glob("*.json"):
+        if left == "none" or (left == "of the other" and BASE.digest not in path.read_text()):
+            path.unlink()
 
 
-@FACTS_LEFT
+@METADATA_LEFT
 def test_two_entries_with_one_directory_are_found(shared: Path, left: str) -> None:
-    leave_facts(shared, left)
+    leave_metadata(shared, left)
 
     found = [one for one in audit(str(shared)) if one.fault is Fault.CORRUPT]
 
@@ -207,9 +219,9 @@ def test_two_entries_with_one_directory_are_found(shared: Path, left: str) -> No
     assert left == "none" or BASE.digest not in {one.layer for one in found}
 
 
-@FACTS_LEFT
+@METADATA_LEFT
 def test_a_directory_that_two_entries_name_is_not_deleted_with_one_of_them(shared: Path, left: str) -> None:
-    leave_facts(shared, left)
+    leave_metadata(shared, left)
 
     collect_garbage(str(shared), MountsInMemory())
 
@@ -223,7 +235,7 @@ def test_a_directory_that_two_entries_name_is_not_deleted_with_one_of_them(share
 
 
 def test_a_layer_whose_entry_names_anothers_directory_is_not_mounted(shared: Path) -> None:
-    leave_facts(shared, "of the other")
+    leave_metadata(shared, "of the other")
 
     store = open_store(shared)
 
@@ -238,7 +250,7 @@ def test_a_directory_of_a_bundle_is_no_stray_although_nothing_else_knows_it(tmp_
     stored = pulled(store, SHOP, LATEST)
     bundled(store, stored, tmp_path / "bundle", mounts)
     store.close()
-    (tmp_path / "work" / FILE_NAME).unlink()
+    lose_metadata(tmp_path / "work")
     (tmp_path / "work/meta_store.json").unlink()
 
     collect_garbage(str(tmp_path / "work"), mounts)
@@ -300,8 +312,8 @@ def test_a_layer_of_ours_that_is_said_to_be_elsewhere_is_reported_and_put_right(
     assert Fault.CORRUPT not in {finding.fault for finding in audit(str(led_away))}
 
 
-def test_a_place_that_is_no_layers_is_never_mounted_without_facts_either(led_away: Path) -> None:
-    (led_away / "layer_facts.jsonl").unlink()
+def test_a_place_that_is_no_layers_is_never_mounted_without_metadata_either(led_away: Path) -> None:
+    lose_metadata(led_away)
     assert Fault.CORRUPT in {finding.fault for finding in audit(str(led_away))}
 
     store = open_store(led_away)
@@ -314,7 +326,7 @@ def test_a_place_that_is_no_layers_is_never_mounted_without_facts_either(led_awa
 
 
 def test_a_read_only_store_leads_to_no_such_place(led_away: Path, tmp_path: Path) -> None:
-    (led_away / "layer_facts.jsonl").unlink()
+    lose_metadata(led_away)
 
     store = open_store(tmp_path / "reader", additional_stores=[led_away])
 
@@ -364,7 +376,7 @@ def test_what_is_no_file_in_a_files_place_is_found_and_set_aside(
     store = open_store(tmp_path / "work")
     pulled(store, SHOP, LATEST)
     store.close()
-    (tmp_path / "work" / name).unlink()
+    (tmp_path / "work" / name).unlink(missing_ok=True)
     make(kind, tmp_path / "work" / name)
     (finding,) = [one for one in audit(str(tmp_path / "work")) if one.fault is Fault.CORRUPT]
     assert Path(finding.path).name == name
@@ -378,6 +390,25 @@ def test_what_is_no_file_in_a_files_place_is_found_and_set_aside(
     put_layer(store, OTHER)
     store.close()
     assert [one.fault for one in audit(str(tmp_path / "work"))] == [Fault.NOTE]
+
+
+@KINDS
+def test_what_is_no_file_in_the_place_of_metadata_is_found_and_deleted(tmp_path: Path, kind: str) -> None:
+    store = open_store(tmp_path / "work")
+    pulled(store, SHOP, LATEST)
+    store.close()
+    (path,) = (tmp_path / "work/records").glob("*.json")
+    path.unlink()
+    make(kind, path)
+    (finding,) = audit(str(tmp_path / "work"))
+    assert (finding.fault, finding.path) == (Fault.CORRUPT, str(path))
+
+    store = open_store(tmp_path / "work")
+
+    assert str(path) in store.warnings[0]
+    assert [one.image_id for one in store.images()] == [SHOP.image_id]
+    store.close()
+    assert audit(str(tmp_path / "work")) == ()
 
 
 @KINDS

@@ -13,13 +13,14 @@ import pytest
 from guestpull_server.config import LayerNames
 from guestpull_server.errors import InvalidRequest, LayerInUse, WorkDirInUse
 from guestpull_server.models import Decoder, Digest, UnpackedLayer
-from guestpull_server.store import Store, audit
+from guestpull_server.store import Fault, Store, audit
 from support.images import Layer, file, image, layer
 from support.stores import (
     AMD64,
     MountsInMemory,
     bundled,
     is_whole,
+    lose_metadata,
     open_store,
     pulled,
     put_layer,
@@ -33,6 +34,10 @@ LATEST = "docker.io/library/shop:latest"
 
 def digest_of(one: Layer) -> Digest:
     return Digest(one.digest)
+
+
+def metadata_path(work_dir: Path, one: Layer) -> Path:
+    return work_dir / "records" / f"{digest_of(one).directory_name}.json"
 
 
 def test_a_committed_layer_is_there_with_all_that_is_known_of_it(store: Store, work_dir: Path) -> None:
@@ -56,7 +61,7 @@ def test_a_layer_is_known_after_a_restart(store: Store, reopened: Callable[[], S
 def test_a_staged_layer_that_is_not_committed_leaves_nothing(store: Store, work_dir: Path) -> None:
     with store.stage(digest_of(BASE)) as staged:
         Path(staged.directory, "file").write_bytes(b"x")
-        Path(staged.record_path).write_bytes(b"x")
+        Path(staged.tar_split_path).write_bytes(b"x")
 
     assert os.listdir(work_dir / "staging") == []
     assert store.layer(digest_of(BASE)) is None
@@ -163,31 +168,52 @@ def test_a_layer_that_was_committed_but_not_written_down_is_taken_in(
 @pytest.mark.parametrize(
     "damage",
     [
-        pytest.param(b'{"compressed_digest":"sha', id="a line that was cut short"),
-        pytest.param(b"\xff\xfe\n", id="a line that is no text"),
-        pytest.param(b'{"gone":"nothing"}\n', id="a line that strikes out nothing"),
-        pytest.param(b'{"gone":5}\n[]\n{}\n', id="lines of another form"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b'{"compressed_digest":"sha', id="cut short"),
+        pytest.param(b"\xff\xfe\n", id="not UTF-8"),
+        pytest.param(b"[]", id="of another form"),
     ],
 )
-def test_a_damaged_line_of_facts_damages_no_other(
+def test_damaged_metadata_is_deleted_and_damages_no_other(
     store: Store, work_dir: Path, reopened: Callable[[], Store], damage: bytes
 ) -> None:
-    first = put_layer(store, BASE)
+    pulled(store, image(BASE), LATEST)
+    second = put_layer(store, TOP)
     store.close()
-    with open(work_dir / "layer_facts.jsonl", "ab") as facts:
-        facts.write(damage)
-    second = put_layer(reopened(), TOP)
+    (path := metadata_path(work_dir, BASE)).write_bytes(damage)
+    (finding,) = audit(str(work_dir))
+    assert (finding.fault, finding.path) == (Fault.CORRUPT, str(path))
 
     store = reopened()
 
-    assert [store.layer(digest_of(one)) for one in (BASE, TOP)] == [first, second]
+    assert str(path) in store.warnings[0]
+    assert not path.exists()
+    found = store.layer(digest_of(BASE))
+    assert found is not None
+    assert found.size_bytes == -1
+    assert store.layer(digest_of(TOP)) == second
 
 
-def test_facts_that_are_lost_lose_nothing_essential(
+def test_metadata_of_another_directory_is_not_believed(
     store: Store, work_dir: Path, reopened: Callable[[], Store]
 ) -> None:
     pulled(store, SHOP, LATEST)
-    (work_dir / "layer_facts.jsonl").unlink()
+    store.close()
+    metadata_path(work_dir, TOP).write_bytes(metadata_path(work_dir, BASE).read_bytes())
+
+    store = reopened()
+
+    assert {one.compressed_digest: one.size_bytes >= 0 for one in store.layers()} == {
+        BASE.digest: True,
+        TOP.digest: False,
+    }
+
+
+def test_metadata_that_is_lost_loses_nothing_essential(
+    store: Store, work_dir: Path, reopened: Callable[[], Store]
+) -> None:
+    pulled(store, SHOP, LATEST)
+    lose_metadata(work_dir)
 
     found = reopened().layer(digest_of(BASE))
 
@@ -195,14 +221,27 @@ def test_facts_that_are_lost_lose_nothing_essential(
     assert (found.size_bytes, found.implied_directories) == (-1, ())
 
 
-def test_facts_do_not_grow_without_end(store: Store, work_dir: Path, reopened: Callable[[], Store]) -> None:
-    for _ in range(20):
-        stored = pulled(store, SHOP, LATEST)
-        store.remove_image(stored, None, force=False)
+def test_metadata_and_tar_split_go_with_their_layer(store: Store, work_dir: Path) -> None:
+    put_layer(store, BASE, record=b"headers")
+    stored = pulled(store, SHOP, LATEST)
 
+    store.remove_image(stored, None, force=False)
+
+    assert os.listdir(work_dir / "records") == []
+
+
+def test_metadata_without_a_directory_vouches_for_no_directory_of_another_program(
+    store: Store, work_dir: Path, reopened: Callable[[], Store]
+) -> None:
+    pulled(store, image(BASE), LATEST)
+    (directory := work_dir / "layers" / digest_of(BASE).directory_name).rename(work_dir.parent / "away")
     reopened()
+    directory.mkdir()
 
-    assert (work_dir / "layer_facts.jsonl").read_bytes() == b""
+    found = reopened().layer(digest_of(BASE))
+
+    assert found is not None
+    assert found.size_bytes == -1
 
 
 def test_a_second_owner_is_refused_by_the_number_of_the_first(store: Store, work_dir: Path) -> None:
@@ -230,13 +269,13 @@ def test_a_pinned_layer_outlives_its_image(store: Store) -> None:
 
 def test_a_record_goes_with_its_layer(store: Store, work_dir: Path) -> None:
     stored = put_layer(store, BASE, record=b"headers")
-    record = store.record_of(stored)
+    record = store.tar_split_of(stored)
     assert record == str(work_dir / "records" / f"{stored.compressed_digest.directory_name}.record")
     assert Path(record).read_bytes() == b"headers"
 
     store.delete_unused([digest_of(BASE)])
 
-    assert store.record_of(stored) is None
+    assert store.tar_split_of(stored) is None
     assert os.listdir(work_dir / "records") == []
 
 
@@ -366,16 +405,16 @@ def test_a_read_only_store_outlives_the_same_layers_at_the_path_that_it_was_made
     own.close()
 
 
-@pytest.mark.parametrize("files", [(), ("layer_facts.jsonl",)], ids=["of ours", "of image-rs"])
+@pytest.mark.parametrize("keeps_metadata", [True, False], ids=["of ours", "of image-rs"])
 def test_two_stores_that_were_made_at_the_same_path_are_not_taken_for_each_other(
-    tmp_path: Path, files: tuple[str, ...]
+    tmp_path: Path, keeps_metadata: bool
 ) -> None:
     for of, name in ((TOP, "other"), (BASE, "work")):
         store = open_store(tmp_path / "work", layer_names=LayerNames.INDEX)
         pulled(store, image(of), f"docker.io/library/{name}:1")
         store.close()
-        for each in files:
-            (tmp_path / "work" / each).unlink()
+        if not keeps_metadata:
+            lose_metadata(tmp_path / "work")
         if name == "other":
             (tmp_path / "work").rename(tmp_path / "other")
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from guestpull_server.errors import InvalidManifest
 from guestpull_server.models import Digest, ImageConfig
 from guestpull_server.store import Store
-from guestpull_server.store.catalog import Catalog
 from guestpull_server.store.entries import Unreadable
+from guestpull_server.store.meta_store import MetaStore
 from support.images import Image, Json, file, image, layer
 from support.stores import AMD64, open_store, pulled, put_layer
 
@@ -192,7 +192,7 @@ def test_an_image_whose_layers_are_not_those_of_its_config_is_not_believed(work_
     store = open_store(work_dir)
 
     assert store.images() == ()
-    assert "not the layers that its image_config names" in store.warnings[0]
+    assert "not the layers of its image_config" in store.warnings[0]
     store.close()
 
 
@@ -221,7 +221,7 @@ def test_a_config_that_would_spoil_the_file_is_refused(store: Store, work_dir: P
 )
 def test_what_is_no_meta_store_is_unreadable(content: bytes) -> None:
     with pytest.raises(Unreadable):
-        Catalog.decode(content)
+        MetaStore.decode(content)
 
 
 JSON = st.recursive(
@@ -240,10 +240,10 @@ DATABASES = st.dictionaries(st.text(max_size=8), OBJECTS, max_size=4)
 def test_every_key_of_every_level_survives(databases: dict[str, Any], unknown: dict[str, Any]) -> None:
     document = unknown | databases
 
-    encoded = Catalog.decode(json.dumps(document).encode()).encode()
+    encoded = MetaStore.decode(json.dumps(document).encode()).encode()
 
     assert json.loads(encoded) == document
-    assert Catalog.decode(encoded).encode() == encoded
+    assert MetaStore.decode(encoded).encode() == encoded
 
 
 @given(UNKNOWN, UNKNOWN, UNKNOWN)
@@ -265,7 +265,7 @@ def test_unknown_keys_of_entries_survive_a_change(
         "layer_db": {BASE.digest: unknown_of_layer | meta},
         "snapshot_db": {},
     }
-    catalog = Catalog.decode(json.dumps(before).encode())
+    catalog = MetaStore.decode(json.dumps(before).encode())
     catalog.put_layers(catalog.layers[Digest(BASE.digest)])
 
     catalog.rename_image(Digest(bare.image_id), ("one", "two"))
@@ -278,10 +278,10 @@ def test_unknown_keys_of_entries_survive_a_change(
 
 @given(st.permutations([BASE, TOP, layer(file("c"))]))
 def test_the_same_content_gives_the_same_bytes_whatever_the_order(order: list[Any]) -> None:
-    catalog, expected = Catalog(), Catalog()
+    catalog, expected = MetaStore(), MetaStore()
     for one, wanted in zip(order, sorted(order, key=lambda one: one.digest), strict=True):
         for target, which in ((catalog, one), (expected, wanted)):
             meta = {"image_db": {}, "layer_db": {which.digest: layer_entry(which, "/a")}}
-            target.put_layers(Catalog.decode(json.dumps(meta).encode()).layers[Digest(which.digest)])
+            target.put_layers(MetaStore.decode(json.dumps(meta).encode()).layers[Digest(which.digest)])
 
     assert catalog.encode() == expected.encode()

@@ -11,7 +11,7 @@ import pytest
 from guestpull_server.errors import WorkDirReplaced
 from guestpull_server.models import Digest
 from guestpull_server.store import Store
-from guestpull_server.store.workdir import ROOMS
+from guestpull_server.store.workdir import DIRECTORIES
 from support.images import file, image, layer
 from support.stores import MountsInMemory, bundled, open_store, pulled, put_layer, unpacked
 
@@ -74,7 +74,7 @@ def test_an_abandoned_store_changes_nothing(
     assert not old.is_in_place()
 
 
-@pytest.mark.parametrize("lost", [*ROOMS, "lock"])
+@pytest.mark.parametrize("lost", [*DIRECTORIES, "lock"])
 def test_each_part_of_a_work_directory_is_missed(store: Store, work_dir: Path, lost: str) -> None:
     assert store.is_in_place()
     path = work_dir / lost
@@ -83,7 +83,7 @@ def test_each_part_of_a_work_directory_is_missed(store: Store, work_dir: Path, l
     assert not store.is_in_place()
 
 
-@pytest.mark.parametrize("lost", ROOMS)
+@pytest.mark.parametrize("lost", DIRECTORIES)
 def test_a_room_that_was_made_anew_is_another_one(store: Store, work_dir: Path, lost: str) -> None:
     (work_dir / lost).rename(work_dir / "old")
     (work_dir / lost).mkdir()

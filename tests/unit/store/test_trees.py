@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from guestpull_server.store.trees import remove_tree, tree_bytes
+from guestpull_server.store.filesystem import remove_tree, tree_bytes
 
 
 def deep(directory: Path, levels: int) -> None:

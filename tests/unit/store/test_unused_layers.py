@@ -13,7 +13,7 @@ from guestpull_server.errors import StorageFull
 from guestpull_server.models import Digest
 from guestpull_server.store import Store, collect_garbage
 from support.images import Layer, file, image, layer
-from support.stores import MountsInMemory, bundled, open_store, pulled, put_layer
+from support.stores import MountsInMemory, bundled, lose_metadata, open_store, pulled, put_layer
 
 BASE, TOP, SIDE = layer(file("a")), layer(file("b")), layer(file("c"))
 SHOP = image(BASE, TOP)
@@ -132,7 +132,7 @@ def test_layers_that_another_program_unpacked_are_deleted_only_on_demand(
 ) -> None:
     failed_pull(store, BASE)
     store.flush()
-    (work_dir / "layer_facts.jsonl").unlink()
+    lose_metadata(work_dir)
     again = reopened()
 
     assert again.delete_unused_for(0).layers == ()

@@ -1,4 +1,4 @@
-"""How images are found: by id, by their manifest's digest, by reference; and which platform they fit."""
+"""Find images by id, by manifest digest, by reference, and by platform."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from guestpull_server.models import Digest, StoredImage, platform_of, without_pa
 from guestpull_server.platforms import Platform
 from guestpull_server.store.entries import ImageRecord
 
-_SHORTEST_ID: Final = 12  # digits; as Docker and podman show ids
+_SHORTEST_ID: Final = 12  # digits; the length in which Docker and podman show ids
 _HEX: Final = frozenset("0123456789abcdef")
 _Image = TypeVar("_Image", ImageRecord, StoredImage)
 
 
 class ImageNames:
-    """The images of one store, by all that they are called. Made anew when they change: 1 ms for 2,000."""
+    """An index of one store's images. Built anew when they change: 1 ms for 2,000 images."""
 
     def __init__(self, images: Mapping[Digest, ImageRecord]) -> None:
         self._by_id: dict[str, ImageRecord] = dict(images.items())
@@ -32,15 +32,15 @@ class ImageNames:
                 self._by_reference.setdefault(reference, []).append(record)
 
     def named(self, reference: str) -> Sequence[ImageRecord]:
-        """The images of a name: one for each platform."""
+        """Return the images that have a name: one for each platform."""
         return self._by_reference.get(reference, ())
 
     def with_manifest(self, digest: str) -> ImageRecord | None:
-        """The image that has a manifest."""
+        """Return the image that has a manifest, or None."""
         return self._by_manifest.get(digest)
 
     def exactly(self, text: str, normalised: str | None) -> ImageRecord | None:
-        """The image that a whole id, a manifest's digest, or a reference means."""
+        """Return the image with this full id, manifest digest, or reference, or None."""
         found = self._by_id.get(text) or self._by_id.get(f"sha256:{text}") or self._by_manifest.get(text)
         if found is not None or normalised is None:
             return found
@@ -48,22 +48,22 @@ class ImageNames:
         return best_fit(named, Platform.host()) or (named[0] if named else None)
 
     def beginning_with(self, digits: str) -> Sequence[ImageRecord]:
-        """The images whose ids begin so."""
+        """Return the images whose ids start with these digits."""
         return [record for record in self._by_id.values() if record.image_id.hex.startswith(digits)]
 
 
 def find(stores: Sequence[ImageNames], text: str, normalised: str | None) -> tuple[ImageRecord, int]:
-    """The image that somebody means, and which of some stores it is in; the first store wins.
+    """Return the image that a text identifies, and the number of its store; the first store wins.
 
     Args:
         stores: where to look.
-        text: an image id, whole or its first 12 digits or more, with or without its algorithm; a manifest's
-            digest; or a reference.
-        normalised: the reference in full, where the text is one.
+        text: a full image id, or at least its first 12 digits, with or without the algorithm; a manifest digest;
+            or a reference.
+        normalised: the full reference, if the text is one.
 
     Raises:
-        ImageNotPresent: there is none.
-        AmbiguousImage: a shortened id fits several.
+        ImageNotPresent: no image matches.
+        AmbiguousImage: several images match a shortened id.
     """
     for number, names in enumerate(stores):
         found = names.exactly(text, normalised)
@@ -84,15 +84,15 @@ def find(stores: Sequence[ImageNames], text: str, normalised: str | None) -> tup
 
 
 def best_fit(images: Iterable[_Image], platform: Platform) -> _Image | None:
-    """Of the images of a name, the one that a platform runs best; of equals the first."""
+    """Return the image that fits a platform best, the first of equals; None if none fits."""
     offered = [(platform_of(image.config), image) for image in images]
     run = [(platform.distance(built_for), image) for built_for, image in offered if platform.runs(built_for)]
-    # no distance: it leaves the architecture out, or names a variant, which is not taken at its word
+    # no distance: the image has no architecture, or an unknown variant
     return min(run, key=lambda one: math.inf if one[0] is None else one[0], default=(None, None))[1]
 
 
 def is_same(one: Platform, other: Platform) -> bool:
-    """Whether images of two platforms cannot both have a name; what one side leaves open is any."""
+    """Return whether two images of these platforms cannot share a name; an empty field matches any value."""
     return (
         one.os == other.os
         and _agree(one.architecture, other.architecture)
@@ -105,7 +105,7 @@ def _agree(one: str, other: str) -> bool:
 
 
 def repository(reference: str) -> str:
-    """A reference without tag and digest."""
+    """Return a reference without tag and digest."""
     name = reference.partition("@")[0]
     head, slash, last = name.rpartition("/")
     return f"{head}{slash}{last.partition(':')[0]}"
