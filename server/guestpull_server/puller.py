@@ -138,12 +138,12 @@ class Puller:
         """
         observer = observer or Unobserved()
         caller = cancellation or Cancellation("the pull")
-        check_request(request.wanted, self._configuration)
+        check_request(request.image_request, self._configuration)
         with (
             self.admission.admitted(request.image, caller) as admitted,
             self._sessions.using(admitted.cancellation) as session,
             session.store.reserve_bundle(request.bundle_path) as bundle,
-            session.acquirer.acquire(request.wanted, admitted, observer) as acquired,
+            session.acquirer.acquire(request.image_request, admitted, observer) as acquired,
         ):
             self._make_bundle(session.store, bundle, acquired, admitted.cancellation, observer)
         return _result(acquired, bundle.rootfs)

@@ -1,16 +1,16 @@
 """The pipeline: from a request to an image whose layers are in the store.
 
-In: what a caller asks for (`ImageRequest`). Out: a resolved image and its layers, which stay in the store as
-long as the caller works with them (`Acquired`). Pulls, bakes and repairs all go through `Acquirer.acquire`; what
-is special to one of them is done before or after it, by puller.py and upkeep/.
+In: an `ImageRequest`. Out: a resolved image and its layers, which stay in the store as long as the caller works
+with them (`Acquired`). Pulls, bakes and repairs all call `Acquirer.acquire`; puller.py and upkeep/ do before and
+after it what only one of them needs.
 
-  requests.py            what is asked for, and who observes the progress
+  requests.py            requests, and the observer of their progress
   admission.py           the queue in front of all pulls; fair_semaphore.py shares turns among registries
   acquire.py             the order of the steps: resolve, verify, pin, fetch
   local_resolver.py      resolves references from the local store, subject to the pull policy
-  layer_verification.py  verifies layers that are in the store before they are reused
-  layer_fetcher.py       all layers of one image: reused, or downloaded
-  shared_downloads.py    one download for each layer and registry, whoever waits for it
+  layer_verification.py  verifies layers of the store before they are reused
+  layer_fetcher.py       gets all layers of one image: reuses or downloads each
+  shared_downloads.py    one download for each layer and registry, shared by its callers
   sessions.py            the open store and what works with it; replaced when the work directory is
 
 Nothing here mounts or writes a bundle. Start with `acquire.Acquirer`.

@@ -1,4 +1,4 @@
-"""From a request to an image whose layers are in the store, pinned there as long as the caller needs them.
+"""Brings the layers of an image into the store, and pins them there as long as the caller needs them.
 
     with acquirer.acquire(request, admitted, observer) as acquired:
         acquired.image, acquired.layers
@@ -7,11 +7,11 @@ The steps:
 
   1. open      the source: a registry, or a local file
   2. resolve   the reference, from the store where the policy allows it, else at the source
-  3. verify    the layers that are in the store, as far as the purpose demands; those that changed are deleted
-  4. pin       the image's layers; if one was removed meanwhile, go on at step 2, at the source
+  3. verify    the layers that are in the store, as the purpose requires; delete those that changed
+  4. pin       the image's layers; if one was removed meanwhile, continue with step 2 at the source
   5. fetch     the layers that are missing
 
-A pull, a bake and a repair differ in what of the store they may use (`Purpose`), and in nothing else.
+Pulls, bakes and repairs differ only in what they may reuse from the store (`Purpose`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from guestpull_server.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """An image, and its layers in the store, bottom-most first. `pulled` says what each of them cost."""
+    """An image and its layers in the store, bottom-most first. `pulled` reports what was downloaded."""
 
     image: ResolvedImage
     layers: tuple[StoredLayer, ...]
@@ -53,11 +53,11 @@ class Acquired:
 
 
 def check_request(request: ImageRequest, configuration: Configuration) -> None:
-    """Refuse a request that can be refused without looking at anything.
+    """Refuse an invalid request before it enters the queue.
 
     Raises:
         InvalidReference: the image is not a reference.
-        InvalidRequest: it is a local image, and the configuration does not allow these.
+        InvalidRequest: the image is local, and the configuration does not allow local images.
     """
     if not is_local(request.image):
         Reference.parse(request.image)
@@ -71,9 +71,9 @@ class Acquirer:
 
     Args:
         configuration: what may be pulled, and what is verified.
-        store: where layers come to.
-        registry: where references are resolved.
-        workers: unpack layers, and verify them.
+        store: receives the layers.
+        registry: resolves references.
+        workers: unpack and verify layers.
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class Acquirer:
     def acquire(
         self, request: ImageRequest, admitted: AdmittedPull, observer: PullObserver
     ) -> Iterator[Acquired]:
-        """Have an image's layers in the store. They are pinned as long as the block runs.
+        """Bring an image's layers into the store, and pin them while the block runs.
 
-        The image is not recorded: if the block does not do it, its layers are unused afterwards.
+        The block must record the image: otherwise its layers count as unused afterwards.
 
         Raises:
             GuestpullError: the errors of the table in README.md.
@@ -118,8 +118,8 @@ class Acquirer:
 
     @contextmanager
     def _opened(self, request: ImageRequest, admitted: AdmittedPull) -> Iterator[ImageSource]:
-        if is_local(request.image):  # inflating an archive can take as long as a download
-            admitted.ask_registry("")
+        if is_local(request.image):  # decompressing an archive can take as long as a download
+            admitted.use_registry("")
         with open_source(
             request.image,
             self._registry,
@@ -134,7 +134,7 @@ class Acquirer:
     def _pinned(
         self, request: ImageRequest, source: ImageSource, admitted: AdmittedPull
     ) -> Iterator[ResolvedImage]:
-        """Resolve the image, and keep the layers that were verified from being deleted."""
+        """Resolve the image, verify its layers, and pin them."""
         image = self._resolved(request, source, admitted)
         for digest in request.damaged:
             if self._store.layer(digest) is not None:
@@ -148,7 +148,7 @@ class Acquirer:
                     yield image
                     return
             if not incomplete:
-                continue  # the same layer of another store took the place of one that was deleted
+                continue  # the copy of another store replaced a deleted layer: verify it
             # the image was removed, or found changed, before its layers were pinned
             if request.policy is PullPolicy.NEVER:
                 raise ImageNotPresent(request.image)
@@ -168,13 +168,13 @@ class Acquirer:
                 resolver = self._verifying_resolver
             case Purpose.REPAIR:
                 return self._from_source(request, source, admitted)
-        admitted.ask_registry(source.registry)
+        admitted.use_registry(source.registry)
         return _named(resolver.resolve(source, platform, admitted.cancellation), request)
 
     def _from_source(
         self, request: ImageRequest, source: ImageSource, admitted: AdmittedPull
     ) -> ResolvedImage:
-        admitted.ask_registry(source.registry)
+        admitted.use_registry(source.registry)
         platform = request.platform or Platform.host()
         return _named(fetch_image(source, platform, admitted.cancellation), request)
 
@@ -183,23 +183,24 @@ class Acquirer:
             case Purpose.PULL:
                 return self._verification
             case Purpose.BAKE:
-                # whoever bakes an image again wants it verified; layers that a new one shares need not be
-                is_again = any(image.image_id == image_id for image in self._store.images())
-                return self._full_verification if is_again else self._verification
+                # verify all layers of an image that is baked again, but not those that a new image shares
+                is_baked_again = any(image.image_id == image_id for image in self._store.images())
+                return self._full_verification if is_baked_again else self._verification
             case Purpose.REPAIR:
-                return self._no_verification  # an audit has found out which layers are damaged
+                return self._no_verification  # an audit has found the damaged layers
 
 
 def _named(image: ResolvedImage, request: ImageRequest) -> ResolvedImage:
-    """The image under the name that was asked for, or else the one that its source gives it.
+    """Return the image under the requested name, or else the name that its source gives it.
 
     Raises:
-        InvalidRequest: it has no name, and is to be baked; or its name is pinned to another image's digest.
+        InvalidRequest: the image is to be baked and has no name, or its name is pinned to another image's
+            digest.
     """
     if request.name:
         image = dataclasses.replace(image, reference=request.name, is_confirmed=True)
     if request.purpose is Purpose.BAKE and not image.reference:
-        raise InvalidRequest(request.image, "the image has no name there", "Give it one by --reference.")
+        raise InvalidRequest(request.image, "the image has no name there", "Name it with --reference.")
     if is_local(request.image) or (request.name and request.purpose is Purpose.BAKE):
         _check_pin(request.image, image)
     return image
@@ -208,12 +209,12 @@ def _named(image: ResolvedImage, request: ImageRequest) -> ResolvedImage:
 def _check_pin(source: str, image: ResolvedImage) -> None:
     """Refuse a name that is pinned to a digest that the image does not have.
 
-    A registry was asked for the pin itself. What a file, or its user, calls an image proves nothing.
+    Only needed if the name comes from a file or a user: a registry resolves the pin itself.
 
     Raises:
-        InvalidRequest: it is such a name.
+        InvalidRequest: the name is pinned to another digest.
     """
     pin = Reference.parse(image.reference).digest if image.reference else None
     if pin not in (None, image.manifest_digest) and not (image.index and pin.matches(image.index)):
-        problem = f"{image.reference} is another image: the manifest there is {image.manifest_digest}"
-        raise InvalidRequest(source, problem, "Give it a tag by --reference, or that digest.")
+        problem = f"{image.reference} does not match the image: its manifest is {image.manifest_digest}"
+        raise InvalidRequest(source, problem, "Use --reference with a tag, or with that digest.")

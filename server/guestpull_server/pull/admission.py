@@ -1,14 +1,14 @@
-"""Who may pull now: a queue in front of all pulls, and a bound on the time that each may take.
+"""Admits pulls: a queue in front of all pulls, and a time limit for each.
 
-A pull holds one turn at a time: to work on this machine, or to ask its registry and wait for it. Work here never
-waits for a network, so a registry that does not answer delays nothing but the pulls that ask it.
+A pull holds one turn at a time: a turn to work on this machine, or a turn to use its registry. Work on this
+machine never waits for the network, so a registry that does not respond delays only the pulls that use it.
 
     with admission.admitted(image, caller) as admitted:
-        ...                                      # works here: looks into the store
-        admitted.ask_registry("registry.example")
-        ...                                      # resolves, downloads
+        ...                                      # work here: look into the store
+        admitted.use_registry("registry.example")
+        ...                                      # resolve, download
         admitted.work_here()
-        ...                                      # mounts
+        ...                                      # mount
 """
 
 from __future__ import annotations
@@ -25,49 +25,51 @@ from guestpull_server.pull.fair_semaphore import FairSemaphore
 
 
 class AdmittedPull:
-    """A pull that was admitted, and the turn that it holds. Belongs to one thread.
+    """An admitted pull and the turn that it holds. Belongs to one thread.
+
+    It begins with a turn to work here, for which the constructor waits.
 
     Attributes:
-        cancellation: the pull's own, which ends with the caller and when the pull has taken too long.
+        cancellation: of the pull. It is cancelled with the caller's, and when the pull exceeds its time limit.
 
     Raises:
-        Cancelled: the caller left while waiting for the first turn, which is to work here.
-        DeadlineExceeded: its time ran out while waiting.
+        Cancelled: the caller left while waiting.
+        DeadlineExceeded: the pull's time ran out while waiting.
     """
 
     def __init__(self, admission: Admission, cancellation: Cancellation, turn: ExitStack) -> None:
         self.cancellation = cancellation
         self._admission = admission
         self._turn = turn
-        self._registry: str | None = None  # whose turn it holds, or "" for local images; None: works here
+        self._registry: str | None = None  # of its turn; "" for local images; None for a turn to work here
         self._turn.enter_context(admission.working.acquire(cancellation))
 
     def work_here(self) -> None:
-        """Wait for a turn to work on this machine, and give back the one that the pull holds.
+        """Return the turn that the pull holds, and wait for one to work on this machine.
 
         Raises:
             Cancelled: the caller left while waiting.
-            DeadlineExceeded: its time ran out while waiting.
+            DeadlineExceeded: the pull's time ran out while waiting.
         """
         if self._registry is not None:
             self._turn.close()
             self._turn.enter_context(self._admission.working.acquire(self.cancellation))
             self._registry = None
 
-    def ask_registry(self, registry: str) -> None:
-        """Wait for a turn to ask a registry, and give back the one that the pull holds.
+    def use_registry(self, registry: str) -> None:
+        """Return the turn that the pull holds, and wait for one to use a registry.
 
         Args:
-            registry: `host[:port]`; empty: a local image, which may take as long to read.
+            registry: `host[:port]`, or empty for a local image, which can take as long to read.
 
         Raises:
             TooManyPulls: too many pulls wait for this registry.
             Cancelled: the caller left while waiting.
-            DeadlineExceeded: its time ran out while waiting.
+            DeadlineExceeded: the pull's time ran out while waiting.
         """
         if self._registry != registry:
             self._turn.close()
-            self._turn.enter_context(self._admission.asking(registry, self.cancellation))
+            self._turn.enter_context(self._admission.using_registry(registry, self.cancellation))
             self._registry = registry
 
 
@@ -81,18 +83,20 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.working = FairSemaphore(limits.max_concurrent_pulls)
-        self._asking = FairSemaphore(limits.max_queued_pulls, lambda _free: limits.max_concurrent_pulls)
+        self._registry_turns = FairSemaphore(
+            limits.max_queued_pulls, lambda _free: limits.max_concurrent_pulls
+        )
         self._lock = threading.Lock()
         self._pulls = 0
         self._pulls_of_registry: Counter[str] = Counter()
 
     @contextmanager
     def admitted(self, image: str, caller: Cancellation) -> Iterator[AdmittedPull]:
-        """Count a pull while the block runs. It begins with a turn to work here.
+        """Admit a pull while the block runs. It begins with a turn to work here.
 
         Raises:
             TooManyPulls: the queue is full.
-            LimitExceeded: the pull took longer than any may.
+            LimitExceeded: the pull took longer than `max_pull_seconds`.
             Cancelled: the caller left while waiting.
             DeadlineExceeded: the caller's time ran out.
         """
@@ -117,15 +121,15 @@ class Admission:
                 self._pulls -= 1
 
     @contextmanager
-    def asking(self, registry: str, cancellation: Cancellation) -> Iterator[None]:
-        """Wait for a turn to ask a registry; see AdmittedPull.ask_registry."""
-        most = self._limits.max_queued_pulls_per_registry
+    def using_registry(self, registry: str, cancellation: Cancellation) -> Iterator[None]:
+        """Wait for a turn to use a registry, and hold it while the block runs; see AdmittedPull.use_registry."""
+        limit = self._limits.max_queued_pulls_per_registry
         with self._lock:
-            if self._pulls_of_registry[registry] >= most:
-                raise TooManyPulls(most, registry or "local images")
+            if self._pulls_of_registry[registry] >= limit:
+                raise TooManyPulls(limit, registry or "local images")
             self._pulls_of_registry[registry] += 1
         try:
-            with self._asking.acquire(cancellation, registry):
+            with self._registry_turns.acquire(cancellation, registry):
                 yield
         finally:
             with self._lock:

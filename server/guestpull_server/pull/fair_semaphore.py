@@ -1,13 +1,14 @@
-"""Turns, shared out fairly among keys such as registries.
+"""Shares turns fairly among keys, such as registries.
 
     semaphore = FairSemaphore(8, share=as_many_as_are_free)
     with semaphore.acquire(cancellation, "registry.example"):
-        ...                         # at most eight threads are here
+        ...                         # at most eight threads run this
 
-A share bounds how many turns one key may hold, so that one slow registry never holds all of them. Of the waiters
-whose key may have another turn, the one whose key holds the fewest goes first; among equals, in FIFO order.
+A share limits how many turns one key may hold, so that one slow registry never holds all of them. Among the
+waiters whose key may hold another turn, the waiter whose key holds the fewest goes first; ties are resolved in
+FIFO order.
 
-Python's semaphores promise no order: under load a caller may wait forever while later ones pass it.
+Python's semaphores do not guarantee an order: under load, a caller may wait forever while later ones pass it.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from typing import Generic, TypeAlias, TypeVar
 from guestpull_server.cancellation import Cancellation
 
 Share: TypeAlias = Callable[[int], int]
-"""How many turns one key may hold while so many are free."""
+"""Given the number of free turns, returns how many turns one key may hold."""
 
 _Waiter = TypeVar("_Waiter")
 
 
 def as_many_as_are_free(free: int) -> int:
-    """A share that always leaves a reserve: a key may hold as many turns as it leaves free.
+    """A share that always leaves a reserve: a key may hold at most as many turns as are free.
 
-    One key alone gets half of the turns, a second one half of what is left, and so on (the dynamic thresholds of
+    A single key gets half of the turns, a second one half of the rest, and so on (the dynamic thresholds of
     shared-memory switches: Choudhury and Hahne, 1998).
     """
     return free
 
 
 class FairQueue(Generic[_Waiter]):
-    """Who holds a turn, who waits for one, and whose turn is next. Not thread-safe.
+    """Tracks held turns and waiters, and selects the next waiter. Not thread-safe.
 
     Args:
-        limit: how many turns there are.
-        share: how many of them one key may hold; None: all.
+        limit: the number of turns.
+        share: limits how many turns one key may hold. None means no limit.
     """
 
     def __init__(self, limit: int, share: Share | None = None) -> None:
@@ -56,7 +57,7 @@ class FairQueue(Generic[_Waiter]):
         self._waiting.setdefault(key, deque()).append((next(self._numbers), waiter))
 
     def remove(self, key: str, waiter: _Waiter) -> bool:
-        """Remove a waiter; return whether it still waited."""
+        """Remove a waiter. Return whether it was still waiting."""
         for place in self._waiting.get(key, ()):
             if place[1] is waiter:
                 self._drop(key, place)
@@ -64,7 +65,7 @@ class FairQueue(Generic[_Waiter]):
         return False
 
     def take(self) -> _Waiter | None:
-        """Give the next waiter its turn; None if nobody waits who may have one."""
+        """Give the next waiter a turn and return it. Return None if no waiter may have one."""
         ranks = [
             (self._held[key], places[0][0], key)
             for key, places in self._waiting.items()
@@ -80,7 +81,7 @@ class FairQueue(Generic[_Waiter]):
         return place[1]
 
     def give_back(self, key: str) -> None:
-        """Return a turn that a waiter of this key was given."""
+        """Return a turn that a waiter with this key held."""
         self._free += 1
         self._held[key] -= 1
         if not self._held[key]:
@@ -96,8 +97,8 @@ class FairSemaphore:
     """A FairQueue in which threads wait. Thread-safe.
 
     Args:
-        limit: how many turns there are.
-        share: how many of them one key may hold; None: all.
+        limit: the number of turns.
+        share: limits how many turns one key may hold. None means no limit.
     """
 
     def __init__(self, limit: int, share: Share | None = None) -> None:
@@ -131,7 +132,7 @@ class FairSemaphore:
         woken.wait(cancellation.remaining())
         withdraw()
         with self._lock:
-            # the queue forgets a waiter that it gives a turn, so this waiter has one or the other
+            # the queue removes a waiter when it gives it a turn: this waiter either holds a turn or still waits
             still_waiting = self._queue.remove(key, woken)
         if still_waiting:
             cancellation.check()

@@ -1,4 +1,4 @@
-"""All layers of one image: those in the store, and those that must be downloaded, a few at a time."""
+"""Gets all layers of one image: reuses those in the store, and downloads the others, a few at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LayerFetcher:
     """Brings images' layers into the store. Thread-safe.
 
     Args:
-        store: where layers are looked for and committed.
+        store: holds the layers.
         downloads: shared by all callers that want the same layer.
         at_once: how many layers of one image are downloaded at the same time.
     """
@@ -36,11 +36,11 @@ class LayerFetcher:
         cancellation: Cancellation,
         observer: PullObserver,
     ) -> tuple[tuple[StoredLayer, ...], tuple[PulledLayer, ...]]:
-        """Fetch all layers of an image. Returns them bottom-most first, and what each of them cost.
+        """Fetch all layers of an image. Return them bottom-most first, and what was downloaded for each.
 
         Raises:
-            DigestMismatch: the image gives one blob several diff_ids.
-            GuestpullError: the first download's failure; the others have ended by then.
+            DigestMismatch: the image lists a blob with several diff_ids.
+            GuestpullError: of the first download that failed. The others have ended.
         """
         fetched: dict[Digest, tuple[StoredLayer, PulledLayer]] = {}
         missing: dict[Digest, LayerDescriptor] = {}
@@ -49,7 +49,7 @@ class LayerFetcher:
                 continue
             stored = self._store.layer(layer.blob.digest)
             if stored is None or stored.uncompressed_digest != layer.diff_id:
-                # where they differ, the store's entry or the image lies: the blob tells which
+                # the diff_ids differ: the entry in the store or the image is wrong, so unpack the blob
                 missing[layer.blob.digest] = layer
             else:
                 fetched[layer.blob.digest] = stored, _reused(stored)
@@ -58,7 +58,7 @@ class LayerFetcher:
             fetched |= self._download(missing.values(), source, cancellation, observer)
         for layer in resolved.layers:
             actual = fetched[layer.blob.digest][0].uncompressed_digest
-            if layer.diff_id != actual:  # a blob that occurs again, with another diff_id than the first time
+            if layer.diff_id != actual:  # the image lists the blob twice, with different diff_ids
                 raise DigestMismatch("diff_id of layer", layer.diff_id, actual, f"blob {layer.blob.digest}")
         in_order = [fetched[layer.blob.digest] for layer in resolved.layers]
         return tuple(stored for stored, _ in in_order), tuple(pulled for _, pulled in in_order)
@@ -70,7 +70,7 @@ class LayerFetcher:
         cancellation: Cancellation,
         observer: PullObserver,
     ) -> dict[Digest, tuple[StoredLayer, PulledLayer]]:
-        """Download layers, a few at once; the first failure stops the others, and is raised at their end."""
+        """Download layers, a few at once. If one fails, stop the others, then raise its error."""
         lock = threading.Lock()
         done: dict[Digest, tuple[StoredLayer, PulledLayer]] = {}
 

@@ -1,10 +1,9 @@
 """Verifies layers that are in the store before they are reused: `verify_reuse` of the configuration.
 
-A layer of ours that was altered is deleted, so that it is downloaded again. One of a read-only store is refused,
-because nothing is written there. If the same layer of another store takes the place of a deleted one, it is
-verified as well. A layer that we unpacked has a tar-split file and metadata; if one of them is missing, the
-layer cannot be verified and counts as altered. A layer that has neither (image-rs's) is inspected as far as
-possible.
+A layer that was altered is deleted, so that it is downloaded again. If it is in a read-only store, the request
+fails instead. If a copy in another store replaces a deleted layer, the copy is verified as well. A layer that we
+unpacked has a tar-split file and metadata; if one of them is missing, the layer cannot be verified and counts as
+altered. A layer that has neither (image-rs's) is inspected as far as possible.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from guestpull_server.models import Digest, ResolvedImage, StoredLayer
 from guestpull_server.store import Store
 
 Verified: TypeAlias = frozenset[str] | None
-"""The store_paths of layers that were verified; None if nothing is to be verified."""
+"""The store_paths of the verified layers. None if the configuration does not require verification."""
 
 _Identity: TypeAlias = tuple[Digest, int, int, int]
 
@@ -44,15 +43,15 @@ class LayerVerification:
         self._verified: set[_Identity] = set()
 
     def discard_changed(self, resolved: ResolvedImage, cancellation: Cancellation) -> Verified:
-        """Verify the layers of an image that the store has, in parallel; delete those that were altered.
+        """Verify the layers of an image that are in the store, in parallel, and delete those that were altered.
 
-        Returns the layers that were verified and are left; None if nothing is to be verified.
+        Return the verified layers that remain. None if the configuration does not require verification.
 
         Raises:
-            LayerChanged: such a layer lies in another store.
-            LayerInUse: such a layer is mounted, or a pull needs it.
+            LayerChanged: an altered layer is in a read-only store.
+            LayerInUse: an altered layer is mounted, or a pull needs it.
             Cancelled: the caller left.
-            DeadlineExceeded: its time ran out.
+            DeadlineExceeded: the caller's time ran out.
         """
         if self._mode is VerifyReuse.NEVER:
             return None
@@ -60,8 +59,8 @@ class LayerVerification:
         while layers := self._unverified(resolved, verified):
             identities = [_identity(layer) for layer in layers]
             with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify") as pool:
-                outcomes = list(self._problems(pool, layers, identities, cancellation))
-            for layer, identity, problem in zip(layers, identities, outcomes, strict=True):
+                problems = list(self._problems(pool, layers, identities, cancellation))
+            for layer, identity, problem in zip(layers, identities, problems, strict=True):
                 if problem:
                     self._discard(layer, identity, problem)
                 elif identity is not None:
@@ -69,7 +68,7 @@ class LayerVerification:
         return frozenset(verified)
 
     def covers(self, resolved: ResolvedImage, verified: Verified) -> bool:
-        """Whether all layers of an image that the store has now are among those that were verified."""
+        """Return whether all layers of an image that are in the store now are among the verified ones."""
         return verified is None or not self._unverified(resolved, verified)
 
     def _discard(self, layer: StoredLayer, identity: _Identity | None, problem: str) -> None:
@@ -77,8 +76,8 @@ class LayerVerification:
         with self._discarding:
             if _identity(layer) != identity:
                 return
-            told = {"layer": layer.compressed_digest, "path": layer.store_path, "change": problem}
-            _log.warning("a layer was altered", extra={"fields": told})
+            fields = {"layer": layer.compressed_digest, "path": layer.store_path, "change": problem}
+            _log.warning("a layer was altered", extra={"fields": fields})
             if self._store.is_read_only(layer):
                 raise LayerChanged(layer.compressed_digest, layer.store_path, problem)
             self._store.discard_layer(layer.compressed_digest)
@@ -87,12 +86,12 @@ class LayerVerification:
         return [layer for layer in self._present(resolved) if layer.store_path not in verified]
 
     def _present(self, resolved: ResolvedImage) -> list[StoredLayer]:
-        found: dict[Digest, StoredLayer] = {}
+        present: dict[Digest, StoredLayer] = {}
         for layer in resolved.layers:
             stored = self._store.layer(layer.blob.digest)
             if stored is not None and stored.uncompressed_digest == layer.diff_id:
-                found[layer.blob.digest] = stored
-        return list(found.values())
+                present[layer.blob.digest] = stored
+        return list(present.values())
 
     def _problems(
         self,
@@ -108,14 +107,14 @@ class LayerVerification:
             raise WorkerFailed(layers[0].compressed_digest, f"cannot be started, because {error}") from None
 
     def _problem(self, layer: StoredLayer, identity: _Identity | None, cancellation: Cancellation) -> str:
-        """What is wrong with a layer; empty if nothing is, or if the layer is gone."""
+        """Return how a layer was altered. Empty if it was not, or if it was deleted."""
         if identity is None:
             return ""
         with self._lock:
             if self._mode is VerifyReuse.MOUNT and identity in self._verified:
                 return ""
         try:
-            problem = self._found(layer, cancellation)
+            problem = self._alteration(layer, cancellation)
         except StorageFailed as error:
             if _identity(layer) == identity:
                 raise
@@ -125,7 +124,7 @@ class LayerVerification:
                 self._verified.add(identity)
         return problem
 
-    def _found(self, layer: StoredLayer, cancellation: Cancellation) -> str:
+    def _alteration(self, layer: StoredLayer, cancellation: Cancellation) -> str:
         tar_split, has_metadata = self._store.tar_split_of(layer), layer.size_bytes >= 0
         if tar_split is None and has_metadata:
             return "its tar-split is missing"
@@ -142,7 +141,7 @@ class LayerVerification:
 
 
 def _identity(layer: StoredLayer) -> _Identity | None:
-    """Identify a layer's directory without reading what is in it; None if it is gone."""
+    """Identify a layer's directory without reading its content. Return None if it does not exist."""
     try:
         status = os.lstat(layer.store_path)
     except FileNotFoundError:

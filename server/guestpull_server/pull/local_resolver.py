@@ -1,9 +1,9 @@
 """Resolves references from the local store, subject to the pull policy.
 
-An image of which a layer is missing is not used. Where images are verified before they are used, the config must
-have the digest that the image's id is, and the layers must be those of that config; an image that fails counts
-as not present, so that the registry is asked for it. An image of another program (image-rs), which keeps nothing
-to verify it by, is used as it is.
+An image is not used if one of its layers is missing. If images are verified before use, the digest of the config
+must be the image's id, and the layers must be those of the config. An image that fails counts as absent, so that
+the registry is used instead. An image that another program (image-rs) stored has nothing to verify it against;
+it is used as it is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LocalResolver:
 
     Args:
         store: holds the images.
-        verifies: whether an image must be verified before it is used.
+        verifies: whether to verify an image before it is used.
     """
 
     def __init__(self, store: Store, *, verifies: bool) -> None:
@@ -44,10 +44,10 @@ class LocalResolver:
         self._verifies = verifies
 
     def by_policy(self, reference: Reference, platform: Platform, policy: PullPolicy) -> ResolvedImage | None:
-        """Return the image of the store if the policy allows its use without asking the registry.
+        """Return an image of the store if the policy allows using it without contacting the registry.
 
         Raises:
-            ImageNotPresent: the policy is NEVER, and there is no such image.
+            ImageNotPresent: the policy is NEVER, and the store does not have the image.
             ImageChanged: the policy is NEVER, and the image does not match its id.
         """
         match policy:
@@ -64,14 +64,14 @@ class LocalResolver:
                 return present
 
     def resolve(self, source: ImageSource, platform: Platform, cancellation: Cancellation) -> ResolvedImage:
-        """Resolve an image at its source; take it from the store if its manifest is there.
+        """Resolve an image at its source. Use the image of the store if that has the manifest.
 
         Raises:
             GuestpullError: as `ImageSource.manifest` and `ImageSource.image`.
         """
         manifest = source.manifest(platform, cancellation)
         stored = self._store.image_by_manifest(manifest.digest)
-        # a registry is not asked for the manifest of a pinned reference
+        # for a pinned reference, the registry was not contacted
         is_confirmed = not source.registry or "@" not in source.reference
         known = _unless_altered(
             lambda: self._usable(stored, source.reference, manifest.digest, is_confirmed=is_confirmed)
@@ -79,7 +79,7 @@ class LocalResolver:
         return source.image(manifest, cancellation) if known is None else manifest.from_store(known)
 
     def is_incomplete(self, image: ResolvedImage) -> bool:
-        """Whether an image that was found in the store has lost a layer since."""
+        """Return whether a layer of an image that was found in the store was removed since."""
         return image.origin is Origin.STORE and any(
             self._store.layer(layer.blob.digest) is None for layer in image.layers
         )
@@ -88,10 +88,10 @@ class LocalResolver:
         return _unless_altered(lambda: self._present(reference, platform))
 
     def _present(self, reference: Reference, platform: Platform) -> ResolvedImage | None:
-        """Return the image that the store has under a reference, if all of its layers are there.
+        """Return the image with a reference if the store has all of its layers.
 
         Raises:
-            ImageChanged: it does not match its id.
+            ImageChanged: the image does not match its id.
         """
         image = self._store.image_for(str(reference), platform)
         is_confirmed = image is not None
@@ -105,7 +105,7 @@ class LocalResolver:
         if reference.digest is not None:
             manifest = self._store.manifest_for_pin(image, reference.digest)
         if manifest is None:
-            return None  # the name is pinned to a digest that is not this image's
+            return None  # the reference is pinned to another image's digest
         return self._usable(image, str(reference), manifest, is_confirmed=is_confirmed)
 
     def _usable(
@@ -126,7 +126,7 @@ class LocalResolver:
 
 
 def _unless_altered(find: Callable[[], ResolvedImage | None]) -> ResolvedImage | None:
-    """Treat an image that does not match its id as absent, so that the registry is asked for it."""
+    """Treat an image that does not match its id as absent, so that the registry is used."""
     try:
         return find()
     except ImageChanged as error:

@@ -1,4 +1,4 @@
-"""What is asked of the pipeline, and who observes its progress."""
+"""Requests to the pipeline, and the observer of their progress."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from guestpull_server.platforms import Platform
 
 
 class Purpose(Enum):
-    """Why an image is acquired. It decides what of the store may be used instead of the source."""
+    """Why an image is acquired. It decides what may be reused from the store."""
 
     PULL = "pull"
-    """Images and layers of the store are reused, verified as the configuration says (`verify_reuse`)."""
+    """Reuse images and layers of the store. Verify them as the configuration requires (`verify_reuse`)."""
     BAKE = "bake"
-    """Likewise, but an image that is in the store already is verified whole. Local images are always allowed."""
+    """Like PULL, but verify an image that is already in the store in full, and always allow local images."""
     REPAIR = "repair"
-    """Only undamaged layers are reused. Manifest and config come from the source."""
+    """Reuse undamaged layers only. Get manifest and config from the source."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """An image that is to be in the store.
+    """A request to bring an image into the store.
 
     Attributes:
         image: a reference, or a local image (`oci:PATH`, see registry/local).
         credentials: for the registry.
-        policy: when the registry is asked.
+        policy: when to contact the registry.
         platform: None means the host's.
-        purpose: of the request.
-        name: the reference to record the image under; empty means the one that its source gives it.
-        damaged: layers to delete before they are looked for in the store, and so to download again.
+        purpose: why the image is acquired.
+        name: the reference to record the image under. Empty means the one that its source gives it.
+        damaged: layers to delete from the store first, so that they are downloaded again.
     """
 
     image: str
@@ -53,7 +53,7 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """An image that is to become a bundle. `platform` None means the host's."""
+    """A request to pull an image into a bundle. `platform` None means the host's."""
 
     image: str
     bundle_path: str
@@ -62,19 +62,19 @@ class PullRequest:
     platform: Platform | None = None
 
     @property
-    def wanted(self) -> ImageRequest:
-        """The image, without the bundle."""
+    def image_request(self) -> ImageRequest:
+        """The request without the bundle."""
         return ImageRequest(self.image, self.credentials, self.policy, self.platform)
 
 
 class PullObserver(Protocol):
-    """Observes the progress of a pull. Called from several threads, by one at a time."""
+    """Observes the progress of a pull. Several threads call it, one at a time."""
 
     def resolved(self, image: ResolvedImage) -> None:
         """The reference is resolved; nothing has been downloaded yet."""
 
     def layer_progress(self, layer: LayerDescriptor, done_bytes: int) -> None:
-        """So many compressed bytes of a layer were received."""
+        """`done_bytes` compressed bytes of a layer were received."""
 
     def layer_done(self, layer: PulledLayer) -> None:
         """A layer is in the store."""

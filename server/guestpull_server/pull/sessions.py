@@ -1,11 +1,12 @@
-"""The open store and what works with it; replaced as a whole when the work directory is.
+"""The open store and all objects that use it. They are replaced when the work directory is.
 
-Others may delete the work directory while we run: kata-agent removes all of /run/kata-containers when it creates a
-sandbox. Each request begins with `Sessions.current`, which compares the work directory's path with what was opened
-there. If they differ, the old store is abandoned, and the work directory is opened again, as at a start.
+Other programs may delete the work directory while we run: kata-agent removes all of /run/kata-containers when it
+creates a sandbox. Each request begins with `Sessions.current`, which checks whether the work directory's path
+still leads to the directory that was opened. If not, it abandons the old store and opens the work directory
+again, as at startup.
 
-Requests that still work with the old store fail with WORK_DIR_REPLACED: an abandoned store refuses to write,
-because its paths lead into the new one.
+Requests that still use the old store fail with WORK_DIR_REPLACED: an abandoned store refuses to write, because
+its paths lead into the new one.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ class Background(Protocol):
     """Work on one store in the background, from its construction to `close`."""
 
     def close(self) -> None:
-        """End the work."""
+        """Stop the work."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreSession:
-    """One open store, and what works with it and no other."""
+    """One open store, and the objects that use it."""
 
     store: Store
     acquirer: Acquirer
@@ -73,24 +74,24 @@ class StoreSession:
 
     def close(self, *, tidy: bool = False) -> None:
         """Release the work directory; see Store.close."""
-        self._end_background()
+        self._stop_background()
         self.store.close(tidy=tidy)
 
     def abandon(self) -> None:
-        """Release the work directory that was opened, and write nothing: its path leads elsewhere now."""
-        self._end_background()
+        """Release the work directory without writing: its path leads to another directory now."""
+        self._stop_background()
         self.store.abandon()
 
-    def _end_background(self) -> None:
-        for one in self.background:
-            one.close()
+    def _stop_background(self) -> None:
+        for work in self.background:
+            work.close()
 
 
 class Sessions:
     """The current session, from the first one to `close`. Thread-safe.
 
     Args:
-        open_session: takes over the work directory.
+        open_session: opens the work directory.
     """
 
     def __init__(self, open_session: Callable[[], StoreSession]) -> None:
@@ -100,10 +101,10 @@ class Sessions:
         self._session = open_session()
 
     def current(self) -> StoreSession:
-        """Return the session of the work directory as it is now; open it again if it was replaced.
+        """Return the current session. If the work directory was replaced, open it again first.
 
         Raises:
-            GuestpullError: what `StoreSession.open` raises; the next call tries again.
+            GuestpullError: what `StoreSession.open` raises. The next call tries again.
         """
         session = self._session
         if self._closed or session.store.is_in_place():
@@ -114,7 +115,7 @@ class Sessions:
                 self._session = self._open_session()
                 store = self._session.store
                 _log.warning(
-                    "the work directory was replaced, and was opened again",
+                    "the work directory was replaced; opened it again",
                     extra={"fields": {"work_dir": store.work_dir}},
                 )
                 for warning in store.warnings:
@@ -123,10 +124,10 @@ class Sessions:
 
     @contextmanager
     def using(self, cancellation: Cancellation) -> Iterator[StoreSession]:
-        """Work with the current session. If it is replaced meanwhile, that is the reason for any failure.
+        """Use the current session. If the work directory is replaced meanwhile, report a failure as such.
 
         Args:
-            cancellation: of the work. Once it is cancelled, failures are its own.
+            cancellation: of the work. After a cancellation, errors are raised unchanged.
 
         Raises:
             WorkDirReplaced: the work failed, and the work directory was replaced meanwhile.
@@ -141,7 +142,7 @@ class Sessions:
             raise WorkDirReplaced(session.store.work_dir) from error
 
     def close(self, *, tidy: bool = False) -> None:
-        """Close the current session, and open no other one; see Store.close."""
+        """Close the current session, and do not open another; see Store.close."""
         with self._lock:
             self._closed = True
             self._session.close(tidy=tidy)

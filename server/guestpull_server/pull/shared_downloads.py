@@ -1,18 +1,18 @@
-"""One layer, one download: callers that want the same layer at the same time share it.
+"""Shares downloads: callers that want the same layer at the same time wait for the same download.
 
-A download is a thread that fetches a layer, has a worker unpack it, and commits it to the store. It belongs to no
-caller: one that leaves, or whose pull fails elsewhere, does not affect the others. When the last waiter leaves,
-the download stops and what it wrote is deleted.
+A download is a thread that fetches a layer, passes it to a worker for unpacking, and commits it to the store. It
+is independent of its callers: if one leaves, or its pull fails elsewhere, the others are not affected. When the
+last waiter leaves, the download stops, and its files are deleted.
 
     fetch(layers) ---- join or start ----> download: registry -> layer worker -> store
 
-Callers share the download of a layer if they ask the same registry for it. A layer that several registries are
-asked for comes from the first that has sent all of it: its waiters and those of the others are served, and the
-other downloads stop. A download that waits for its turn costs no thread; the registries share the turns.
+Callers share the download of a layer if they use the same registry. If callers use several registries for one
+layer, the first download to complete serves the waiters of all of them, and the others stop. A download that
+waits for its turn does not occupy a thread; the registries share the turns.
 
-A download uses the credentials of the caller that started it. A failure that these credentials caused does not
-count for the other waiters: they start a download of their own. A failure that the layer, the registry or this
-machine caused counts for all of them.
+A download uses the credentials of the caller that started it. If it fails because of these credentials, the
+other waiters start a download of their own. If the layer, the registry or this machine caused the failure, it
+counts for all of them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Progress: TypeAlias = Callable[[int], None]
 
 _PIECE_BYTES: Final = 1 * MiB
 _SECONDS_BETWEEN_PROGRESS: Final = 0.1
-_OF_THE_CALLER: Final = frozenset(
+_CALLER_FAILURES: Final = frozenset(
     {
         Status.CANCELLED,
         Status.DEADLINE_EXCEEDED,
@@ -66,14 +66,14 @@ _OF_THE_CALLER: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class FetchedLayer:
-    """A layer that is in the store now. `downloaded_bytes` is 0 for a caller that did not start its download."""
+    """A layer that is in the store. `downloaded_bytes` is 0 for a caller that did not start the download."""
 
     layer: StoredLayer
     downloaded_bytes: int
 
 
 class _Download:
-    """A download that is under way or waits for its turn. The lock of `SharedDownloads` guards what changes."""
+    """A download that runs or waits for its turn. The lock of `SharedDownloads` guards its mutable state."""
 
     def __init__(self, layer: LayerDescriptor, source: ImageSource, request: str) -> None:
         self.layer = layer
@@ -88,13 +88,13 @@ class _Download:
 
     @property
     def registry(self) -> str:
-        """The key of its turn."""
+        """The key under which it waits for a turn."""
         return self.source.registry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiter:
-    """A caller that waits for a download. It is put into `ended` once the download has ended."""
+    """A caller that waits for a download. When the download has ended, the waiter is put into `ended`."""
 
     download: _Download
     started: bool
@@ -103,7 +103,7 @@ class _Waiter:
 
 
 class SharedDownloads:
-    """All downloads of layers that are under way. Thread-safe."""
+    """All downloads in progress. Thread-safe."""
 
     def __init__(self, store: Store, workers: LayerWorkers, limits: Limits) -> None:
         self._store = store
@@ -121,20 +121,19 @@ class SharedDownloads:
         *,
         at_once: int,
     ) -> Generator[FetchedLayer, None, None]:
-        """Download, unpack, verify and commit layers; yield each when it is in the store.
+        """Download, unpack, verify and commit layers. Yield each when it is in the store.
 
-        When this raises or is closed, nothing of the downloads is left, unless others still wait for them.
+        When this raises or is closed, its downloads have stopped, except those that others still wait for.
 
         Args:
-            layers: what to fetch, in this order.
-            source: where from.
+            layers: the layers to fetch, in this order.
+            source: has the layers.
             cancellation: of the caller.
-            progress: told of each layer's compressed bytes so far, from the downloads' threads.
-            at_once: how many layers to wait for at the same time.
+            progress: called with a layer and its compressed bytes so far, from the downloads' threads.
+            at_once: how many layers to download at the same time.
 
         Raises:
-            GuestpullError: what the registry, layer and store rooms raise, of the first download to fail;
-                Cancelled and DeadlineExceeded when this caller left.
+            GuestpullError: of the first download that failed; Cancelled or DeadlineExceeded if this caller left.
         """
         left = deque(layers)
         joined: set[_Waiter] = set()
@@ -144,15 +143,15 @@ class SharedDownloads:
             while left or joined:
                 while left and len(joined) < at_once:
                     layer = left.popleft()
-                    found = self._join(layer, source, cancellation.request, partial(progress, layer), ended)
-                    if isinstance(found, _Waiter):
-                        joined.add(found)
+                    result = self._join(layer, source, cancellation.request, partial(progress, layer), ended)
+                    if isinstance(result, _Waiter):
+                        joined.add(result)
                     else:
-                        yield found
+                        yield result
                 if joined:
                     waiter = _next(ended, cancellation)
                     joined.remove(waiter)
-                    fetched = _outcome(waiter)
+                    fetched = _result(waiter)
                     if fetched is None:
                         left.appendleft(waiter.download.layer)
                     else:
@@ -171,7 +170,7 @@ class SharedDownloads:
         progress: Progress,
         ended: SimpleQueue[_Waiter | None],
     ) -> _Waiter | FetchedLayer:
-        """Join the download of a layer, or start it; the layer itself if a download has just ended."""
+        """Join the download of a layer, or start one. Return the layer instead if it is in the store by now."""
         with self._lock:
             download = self._under_way.get(_key(layer), {}).get(source.registry)
             started = download is None
@@ -202,10 +201,10 @@ class SharedDownloads:
         for download in abandoned:
             download.ended.wait()
 
-    # -- the life of a download -----------------------------------------------------------------------------
+    # -- running a download ---------------------------------------------------------------------------------
 
     def _start_downloads(self) -> None:
-        """Start the downloads whose turn it is."""
+        """Start the downloads that get a turn."""
         while True:
             with self._lock:
                 download = self._turns.take()
@@ -223,7 +222,7 @@ class SharedDownloads:
     def _run(self, download: _Download) -> None:
         try:
             fetched = self._download_and_retry_once(download)
-        except Exception as error:  # noqa: BLE001 - handed on to whoever waits, whatever it is
+        except Exception as error:  # noqa: BLE001 - raised by the waiters
             download.error = error
             self._end(download)
         else:
@@ -231,7 +230,7 @@ class SharedDownloads:
         self._start_downloads()
 
     def _end(self, download: _Download, fetched: FetchedLayer | None = None) -> None:
-        """Give the turn back and serve the waiters; a layer that was fetched serves those of others too."""
+        """Return the turn and wake the waiters. Also end other downloads of the layer if it was fetched."""
         with self._lock:
             self._turns.give_back(download.registry)
             self._forget(download)
@@ -241,15 +240,15 @@ class SharedDownloads:
                 for other in superseded:
                     other.fetched = FetchedLayer(fetched.layer, 0)
                     self._stop(other)
-            self._serve(download)
+            self._wake(download)
         for other in superseded:
             other.cancellation.cancel()
 
     def _stop(self, download: _Download) -> None:
-        """Have nobody join a download any more, and end it if it waits for its turn. Others must cancel it."""
+        """Accept no more waiters, and end the download if it waits for its turn. The caller must cancel it."""
         self._forget(download)
         if self._turns.remove(download.registry, download):
-            self._serve(download)
+            self._wake(download)
 
     def _forget(self, download: _Download) -> None:
         downloads = self._under_way.get(_key(download.layer), {})
@@ -259,7 +258,7 @@ class SharedDownloads:
                 del self._under_way[_key(download.layer)]
 
     @staticmethod
-    def _serve(download: _Download) -> None:
+    def _wake(download: _Download) -> None:
         download.ended.set()
         for waiter in download.waiters:
             waiter.ended.put(waiter)
@@ -271,7 +270,7 @@ class SharedDownloads:
         try:
             return attempt()
         except (DigestMismatch, SizeMismatch):
-            # a proxy or a disk may have altered it once; twice is the registry's last word
+            # a proxy or a disk may have altered the bytes: download again, once
             return attempt()
 
     def _download(self, download: _Download) -> FetchedLayer:
@@ -293,7 +292,7 @@ class SharedDownloads:
                 self._feed(download, stream, worker)
                 unpacked = worker.finish()
             except (CorruptLayer, LimitExceeded):
-                # altered bytes rarely unpack: what the registry sent decides which error is the true one
+                # altered bytes rarely unpack: read the rest, which raises if the digest differs
                 _drain(stream)
                 raise
             except WorkerFailed:
@@ -305,7 +304,7 @@ class SharedDownloads:
                 raise DigestMismatch("diff_id of layer", diff_id, unpacked.diff_id, f"blob {blob.digest}")
             download.cancellation.check()
             stored = self._store.commit_layer(staged, blob.digest, unpacked)
-            told = {
+            fields = {
                 "request": download.request,
                 "layer": blob.digest,
                 "image": download.source.reference,
@@ -314,7 +313,7 @@ class SharedDownloads:
                 "entries": unpacked.entries,
                 "seconds": round(time.monotonic() - started, 3),
             }
-            _log.info("layer", extra={"fields": told})
+            _log.info("layer", extra={"fields": fields})
             return FetchedLayer(stored, stream.received_bytes)
 
     @staticmethod
@@ -335,36 +334,36 @@ def _drain(stream: BlobStream) -> None:
 
 
 def _key(layer: LayerDescriptor) -> tuple[Digest, Digest]:
-    """Both digests: who expects another diff_id of the same blob must not share the outcome."""
+    """Both digests: a caller that expects another diff_id of the same blob must not share the result."""
     return layer.blob.digest, layer.diff_id
 
 
 def _next(ended: SimpleQueue[_Waiter | None], cancellation: Cancellation) -> _Waiter:
-    """The next waiter whose download ends.
+    """Return the next waiter whose download ends.
 
     Raises:
         Cancelled: the caller left.
-        DeadlineExceeded: its time ran out.
+        DeadlineExceeded: the caller's time ran out.
     """
     with suppress(Empty):
         waiter = ended.get(timeout=cancellation.remaining())
         if waiter is not None:
             return waiter
     cancellation.check()
-    raise AssertionError("woken without a download that ended and without a reason")
+    raise AssertionError("woken without an ended download and without a cancellation")
 
 
-def _outcome(waiter: _Waiter) -> FetchedLayer | None:
-    """What a download came to for one of its waiters; None if another caller's failure does not count for it.
+def _result(waiter: _Waiter) -> FetchedLayer | None:
+    """Return the result of a waiter's download, or None if it failed because of another caller.
 
     Raises:
-        GuestpullError: the failure.
+        GuestpullError: the download failed.
     """
     download = waiter.download
     if download.fetched is not None:
         return download.fetched if waiter.started else FetchedLayer(download.fetched.layer, 0)
     assert download.error is not None
     error = download.error
-    if not waiter.started and isinstance(error, GuestpullError) and error.status in _OF_THE_CALLER:
+    if not waiter.started and isinstance(error, GuestpullError) and error.status in _CALLER_FAILURES:
         return None
     raise error

@@ -1,4 +1,4 @@
-"""Turns that are shared out fairly: the queue's rules, and the semaphore in which threads wait."""
+"""The rules of FairQueue, and threads that wait in FairSemaphore."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.waiting import PATIENCE, end_of
 
 
 class Waiter(Cancellation):
-    """A caller of whom it is known when it has taken its place in the queue."""
+    """A caller that sets `is_waiting` when it has entered the queue."""
 
     def __init__(self) -> None:
         super().__init__("waiting")
@@ -31,22 +31,22 @@ class Waiter(Cancellation):
         return withdraw
 
 
-def test_no_more_than_the_limit_are_in_at_once() -> None:
+def test_the_limit_bounds_how_many_turns_are_held() -> None:
     semaphore = FairSemaphore(3)
-    inside = 0
+    active = 0
     most = 0
     lock = threading.Lock()
-    three = threading.Barrier(3, timeout=PATIENCE)
+    barrier = threading.Barrier(3, timeout=PATIENCE)
 
     def visit() -> None:
-        nonlocal inside, most
+        nonlocal active, most
         with semaphore.acquire(Cancellation("test")):
             with lock:
-                inside += 1
-                most = max(most, inside)
-            three.wait()
+                active += 1
+                most = max(most, active)
+            barrier.wait()
             with lock:
-                inside -= 1
+                active -= 1
 
     visitors = [threading.Thread(target=visit) for _ in range(21)]
     for visitor in visitors:
@@ -55,7 +55,7 @@ def test_no_more_than_the_limit_are_in_at_once() -> None:
         end_of(visitor)
 
     assert most == 3
-    assert inside == 0
+    assert active == 0
 
 
 def test_waiters_are_admitted_in_fifo_order() -> None:
@@ -78,7 +78,7 @@ def test_waiters_are_admitted_in_fifo_order() -> None:
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_a_caller_that_leaves_the_queue_takes_no_turn_with_it() -> None:
+def test_a_caller_that_leaves_the_queue_does_not_take_a_turn() -> None:
     semaphore = FairSemaphore(1)
     leaving = Waiter()
     failures: list[Exception] = []
@@ -127,7 +127,7 @@ def test_a_waiter_of_a_key_with_fewer_turns_goes_first() -> None:
 
 
 @pytest.mark.parametrize(("turns", "one_key"), [(1, 1), (2, 1), (3, 2), (16, 8)])
-def test_a_key_alone_leaves_as_many_turns_free_as_it_holds(turns: int, one_key: int) -> None:
+def test_a_single_key_gets_half_of_the_turns(turns: int, one_key: int) -> None:
     queue: FairQueue[int] = FairQueue(turns, as_many_as_are_free)
     for number in range(turns):
         queue.put("greedy", number)
@@ -137,7 +137,7 @@ def test_a_key_alone_leaves_as_many_turns_free_as_it_holds(turns: int, one_key: 
     assert given == list(range(one_key))
 
 
-def test_several_keys_that_give_nothing_back_leave_turns_for_another() -> None:
+def test_keys_that_return_no_turns_leave_some_for_another_key() -> None:
     queue: FairQueue[str] = FairQueue(16, as_many_as_are_free)
     for key in ("first", "second", "third", "fourth"):
         for _ in range(16):
@@ -151,7 +151,7 @@ def test_several_keys_that_give_nothing_back_leave_turns_for_another() -> None:
 
 
 class FairQueueMachine(RuleBasedStateMachine):
-    """Any order of coming, leaving and giving back."""
+    """Waiters enter, leave and return turns in any order."""
 
     @initialize(limit=st.integers(1, 12), leaves_a_reserve=st.booleans())
     def open(self, limit: int, leaves_a_reserve: bool) -> None:
@@ -162,7 +162,7 @@ class FairQueueMachine(RuleBasedStateMachine):
         self.held: list[str] = []
 
     @rule(key=st.sampled_from("abcde"))
-    def come(self, key: str) -> None:
+    def enter(self, key: str) -> None:
         waiter = object()
         self.queue.put(key, waiter)
         self.waiting.append((key, waiter))
@@ -199,26 +199,26 @@ class FairQueueMachine(RuleBasedStateMachine):
         return free > 0 and self.held.count(key) < self.share(free)
 
     @invariant()
-    def no_more_turns_are_held_than_there_are(self) -> None:
+    def the_limit_bounds_how_many_turns_are_held(self) -> None:
         assert len(getattr(self, "held", ())) <= getattr(self, "limit", 0)
 
     @invariant()
-    def nobody_waits_who_may_have_a_turn(self) -> None:
+    def no_waiter_waits_that_may_have_a_turn(self) -> None:
         assert not [key for key, _ in getattr(self, "waiting", ()) if self._may_have_another(key)]
 
 
 TestFairQueue = FairQueueMachine.TestCase
 
 
-def test_every_visitor_gets_its_turn_or_leaves_and_no_turn_is_lost() -> None:
+def test_no_turn_is_lost_when_callers_leave() -> None:
     semaphore = FairSemaphore(3, as_many_as_are_free)
-    outcomes: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     lock = threading.Lock()
-    inside = 0
+    active = 0
     most = 0
 
     def visit(number: int) -> None:
-        nonlocal inside, most
+        nonlocal active, most
         chance = random.Random(number)
         for _ in range(50):
             caller = Cancellation("visit")
@@ -228,14 +228,14 @@ def test_every_visitor_gets_its_turn_or_leaves_and_no_turn_is_lost() -> None:
             try:
                 with semaphore.acquire(caller, f"key {chance.randrange(4)}"):
                     with lock:
-                        inside += 1
-                        most = max(most, inside)
-                        outcomes["admitted"] += 1
+                        active += 1
+                        most = max(most, active)
+                        results["admitted"] += 1
                     with lock:
-                        inside -= 1
+                        active -= 1
             except Cancelled:
                 with lock:
-                    outcomes["left"] += 1
+                    results["left"] += 1
             if leaving.ident is not None:
                 end_of(leaving)
 
@@ -245,8 +245,8 @@ def test_every_visitor_gets_its_turn_or_leaves_and_no_turn_is_lost() -> None:
     for visitor in visitors:
         end_of(visitor)
 
-    assert outcomes.total() == 8 * 50
+    assert results.total() == 8 * 50
     assert most <= 3
-    with ExitStack() as stack:  # all turns are there again, for as many keys
+    with ExitStack() as stack:  # all turns are free again, for any key
         for key in "ab":
             stack.enter_context(semaphore.acquire(Cancellation("after"), key))

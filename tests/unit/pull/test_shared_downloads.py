@@ -1,4 +1,4 @@
-"""Shared downloads: what is shared, and what of a failure is not."""
+"""Downloads and verifications that cannot start a thread."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAYER = layer(file("a"))
 
 @pytest.fixture
 def source() -> Iterator[ImageSource]:
-    """An image that no registry has."""
+    """An image that the registry does not have."""
     with RegistrySimulator() as registry:
         client = RegistryClient(Configuration(limits=PATIENT))
         yield client.image(Reference.parse(f"{registry.host}/nothing:1"), None)
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def test_a_layer_for_which_no_thread_can_be_had_is_downloaded_the_next_time(
+def test_a_download_without_a_thread_fails_and_the_next_one_starts(
     store: Store, source: ImageSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers = LayerWorkers(Limits())
@@ -57,11 +57,11 @@ def test_a_layer_for_which_no_thread_can_be_had_is_downloaded_the_next_time(
         caller = Cancellation("pull", time.monotonic() + PATIENCE)
         list(downloads.fetch([wanted], source, caller, lambda _layer, _bytes: None, at_once=1))
 
-    def no_thread(_thread: threading.Thread) -> None:
+    def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patching:
-        patching.setattr(threading.Thread, "start", no_thread)
+        patching.setattr(threading.Thread, "start", refuse)
         with pytest.raises(WorkerFailed, match="can't start new thread"):
             fetch()
 
@@ -71,7 +71,7 @@ def test_a_layer_for_which_no_thread_can_be_had_is_downloaded_the_next_time(
 
 
 @pytest.mark.parametrize("started", [0, 1, 2])
-def test_layers_for_which_no_threads_can_be_had_fail_by_name_and_are_downloaded_the_next_time(
+def test_a_fetch_that_runs_out_of_threads_fails_and_the_next_one_succeeds(
     store: Store, monkeypatch: pytest.MonkeyPatch, started: int
 ) -> None:
     pushed = image(*(layer(file(name)) for name in "abc"))
@@ -80,7 +80,7 @@ def test_layers_for_which_no_threads_can_be_had_fail_by_name_and_are_downloaded_
     start = threading.Thread.start
     left = [started]
 
-    def no_thread(thread: threading.Thread) -> None:
+    def refuse(thread: threading.Thread) -> None:
         if thread.name.startswith("download"):
             if not left[0]:
                 raise RuntimeError("can't start new thread")
@@ -98,7 +98,7 @@ def test_layers_for_which_no_threads_can_be_had_fail_by_name_and_are_downloaded_
 
         registry.fault(pushed.layers[0], Stall(after=0.5))
         with monkeypatch.context() as patching:
-            patching.setattr(threading.Thread, "start", no_thread)
+            patching.setattr(threading.Thread, "start", refuse)
             with pytest.raises(WorkerFailed, match="can't start new thread"):
                 fetch()
 
@@ -108,18 +108,16 @@ def test_layers_for_which_no_threads_can_be_had_fail_by_name_and_are_downloaded_
     workers.close()
 
 
-def test_layers_for_whose_proof_no_threads_can_be_had_are_not_reused(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_verification_that_runs_out_of_threads_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     put_layer(store, LAYER)
     workers = LayerWorkers(Limits())
-    reuse = LayerVerification(store, VerifyReuse.ALWAYS, workers)
+    verification = LayerVerification(store, VerifyReuse.ALWAYS, workers)
 
-    def no_thread(_thread: threading.Thread) -> None:
+    def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patching:
-        patching.setattr(threading.Thread, "start", no_thread)
+        patching.setattr(threading.Thread, "start", refuse)
         with pytest.raises(WorkerFailed, match="can't start new thread"):
-            reuse.discard_changed(resolved(image(LAYER), "shop:1"), Cancellation("pull"))
+            verification.discard_changed(resolved(image(LAYER), "shop:1"), Cancellation("pull"))
     workers.close()
