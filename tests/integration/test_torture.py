@@ -110,7 +110,7 @@ def expect_it_taken_away(scenery: Scenery) -> None:
         (lambda scenery: (scenery.daemon.work_dir / "staging/left").mkdir(), "left in staging"),
         (lambda scenery: (scenery.daemon.work_dir / "layers/stray").mkdir(), "no entry has"),
         (lambda scenery: (scenery.daemon.work_dir / "overlay/stray").mkdir(), "directories in overlay/"),
-        (lambda scenery: scenery.client.release_bundle(scenery.bundle), "no bundle any more"),
+        (lambda scenery: scenery.client.release_bundle(scenery.bundle), "not a bundle any more"),
         (lambda scenery: scenery.client.remove_image(scenery.image.image.image_id, force=True), "is gone"),
         (lambda scenery: run("umount", f"{scenery.bundle}/rootfs"), "not mounted"),
         (mount_something, "mounted, but no bundle"),
