@@ -28,6 +28,8 @@ from guestpull_server.store.filesystem import NotAFile, read_file
 OLD_FILE_NAME: Final = "layer_facts.jsonl"
 RECORDS: Final = "records"
 SUFFIX: Final = ".json"
+_FILE: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
+_SMALL_FILE_BYTES: Final = 64 * 1024
 _MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -119,12 +121,22 @@ class MetadataFiles:
     old_file_damage: str = ""
 
 
-def read_metadata(work_dir: str) -> MetadataFiles:
-    """Read the metadata of all layers in a work directory; nothing that cannot be read is an error."""
-    directories = frozenset(_names(os.path.join(work_dir, "layers")))
+def read_metadata(
+    work_dir: str, layers_names: Iterable[str] | None = None, records_names: Iterable[str] | None = None
+) -> MetadataFiles:
+    """Read the metadata of all layers in a work directory; nothing that cannot be read is an error.
+
+    Args:
+        work_dir: the work directory.
+        layers_names: the names in layers/, if the caller has listed them.
+        records_names: the names in records/, likewise.
+    """
+    directories = frozenset(
+        _names(os.path.join(work_dir, "layers")) if layers_names is None else layers_names
+    )
     layers, old_damage = _read_old_file(work_dir, directories)
     has_old_file = os.path.lexists(os.path.join(work_dir, OLD_FILE_NAME))
-    found, unused, damaged = _read_files(os.path.join(work_dir, RECORDS), directories)
+    found, unused, damaged = _read_files(os.path.join(work_dir, RECORDS), records_names, directories)
     newest: dict[str, LayerMetadata] = {}
     for one in found:
         other = newest.get(one.compressed_digest)
@@ -140,13 +152,14 @@ def _age(metadata: LayerMetadata) -> tuple[int, int, str]:
 
 
 def _read_files(
-    records: str, directories: Collection[str]
+    records: str, records_names: Iterable[str] | None, directories: Collection[str]
 ) -> tuple[list[LayerMetadata], list[str], list[tuple[str, str]]]:
     found: list[LayerMetadata] = []
     unused: list[str] = []
     damaged: list[tuple[str, str]] = []
     decode = msgspec.json.Decoder(LayerMetadata).decode
-    names = [name for name in _names(records) if name.endswith(SUFFIX)]
+    listed = _names(records) if records_names is None else records_names
+    names = [name for name in listed if name.endswith(SUFFIX)]
     if not names:
         return found, unused, damaged
     room = os.open(records, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -157,7 +170,7 @@ def _read_files(
                 unused.append(name)
                 continue
             try:
-                content = read_file(name, directory=room)
+                content = _read_small_file(name, room)
                 if content is None:  # deleted meanwhile
                     continue
                 metadata = decode(content)
@@ -171,6 +184,22 @@ def _read_files(
     finally:
         os.close(room)
     return found, unused, damaged
+
+
+def _read_small_file(name: str, room: int) -> bytes | None:
+    """Read a file like `read_file`, in three system calls: a start reads one file for each layer.
+
+    A fifo or a device yields no metadata, so there is no need to ask first what the file is.
+    """
+    try:
+        descriptor = os.open(name, _FILE, dir_fd=room)
+    except OSError:
+        return read_file(name, directory=room)
+    try:
+        content = os.read(descriptor, _SMALL_FILE_BYTES)
+    finally:
+        os.close(descriptor)
+    return content if len(content) < _SMALL_FILE_BYTES else read_file(name, directory=room)
 
 
 class _Gone(msgspec.Struct, frozen=True):

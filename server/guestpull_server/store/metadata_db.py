@@ -7,11 +7,10 @@ committed since the last flush. A change that cannot be written is undone in mem
 from __future__ import annotations
 
 import dataclasses
-import gc
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -32,7 +31,7 @@ from guestpull_server.store.layer_metadata import (
 )
 from guestpull_server.store.layer_paths import LayerPaths
 from guestpull_server.store.meta_store import MetaStore
-from guestpull_server.store.survey import Survey, survey
+from guestpull_server.store.survey import Survey, collector_paused, survey
 from guestpull_server.store.workdir import TAR_SPLIT_SUFFIX, WorkDir
 
 
@@ -69,11 +68,11 @@ class MetadataDb:
         Raises:
             StorageFailed: the operating system refuses.
         """
-        with storage_errors("reading the meta store", self._path), _collector_paused():
+        with storage_errors("reading the meta store", self._path), collector_paused():
             found = survey(self._work_dir.path, self._paths)
             self._use(found)
             self._delete_unused_metadata(found)
-            self._drop_false_claims()
+            self._drop_false_claims(found)
             self._restore_entries()
             if self.damaged:
                 self._backups.restore(self.meta_store)
@@ -158,11 +157,10 @@ class MetadataDb:
                 if name.removesuffix(TAR_SPLIT_SUFFIX) not in claimed:
                     os.unlink(os.path.join(self._work_dir.records, name))
 
-    def _drop_false_claims(self) -> None:
+    def _drop_false_claims(self, found: Survey) -> None:
         """Delete entries that point to a directory of another layer, which has both an entry and metadata."""
-        claims = self._paths.claims(self.meta_store.layers.values())
         for owner, metadata in self._metadata.items():
-            for digest in sorted(claims.get(metadata.directory, ())):
+            for digest in sorted(found.claims.get(metadata.directory, ())):
                 if digest != owner and digest not in self._metadata:
                     self.meta_store.drop_layer(Digest(digest))
                     self._dirty = True
@@ -346,18 +344,3 @@ class MetadataDb:
         self._dirty = False
         self._backups.drop(self.meta_store, touched)
         touched.clear()
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause the garbage collector, which would traverse again and again what is being read.
-
-    With 10,000 layers in 2,000 images it took 60 of 190 ms.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -18,7 +18,7 @@ from guestpull_server.store.filesystem import OVERLAY_BELOW_STORE, is_directory,
 from guestpull_server.store.image_names import ImageNames
 from guestpull_server.store.layer_metadata import with_metadata
 from guestpull_server.store.layer_paths import LayerPaths
-from guestpull_server.store.survey import survey
+from guestpull_server.store.survey import collector_paused, survey
 
 
 class ReadOnlyStore:
@@ -33,7 +33,8 @@ class ReadOnlyStore:
         self.work_dir = os.path.normpath(work_dir)
         path = os.path.join(self.work_dir, meta_store.FILE_NAME)
         try:
-            found = survey(self.work_dir, LayerPaths(self.work_dir))
+            with collector_paused():
+                found = survey(self.work_dir, LayerPaths(self.work_dir))
         except OSError as error:
             raise InvalidStore(path, error.strerror or str(error)) from None
         if found.is_missing:

@@ -6,7 +6,10 @@ Used by the start of a store (metadata_db.py), by audit and gc (inventory.py), a
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from guestpull_server.store.entries import Unreadable
@@ -32,6 +35,7 @@ class Survey:
         is_missing: meta_store.json does not exist.
         damage: why meta_store.json cannot be read, or that it was lost; "" if neither.
         files: all metadata that was read.
+        claims: the layers whose entries point to each directory in layers/.
         metadata: the metadata of layers whose directories exist and belong to them, by compressed digest.
         paths: where the layers are.
         layer_directories: the names in layers/.
@@ -44,6 +48,7 @@ class Survey:
     is_missing: bool
     damage: str
     files: MetadataFiles
+    claims: dict[str, set[str]]
     metadata: dict[str, LayerMetadata]
     paths: LayerPaths
     layer_directories: tuple[str, ...]
@@ -73,7 +78,8 @@ def survey(work_dir: str, paths: LayerPaths) -> Survey:
     """
     layers = os.path.join(work_dir, "layers")
     layer_directories = names_in(layers)
-    files = read_metadata(work_dir)
+    records = names_in(os.path.join(work_dir, "records"))
+    files = read_metadata(work_dir, layer_directories, records)
     damage = ""
     try:
         meta_store = MetaStore.read(work_dir, paths.misplaced)
@@ -82,16 +88,18 @@ def survey(work_dir: str, paths: LayerPaths) -> Survey:
     except Unreadable as error:
         meta_store, damage = MetaStore(), str(error)
     found = meta_store if meta_store is not None else MetaStore()
+    claims = paths.claims(found.layers.values())
     return Survey(
         meta_store=found,
         is_missing=meta_store is None,
         damage=damage,
         files=files,
-        metadata=without_contradictions(files.layers, paths.claims(found.layers.values())),
+        claims=claims,
+        metadata=without_contradictions(files.layers, claims),
         paths=paths,
         layer_directories=layer_directories,
         keeps_its_layers=bool(layer_directories) and is_read_only(layers),
-        records=names_in(os.path.join(work_dir, "records")),
+        records=records,
         images=names_in(os.path.join(work_dir, "images")),
     )
 
@@ -106,3 +114,18 @@ def names_in(directory: str) -> tuple[str, ...]:
         return tuple(sorted(os.listdir(directory)))
     except FileNotFoundError:
         return ()
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, which would traverse again and again what is being read.
+
+    With 10,000 layers in 2,000 images it took 60 of 190 ms.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
