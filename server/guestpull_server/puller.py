@@ -1,12 +1,12 @@
-"""The conductor: from an image reference to a bundle, step by step.
+"""Pulls an image reference into a bundle, step by step.
 
     with Puller.open(configuration) as puller:
         pulled = puller.pull(PullRequest("busybox", "/run/bundles/one"))
         fetched = puller.fetch(ImageRequest("oci-archive:app.tar", purpose=Purpose.BAKE))
 
-This is the storage core's front door; a program can use it without loading gRPC. Each step is the work of a
-room: the pipeline (pull/) brings the image's layers into the store, the snapshot mounts them, the bundle gets
-its config.json, the store records all of it.
+This is the interface of the storage core; a program can use it without loading gRPC. The pipeline (pull/) brings
+the image's layers into the store, snapshot/ mounts them, bundle/ writes config.json, and the store records image
+and bundle.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Puller:
 
     @property
     def store(self) -> Store:
-        """The store as it is now. It is opened again if others have deleted it.
+        """The current store. It is opened again if other programs have deleted it.
 
         Raises:
-            GuestpullError: it cannot be opened; see `open`.
+            GuestpullError: the store cannot be opened; see `open`.
         """
         return self._sessions.current().store
 
@@ -78,15 +78,15 @@ class Puller:
         """Start the layer workers' fork server and take over the work directory.
 
         Args:
-            configuration: of the work directory and everything else.
-            guest_work_dir: where the guest will see the work directory, if that is elsewhere.
-            layer_names: how new layers' directories are named; None: like those that are there, or by digest.
-            background: what else works on the store while it is open; started for each store that is opened.
+            configuration: names the work directory, and has all other settings.
+            guest_work_dir: path of the work directory in the guest, if it differs.
+            layer_names: how to name new layers' directories. None means like the existing ones, else by digest.
+            background: background work, started for each store that is opened.
 
         Raises:
             WorkDirInUse: another process owns the work directory.
-            InvalidRequest: layers are to be named differently from those that are there.
-            InvalidStore: the work directory has an unknown form.
+            InvalidRequest: the existing layers are named in another way than `layer_names`.
+            InvalidStore: the work directory has an unknown format.
             InvalidConfiguration: the configuration cannot be used.
         """
         registry = RegistryClient(configuration)
@@ -108,10 +108,10 @@ class Puller:
         return cls(configuration, sessions, registry, workers)
 
     def close(self, *, tidy: bool = False) -> None:
-        """End the layer workers and release the work directory. Bundles stay mounted.
+        """Stop the layer workers and release the work directory. Bundles stay mounted.
 
         Args:
-            tidy: leave only images and layers in the work directory, and no traces of time or order.
+            tidy: leave only images and layers in the work directory, in a reproducible form.
         """
         self._workers.close()
         self._registry.close()
@@ -131,10 +131,10 @@ class Puller:
         cancellation: Cancellation | None = None,
         observer: PullObserver | None = None,
     ) -> PulledImage:
-        """Make an image a bundle. A pull that fails leaves no bundle, no mount, and no part of a layer.
+        """Pull an image into a bundle. A pull that fails leaves no bundle, no mount, and no part of a layer.
 
         Raises:
-            GuestpullError: the errors of the table in README.md.
+            GuestpullError: see the table of errors in README.md.
         """
         observer = observer or Unobserved()
         caller = cancellation or Cancellation("the pull")
@@ -157,7 +157,7 @@ class Puller:
         """Bring an image into the store, without a bundle; `rootfs_path` of the result is empty.
 
         Raises:
-            GuestpullError: the errors of the table in README.md.
+            GuestpullError: see the table of errors in README.md.
         """
         caller = cancellation or Cancellation("the pull")
         check_request(request, self._configuration)
@@ -180,7 +180,7 @@ class Puller:
         """Mount the rootfs, write config.json, and record image and bundle."""
 
         def mount() -> None:
-            bundle.clear_overlay()  # of the first attempt, on a disk that was full
+            bundle.clear_overlay()  # a first attempt may have filled it until the disk was full
             mount_rootfs(acquired.layers, bundle.overlay_directory, bundle.rootfs, directory, cancellation)
 
         def write_config() -> None:

@@ -176,7 +176,7 @@ def test_an_archive_says_itself_what_its_image_is_called(
 def test_an_image_without_a_name_must_be_given_one(disk: Path, copies: dict[str, str]) -> None:
     done = guestpulld("bake", disk / "store", copies["oci"])
     assert done.returncode == 1
-    assert "Give it one by --reference." in done.stderr
+    assert "Name it with --reference." in done.stderr
     assert "Traceback" not in done.stderr
 
 

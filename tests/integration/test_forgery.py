@@ -370,7 +370,7 @@ def test_what_image_rs_wrote_is_said_to_be_unproved_and_not_to_be_sound(baked: P
 
     assert found.returncode == 0, found.stdout
     assert "is sound" not in found.stdout
-    assert f"nothing wrong was found in {baked}; 0 layers are proved, 3 cannot be" in found.stdout
+    assert f"no damage was found in {baked}; 0 layers are proved, 3 cannot be" in found.stdout
 
 
 @pytest.mark.parametrize("mode", ["never", "mount", "always"])

@@ -103,7 +103,7 @@ class Acquirer:
         The block must record the image: otherwise its layers count as unused afterwards.
 
         Raises:
-            GuestpullError: the errors of the table in README.md.
+            GuestpullError: see the table of errors in README.md.
         """
         with (
             self._opened(request, admitted) as source,

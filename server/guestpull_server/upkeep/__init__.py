@@ -1,14 +1,14 @@
-"""Upkeep of work directories: what is done ahead of time, afterwards, and in the background.
+"""Upkeep of work directories: commands, and background work of a daemon.
 
   baking.py        `guestpulld bake`: brings images into a work directory without a daemon
-  verification.py  `guestpulld verify`: finds what is wrong; deep_audit.py proves layers and images
+  verification.py  `guestpulld verify`: finds and repairs damage; deep_audit.py proves images and layers
   repair.py        downloads the damaged layers of an image again
   collection.py    `guestpulld gc`: deletes what nothing refers to
-  expiry.py        deletes layers that nobody has used for a while, while a daemon serves
-  bundle_watch.py  releases bundles that others took away without a call, likewise
-  work_dirs.py     what the commands share
+  expiry.py        background: deletes layers that have been unused for a while
+  bundle_watch.py  background: releases bundles that others removed without a call
+  work_dirs.py     shared by the commands
 
-Everything here uses the pipeline through `Puller`, and the store. Nothing here knows gRPC.
+The modules use the store, and the pipeline through `Puller`. None imports gRPC.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ from guestpull_server.upkeep.expiry import Expiry
 
 
 def in_background(configuration: Configuration) -> Sequence[Callable[[Store], Background]]:
-    """What works on the store of a daemon in the background; for `Puller.open`."""
+    """Return the background work of a daemon, for `Puller.open`."""
     return BundleWatch, lambda store: Expiry(store, configuration.limits.unused_layer_seconds)

@@ -1,6 +1,6 @@
-"""`guestpulld bake`: brings images into a work directory ahead of time, so that a guest downloads nothing.
+"""`guestpulld bake`: brings images into a work directory, so that a guest need not download them.
 
-This is the command without its options and its output. Its result can render itself as lines for people.
+This implements the command; cli.py parses its options and prints the result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from guestpull_server.store import guest_work_dirs, likely_guest_work_dir
 
 @dataclass(frozen=True, slots=True)
 class BakedImage:
-    """An image that is in the store now."""
+    """An image that was baked."""
 
     reference: str
     image_id: Digest
@@ -33,14 +33,14 @@ class BakedImage:
 
 @dataclass(frozen=True, slots=True)
 class Baked:
-    """What `bake` did."""
+    """The result of `bake`."""
 
     work_dir: str
     images: tuple[BakedImage, ...]
     removed: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Render the result for people."""
         for name in self.removed:
             yield f"removed {name}"
         for image in self.images:
@@ -51,10 +51,10 @@ class Baked:
 
 
 def read_list(path: str) -> list[tuple[str, str]]:
-    """The sources that a file lists: `SOURCE [REFERENCE]` in each line; a word that begins with `#`, a comment.
+    """Read sources from a file: one `SOURCE [REFERENCE]` a line. A word that begins with `#` starts a comment.
 
     Raises:
-        InvalidRequest: the file cannot be read, or a line has more than that.
+        InvalidRequest: the file cannot be read, or a line has more than two words.
     """
     wanted: list[tuple[str, str]] = []
     try:
@@ -62,13 +62,13 @@ def read_list(path: str) -> list[tuple[str, str]]:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(
-            "--file", f"{path}: {error}", "Name a text file with a source in each line."
+            "--file", f"{path}: {error}", "Give a text file with one source a line."
         ) from None
     for number, line in enumerate(lines, 1):
         words = list(takewhile(lambda word: not word.startswith("#"), line.split()))
         if len(words) > 2:
             raise InvalidRequest(
-                f"{path}, line {number}", "it has more than a source and a reference", "Fix it."
+                f"{path}, line {number}", "more than a source and a reference", "Fix the line."
             )
         if words:
             wanted.append((words[0], words[1] if len(words) == 2 else ""))
@@ -86,22 +86,22 @@ def bake_images(
     auth: str,
     warn: Callable[[Iterable[str]], object],
 ) -> Baked:
-    """Have images in a work directory; the same input gives the same bytes, in whatever order and time.
+    """Bring images into a work directory. The same input produces the same bytes, in any order and at any time.
 
-    Of an image that comes in two forms (compressed otherwise), the later one is kept.
+    If an image occurs with two compressions, the later one is kept.
 
     Args:
-        configuration: names the work directory.
-        wanted: sources, each with the reference that it is to have, or an empty one.
-        removed: images that are taken out first, by id or reference.
-        guest_work_dir: where the guest will see the work directory; None: where its entries say that it is.
-        platform: os/architecture[/variant]; empty: the host's.
-        layer_names: how new layers' directories are named; None: as those that are there, or by digest.
-        auth: user:password for registries; empty: none.
-        warn: called with what was found in the store when it was opened; a sentence each.
+        configuration: names the work directory, and has all other settings.
+        wanted: pairs of a source and the reference to store its image under, which may be empty.
+        removed: ids or references of images to remove first.
+        guest_work_dir: path of the work directory in the guest. None means the path in the existing entries.
+        platform: os/architecture[/variant]. Empty means the host's.
+        layer_names: how to name new layers' directories. None means like the existing ones, or else by digest.
+        auth: user:password for registries. Empty means anonymous.
+        warn: called with the store's warnings.
 
     Raises:
-        GuestpullError: the first image that cannot be had; those before it are in the store.
+        GuestpullError: an image cannot be baked. Those before it are in the store.
     """
     credentials = Credentials.parse(auth, "--auth")
     for_platform = Platform.parse(platform) if platform else None
@@ -118,10 +118,10 @@ def bake_images(
 
 
 def _guest_work_dir(work_dir: str) -> str | None:
-    told = guest_work_dirs(work_dir)
-    if len(told) > 1:
-        problem = f"the layers of {work_dir} are written down as layers of {' and of '.join(told)}"
-        raise InvalidRequest("--guest-work-dir", problem, "Say where the guest will see them: all will be.")
+    guest_paths = guest_work_dirs(work_dir)
+    if len(guest_paths) > 1:
+        problem = f"the entries of {work_dir} name several work directories: {' and '.join(guest_paths)}"
+        raise InvalidRequest("--guest-work-dir", problem, "Give this option: all entries will use its path.")
     return likely_guest_work_dir(work_dir)
 
 

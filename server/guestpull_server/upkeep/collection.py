@@ -1,6 +1,6 @@
 """`guestpulld gc`: deletes what nothing refers to, in a work directory that no daemon serves.
 
-This is the command without its options and its output. Its result can render itself as lines for people.
+This implements the command; cli.py parses its options and prints the result.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from guestpull_server.upkeep.work_dirs import Warn, is_tidy
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What `gc` deleted, or would delete."""
+    """The result of `gc`: what it deleted or, with `dry_run`, would delete."""
 
     work_dir: str
     dry_run: bool
@@ -24,27 +24,27 @@ class Collected:
 
     def lines(self) -> Iterator[str]:
         """Render the result for people."""
-        done = "would delete" if self.dry_run else "deleted"
-        for one in self.garbage:
-            yield f"{done} {one.path}: {one.what} ({one.size_bytes / 1e6:.1f} MB)"
-        total = sum(one.size_bytes for one in self.garbage)
-        yield f"{done} {len(self.garbage)} things, {total / 1e6:.1f} MB"
+        verb = "would delete" if self.dry_run else "deleted"
+        for garbage in self.garbage:
+            yield f"{verb} {garbage.path}: {garbage.what} ({garbage.size_bytes / 1e6:.1f} MB)"
+        total = sum(garbage.size_bytes for garbage in self.garbage)
+        yield f"{verb} {len(self.garbage)} things, {total / 1e6:.1f} MB"
 
 
 def collect(
     configuration: Configuration, *, guest_work_dir: str | None, dry_run: bool, warn: Warn
 ) -> Collected:
-    """Delete what nothing refers to.
+    """Delete everything that no image and no bundle refers to.
 
     Raises:
         InvalidStore: the directory does not exist.
         WorkDirInUse: a daemon serves it.
-        StorageFailed: the operating system refuses.
+        StorageFailed: the operating system reported an error.
     """
     work_dir, mounts = configuration.work_dir, OverlayMounts()
     guest_work_dir = guest_work_dir or likely_guest_work_dir(work_dir)
     garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir, dry_run=True, warn=warn)
-    if garbage and not dry_run:  # without garbage, nothing is written
+    if garbage and not dry_run:  # do not write anything if there is no garbage
         tidy = is_tidy(work_dir)
         garbage = collect_garbage(work_dir, mounts, guest_work_dir=guest_work_dir, warn=warn)
         if tidy:

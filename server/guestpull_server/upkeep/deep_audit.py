@@ -1,9 +1,9 @@
-"""`guestpulld verify --deep`: each image against its id, each layer against the image's own digest.
+"""`guestpulld verify --deep`: compares each image with its id, and each layer with its diff_id in the image.
 
-An image's id is the digest of its config, and the config has the layers' diff_ids. A layer's tar-split and
-directory must make a tar of that digest (layer/proof.py). Nothing is believed for being listed beside them: what
-we unpacked and cannot prove any more is a fault; what another program made without any proof is said to be
-unproved. Layers are proved side by side, a process a core.
+An image's id is the digest of its config, and the config lists the layers' diff_ids. A layer's tar-split and
+directory must produce a tar with that digest (layer/proof.py). The store's own metadata proves nothing. A layer
+that we unpacked and can no longer prove is a fault; a layer that another program stored without a tar-split is
+reported as unproved. Layers are proved in parallel, with one process per core.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from guestpull_server.store import (
 
 _REPAIR: Final = "Run `guestpulld verify --deep --repair`, which downloads it again, or bake its image again."
 _RESTORE: Final = "Run `guestpulld verify --deep --repair`, which restores it, or bake the image again."
-_TOLD: Final = 20  # changes of one layer; what is beyond says no more than that it was altered
+_MAX_CHANGES: Final = 20  # reported for one layer; the others are counted
 
 
 @dataclass(frozen=True, slots=True)
 class DeepAudit:
-    """What came of it.
+    """The result of `deep_audit`.
 
     Attributes:
-        findings: what was altered, or lacks its proof.
-        proved: how many layers are what the ids of their images say.
-        unproved: how many layers nothing is known to be wrong with, and nothing proves.
+        findings: what was altered or cannot be proved.
+        proved: the number of layers that match their images' ids.
+        unproved: the number of layers without known damage and without proof.
     """
 
     findings: tuple[Finding, ...]
@@ -49,18 +49,18 @@ class DeepAudit:
 
 
 def deep_audit(work_dir: str, guest_work_dir: str | None, limits: Limits) -> DeepAudit:
-    """Prove every image and every layer that is there, and say what was altered or cannot be proved.
+    """Prove every image and every layer of a store, and report what was altered or cannot be proved.
 
     Raises:
-        InvalidStore: there is no such directory.
-        StorageFailed: the operating system refuses.
+        InvalidStore: the directory does not exist.
+        StorageFailed: the operating system reported an error.
     """
     inputs = gather_proof_inputs(work_dir, guest_work_dir)
     found = [finding for image in inputs.images for finding in _image(inputs, image)]
     proven = {diff_id for image in inputs.images if image.proved for diff_id in image.proved.diff_ids}
     jobs = [(layer, limits) for layer in inputs.layers]
     counts = {True: 0, False: 0}
-    # frozen, what they inherit is not gone through by their garbage collection: a thirtieth of all CPU time
+    # freeze inherited objects: traversing them in each garbage collection takes 3 % of all CPU time
     processes = max(1, min(len(jobs), os.cpu_count() or 1))
     with ProcessPoolExecutor(processes, initializer=gc.freeze) as pool:
         for layer, changes in zip(inputs.layers, pool.map(_changes, jobs), strict=True):
@@ -86,36 +86,36 @@ def _image(inputs: ProofInputs, image: ImageProofInput) -> Iterator[Finding]:
         sentence = f"the image_config of image {record.image_id} is not the one that its id names"
         if any(layer.compressed_digest in ours for layer in record.layers):
             yield Finding(
-                Fault.CORRUPT, path, f"{sentence}, nor is a copy.", _RESTORE, images=(record.image_id,)
+                Fault.CORRUPT, path, f"{sentence}, nor is a backup.", _RESTORE, images=(record.image_id,)
             )
         else:
             yield Finding(
-                Fault.NOTE, path, f"{sentence}: another program wrote it anew.", "Its layers are not proved."
+                Fault.NOTE, path, f"{sentence}: another program rewrote it.", "Its layers are not proved."
             )
         return
-    right = proved.corrected(record)
-    if right.manifest_digests != record.manifest_digests:
+    corrected = proved.corrected(record)
+    if corrected.manifest_digests != record.manifest_digests:
         sentence = (
             f"the digest of image {record.image_id} is {' and '.join(record.manifest_digests)}; its backup in "
-            f"images/ says {' and '.join(right.manifest_digests)}."
+            f"images/ says {' and '.join(corrected.manifest_digests)}."
         )
         yield Finding(Fault.CORRUPT, path, sentence, _RESTORE, images=(record.image_id,))
-    if right.layers != record.layers:
+    if corrected.layers != record.layers:
         sentence = f"the layers of image {record.image_id} are not those that its config names."
         yield Finding(Fault.CORRUPT, path, sentence, _RESTORE, images=(record.image_id,))
     yield from _entries(path, image)
 
 
 def _entries(path: str, image: ImageProofInput) -> Iterator[Finding]:
-    """layer_db must say the same of a layer as the image that has it."""
-    said: Mapping[Digest, Digest] = {
+    """Compare the diff_ids of layer_db with those of the image."""
+    diff_ids: Mapping[Digest, Digest] = {
         layer.compressed_digest: layer.uncompressed_digest for layer in image.record.layers
     }
     for layer in image.layers:
         digest = layer.compressed_digest
-        if layer.uncompressed_digest != said[digest]:
+        if layer.uncompressed_digest != diff_ids[digest]:
             sentence = (
-                f"layer {digest} has diff_id {said[digest]} in image {image.record.image_id}, but "
+                f"layer {digest} has diff_id {diff_ids[digest]} in image {image.record.image_id}, but "
                 f"{layer.uncompressed_digest} in layer_db."
             )
             yield Finding(Fault.CORRUPT, path, sentence, _REPAIR, digest, (image.record.image_id,))
@@ -126,10 +126,10 @@ def _entries(path: str, image: ImageProofInput) -> Iterator[Finding]:
 
 def _altered(subject: LayerProofInput, changes: list[str]) -> Iterator[Finding]:
     digest, path = subject.layer.compressed_digest, subject.layer.store_path
-    told = changes[:_TOLD]
-    if len(changes) > _TOLD:
-        told.append(f"{len(changes) - _TOLD} more changes")
-    for change in told:
+    reported = changes[:_MAX_CHANGES]
+    if len(changes) > _MAX_CHANGES:
+        reported.append(f"{len(changes) - _MAX_CHANGES} more changes")
+    for change in reported:
         yield Finding(Fault.CORRUPT, path, f"layer {digest}: {change}.", _REPAIR, digest, subject.images)
 
 
@@ -149,15 +149,15 @@ def _unprovable(subject: LayerProofInput, proven: set[str]) -> Iterator[Finding]
         return
     sentence = f"no image's id proves diff_id {layer.uncompressed_digest} of layer {digest}."
     if not images:
-        yield Finding(Fault.NOTE, path, sentence, "No image has it: `guestpulld gc` deletes it.")
+        yield Finding(Fault.NOTE, path, sentence, "No image uses it: `guestpulld gc` deletes it.")
     elif subject.tar_split is not None or subject.has_metadata:
         yield Finding(Fault.CORRUPT, path, sentence, _REPAIR, digest, images)
     else:
-        yield Finding(Fault.NOTE, path, sentence, "Another program wrote its image's config anew.")
+        yield Finding(Fault.NOTE, path, sentence, "Another program rewrote the config of its image.")
 
 
 def _changes(job: tuple[LayerProofInput, Limits]) -> list[str]:
-    """What of a layer was altered; run in a process of its own. One that cannot be read keeps no other from it."""
+    """Return how a layer was altered. Runs in a worker process, and reports errors as changes of this layer."""
     subject, limits = job
     layer = subject.layer
     try:

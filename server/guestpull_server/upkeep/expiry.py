@@ -1,7 +1,7 @@
-"""Deletes layers that nobody has used for a while (`limits.unused_layer_seconds`).
+"""Deletes layers that have been unused for a while (`limits.unused_layer_seconds`).
 
-A pull that fails leaves the layers that it completed, so that the next attempt need not download them again. If no
-attempt follows, they are deleted here.
+A failed pull leaves the layers that it completed, so that the next attempt need not download them again. If no
+attempt follows, this deletes them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Expiry:
     """A thread that deletes the unused layers of one store, until `close`.
 
     Args:
-        store: whose layers are deleted.
-        seconds: how long a layer must have been unused.
+        store: holds the layers.
+        seconds: how long a layer must be unused before it is deleted.
     """
 
     def __init__(self, store: Store, seconds: float) -> None:
@@ -30,11 +30,11 @@ class Expiry:
         threading.Thread(target=self._run, name="expiry", daemon=True).start()
 
     def close(self) -> None:
-        """End, without waiting for a deletion that is under way: the next start completes it."""
+        """Stop without waiting for a deletion in progress: the next start completes it."""
         self._closed.set()
 
     def _run(self) -> None:
-        # a layer that is let go while this waits cannot have been unused for longer than this waits
+        # a layer that becomes unused during the wait expires after the wait at the earliest
         while not self._closed.wait(self._store.seconds_until_unused_for(self._seconds)):
             try:
                 deleted = self._store.delete_unused_for(self._seconds)
@@ -43,5 +43,5 @@ class Expiry:
                 self._closed.wait(self._seconds)
                 continue
             if deleted.layers:
-                told = {"layers": ", ".join(deleted.layers), "bytes": deleted.freed_bytes}
-                _log.info("unused layers were deleted", extra={"fields": told})
+                fields = {"layers": ", ".join(deleted.layers), "bytes": deleted.freed_bytes}
+                _log.info("unused layers were deleted", extra={"fields": fields})

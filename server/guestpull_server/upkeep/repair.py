@@ -1,4 +1,4 @@
-"""Repairs one image of the store: downloads its damaged layers again, and its config."""
+"""Repairs one image of the store: downloads its damaged layers and its config again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from guestpull_server.registry import Reference
 
 
 def repair(puller: Puller, image: StoredImage, damaged: Collection[Digest]) -> tuple[PulledLayer, ...]:
-    """Download the damaged layers of an image again, and no others. Returns the layers that were downloaded.
+    """Download the damaged layers of an image again, and no others. Return the downloaded layers.
 
-    The image is asked for by its manifest's digest, so that nothing else can come instead, in each of the
-    repositories that it has a name in until one has it.
+    Try each repository in which the image has a name, until one has the image. Request it by its manifest's
+    digest, so that no other image can be downloaded.
 
     Raises:
-        NotAtRegistry: no registry has it: it was baked from a file, and must be baked again.
-        LayerInUse: a bundle or a pull uses such a layer.
-        GuestpullError: as Puller.fetch.
+        NotAtRegistry: no registry has the image. It was baked from a file, and must be baked again.
+        LayerInUse: a bundle or a pull uses a damaged layer.
+        GuestpullError: what `Puller.fetch` raises.
     """
     name_of: dict[str, str] = {}  # by pinned reference
     failures: list[GuestpullError] = []

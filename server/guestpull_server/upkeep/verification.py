@@ -1,6 +1,6 @@
-"""`guestpulld verify`: finds what is wrong in a work directory and, with --repair, repairs it.
+"""`guestpulld verify`: finds damage in a work directory and, with --repair, repairs it.
 
-This is the command without its options and its output. Its result can render itself as lines for people.
+This implements the command; cli.py parses its options and prints the result.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from guestpull_server.upkeep.work_dirs import Warn, is_tidy
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What `verify` found, and what it repaired of that.
+    """The result of `verify`.
 
     Attributes:
-        work_dir: where it looked.
-        findings: what is wrong now, or worth a note.
+        work_dir: the work directory.
+        findings: damage that remains, and notes.
         repaired: layers that were downloaded again.
-        restored: images of which meta_store.json, or the copy in images/, was put right.
-        not_repaired: what kept it from repairing; a sentence each.
-        proved: layers that are what their images' ids say; None: nothing was to be proved.
-        unproved: layers that nothing is known to be wrong with, and nothing proves; likewise.
+        restored: images whose entry in meta_store.json, or whose backup in images/, was corrected.
+        not_repaired: why repairs failed, one sentence each.
+        proved: the number of layers that match their images' ids. None without `deep`.
+        unproved: the number of layers without known damage and without proof. None without `deep`.
     """
 
     work_dir: str
@@ -44,22 +44,22 @@ class Verified:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong (any more), as far as can be told."""
+        """Whether no damage is known to remain."""
         return all(finding.fault is Fault.NOTE for finding in self.findings) and not self.not_repaired
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Render the result for people."""
         for digest in self.repaired:
             yield f"repaired: layer {digest} was downloaded again"
         for image_id in self.restored:
-            yield f"repaired: what is written of image {image_id} was put right"
+            yield f"repaired: the entry of image {image_id} was corrected"
         for failure in self.not_repaired:
             yield f"not repaired: {failure}"
         for finding in self.findings:
             yield f"{finding.fault.value}: {finding.sentence} {finding.remedy}"
         if self.is_sound and self.unproved:
             counts = f"{self.proved} layers are proved, {self.unproved} cannot be"
-            yield f"nothing wrong was found in {self.work_dir}; {counts}"
+            yield f"no damage was found in {self.work_dir}; {counts}"
         elif self.is_sound:
             yield f"{self.work_dir} is sound"
 
@@ -67,38 +67,39 @@ class Verified:
 def verify_work_dir(
     configuration: Configuration, *, guest_work_dir: str | None, deep: bool, repairs: bool, warn: Warn
 ) -> Verified:
-    """Look for what is wrong in a work directory; with `repairs`, repair what can be, and look again.
+    """Find damage in a work directory. With `repairs`, repair it, and check again.
 
-    With `deep`, each layer's tar is put together again from its record and its directory, and must have the
-    digest that the image's config has for it, which the image's id proves. Where nothing is to be repaired,
-    nothing is written.
+    With `deep`, rebuild each layer's tar from its tar-split and its directory. Its digest must be the diff_id in
+    the image's config, whose digest must be the image's id. Do not write anything if nothing must be repaired.
 
     Raises:
-        InvalidStore: there is no such directory.
-        WorkDirInUse: a daemon serves it, and it was to be repaired.
-        StorageFailed: the operating system refuses.
+        InvalidStore: the directory does not exist.
+        WorkDirInUse: a daemon serves the directory, and it must be repaired.
+        StorageFailed: the operating system reported an error.
     """
     work_dir = configuration.work_dir
     guest_work_dir = guest_work_dir or likely_guest_work_dir(work_dir)
 
-    def look() -> Verified:
+    def check() -> Verified:
         found = audit(work_dir, guest_work_dir)
         if not deep:
             return Verified(work_dir, found)
         proof = deep_audit(work_dir, guest_work_dir, configuration.limits)
         return Verified(work_dir, (*found, *proof.findings), proved=proof.proved, unproved=proof.unproved)
 
-    seen = look()
-    if not repairs or seen.is_sound:
-        return seen
-    restored = _mend(configuration, guest_work_dir, warn)
+    verified = check()
+    if not repairs or verified.is_sound:
+        return verified
+    restored = _restore_images(configuration, guest_work_dir, warn)
     repaired, failures = _repair(
-        configuration, look().findings if restored else seen.findings, guest_work_dir
+        configuration, check().findings if restored else verified.findings, guest_work_dir
     )
-    return dataclasses.replace(look(), repaired=repaired, restored=restored, not_repaired=failures)
+    return dataclasses.replace(check(), repaired=repaired, restored=restored, not_repaired=failures)
 
 
-def _mend(configuration: Configuration, guest_work_dir: str | None, warn: Warn) -> tuple[Digest, ...]:
+def _restore_images(
+    configuration: Configuration, guest_work_dir: str | None, warn: Warn
+) -> tuple[Digest, ...]:
     with _opened(configuration, guest_work_dir) as puller:
         warn(puller.store.warnings)
         return puller.store.repair_images()
@@ -107,7 +108,7 @@ def _mend(configuration: Configuration, guest_work_dir: str | None, warn: Warn) 
 def _repair(
     configuration: Configuration, findings: Sequence[Finding], guest_work_dir: str | None
 ) -> tuple[tuple[Digest, ...], tuple[str, ...]]:
-    damaged: dict[Digest, set[Digest | None]] = {}  # None: the image itself
+    damaged: dict[Digest, set[Digest | None]] = {}  # None means the image itself
     for finding in findings:
         for image_id in finding.images:
             damaged.setdefault(image_id, set()).add(finding.layer)
@@ -124,7 +125,7 @@ def _repair(
                 failures.append(error.explain())
             except GuestpullError as error:
                 name = next(iter(image.references), image.image_id)
-                failures.append(f"{error.explain()} If image {name} was baked from a file: bake it again.")
+                failures.append(f"{error.explain()} If image {name} was baked from a file, bake it again.")
             else:
                 repaired |= dict.fromkeys(layer.compressed_digest for layer in done)
     return tuple(repaired), tuple(failures)
@@ -132,7 +133,7 @@ def _repair(
 
 @contextmanager
 def _opened(configuration: Configuration, guest_work_dir: str | None) -> Iterator[Puller]:
-    """Take a work directory over; one that was baked, and is tidy, is tidy again after it."""
+    """Open a work directory. If it is tidy (as baked), leave it tidy."""
     tidy = is_tidy(configuration.work_dir)
     puller = Puller.open(configuration, guest_work_dir=guest_work_dir)
     try:

@@ -1,4 +1,4 @@
-"""What the commands of upkeep share: how they report warnings, and when they leave a work directory tidy."""
+"""Shared by the commands: how they report warnings, and whether they leave a work directory tidy."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TypeAlias
 from guestpull_server.store import LOCK
 
 Warn: TypeAlias = Callable[[Iterable[str]], object]
-"""Called with what was found in a store when it was opened; a sentence each."""
+"""Called with the warnings of a store that was opened."""
 
 
 def is_tidy(work_dir: str) -> bool:
-    """Whether no daemon has ever served a work directory: a daemon leaves its lock there."""
+    """Return whether no daemon has ever served a work directory: a daemon leaves its lock file there."""
     return not os.path.lexists(os.path.join(work_dir, LOCK))
