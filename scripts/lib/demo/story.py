@@ -49,7 +49,7 @@ def tell(stage: Stage, layout: Path) -> None:
     stage.tell(
         f"A cold pull of {cold}; a second image that cost its own layer only; a container by runc; a second "
         "work directory that downloaded nothing with the registry gone; and nothing left. ./scripts/bench "
-        "measures all of this beside podman and containerd; README.md says how it works."
+        "measures all of this beside podman and containerd; docs/architecture.md says how it works."
     )
 
 
