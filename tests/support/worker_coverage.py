@@ -44,6 +44,7 @@ def coverage_init(_plugins: Plugins, _options: TConfigSectionOut) -> None:
     measured = Coverage(
         data_file=None, config_file=False, branch=True, source_pkgs=["guestpull_server"], messages=False
     )
+    measured.set_option("run:disable_warnings", ["module-not-python", "module-not-measured"])
     CoverageData(no_disk=True).dumps()
     os.register_at_fork(after_in_child=lambda: _measure(measured, file))
 
