@@ -7,15 +7,13 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -38,7 +36,7 @@ from guestpull_client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from support.daemon import Daemon, Tmpfs
+from support.daemon import Daemon
 from support.faults import Corrupt, Stall, Status
 from support.images import OCI_MANIFEST, RawTar, file, files, image, layer, symlink
 from support.peers import GrpcError, grpcurl, grpcurl_list, run
@@ -139,17 +137,6 @@ def test_other_addresses_need_tls(disk: Path, options: tuple[str, ...]) -> None:
     assert ended.returncode == 1
     assert "--tls-certificate" in ended.stderr
     assert ended.stderr.count("\n") == 1
-
-
-@pytest.fixture
-def open_disk() -> Iterator[Path]:
-    """A tmpfs that other users reach; pytest's own directories are closed to them."""
-    directory = Path(tempfile.mkdtemp(prefix="guestpull-test-"))
-    directory.chmod(0o755)
-    with Tmpfs(directory / "disk") as disk:
-        disk.chmod(0o755)
-        yield disk
-    shutil.rmtree(directory)
 
 
 _CALLER = """
